@@ -1,0 +1,26 @@
+// y[r, c] = act(x[r, gate_offset + c]) * x[r, up_offset + c] (GATED), or act(x[r, c]) without a gate. One thread an element.
+// GELU: the tanh form; else SiLU.
+#import thread
+#import activation
+override WG: u32 = 64u;
+struct Params { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset: u32, y_stride: u32 }
+@group(0) @binding(auto) var<storage, read> x: array<f32>;
+@group(0) @binding(auto) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(WG)
+fn main(t: Thread) {
+    let i = group_index(t) * WG + t.lid;
+    let row = i / params.cols;
+    if (row >= params.rows) { return; }
+    let c = i % params.cols;
+    let g = x[row * params.x_stride + params.gate_offset + c];
+#if GELU
+    var v = gelu_tanh(g);
+#else
+    var v = silu(g);
+#endif
+#if GATED
+    v *= x[row * params.x_stride + params.up_offset + c];
+#endif
+    y[row * params.y_stride + c] = v;
+}

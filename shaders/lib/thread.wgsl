@@ -1,0 +1,12 @@
+struct Thread {
+    @builtin(local_invocation_index) lid: u32,
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+#if SUBGROUPS
+    @builtin(subgroup_id) sg: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(num_subgroups) n_sg: u32,
+#endif
+}
+// Index of this workgroup in a grid of any size; the host folds grids beyond 65,535 groups into y.
+fn group_index(t: Thread) -> u32 { return t.wid.x + t.wid.y * t.nwg.x; }

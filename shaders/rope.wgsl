@@ -1,0 +1,82 @@
+// Rotary position embedding of q and k, and the write of k and v to the paged cache, in one go.
+// In: x[t, :] holds q heads, k heads and v heads at their offsets. Out: q_out[t, head, :]; k and v in their pages.
+// A thread makes two neighbouring dimensions (2i, 2i + 1) of one head of one row.
+// NEOX rotates (i, i + n_rot/2), else pairs (2i, 2i + 1); dimensions from n_rot on pass through. NOPE: nothing is rotated.
+// Angles: position = 256 * hi + lo; the table holds cos and sin for lo in rows 0..255 (times the magnitude scale) and for 256 * hi after
+// them, combined by the addition theorem: exact to f32 rounding at any position, where sin(large) is not.
+#import thread
+#import state
+override WG: u32 = 64u;
+struct Params {
+    t_rows: u32, n_head: u32, n_kv: u32, head_dim: u32, n_rot: u32,
+    x_stride: u32, q_offset: u32, k_offset: u32, v_offset: u32, block_tokens: u32, table_stride: u32,
+}
+@group(0) @binding(auto) var<storage, read> x: array<vec2<f32>>;
+@group(0) @binding(auto) var<storage, read> rows: array<Row>;
+@group(0) @binding(auto) var<storage, read> tables: array<u32>;
+@group(0) @binding(auto) var<storage, read> angles: array<vec2<f32>>;
+@group(0) @binding(auto) var<storage, read_write> q_out: array<vec2<f32>>;
+#slot kv
+
+// cos and sin of pair i at a position.
+fn rotation(pos: u32, i: u32) -> vec2<f32> {
+    let n = params.n_rot / 2u;
+    let lo = angles[(pos & 255u) * n + i];
+    let hi = angles[(256u + (pos >> 8u)) * n + i];
+    return vec2<f32>(hi.x * lo.x - hi.y * lo.y, hi.y * lo.x + hi.x * lo.y);
+}
+
+fn element(base: u32, d: u32) -> f32 { return x[(base + d) >> 1u][d & 1u]; }
+
+// Dimension d of the rotated head that starts at base.
+fn rotated(base: u32, d: u32, pos: u32) -> f32 {
+    let n = params.n_rot / 2u;
+    if (d < n) {
+        let r = rotation(pos, d);
+        return element(base, d) * r.x - element(base, d + n) * r.y;
+    }
+    let r = rotation(pos, d - n);
+    return element(base, d) * r.x + element(base, d - n) * r.y;
+}
+
+@compute @workgroup_size(WG)
+fn main(t: Thread) {
+    let pairs = params.head_dim / 2u;
+    let heads = params.n_head + 2u * params.n_kv;
+    let i = group_index(t) * WG + t.lid;
+    let row = i / (heads * pairs);
+    if (row >= params.t_rows) { return; }
+    let head = (i / pairs) % heads;
+    let d = (i % pairs) * 2u;
+    let pos = rows[row].pos;
+    let is_q = head < params.n_head;
+    let is_v = head >= params.n_head + params.n_kv;
+    var index = head;
+    var offset = params.q_offset;
+    if (is_v) {
+        index = head - params.n_head - params.n_kv;
+        offset = params.v_offset;
+    } else if (!is_q) {
+        index = head - params.n_head;
+        offset = params.k_offset;
+    }
+    let base = row * params.x_stride + offset + index * params.head_dim;
+    var v = x[(base + d) >> 1u];
+#if !NOPE
+    if (!is_v && d < params.n_rot) {
+#if NEOX
+        v = vec2<f32>(rotated(base, d, pos), rotated(base, d + 1u, pos));
+#else
+        let r = rotation(pos, d >> 1u);
+        v = vec2<f32>(v.x * r.x - v.y * r.y, v.y * r.x + v.x * r.y);
+#endif
+    }
+#endif
+    if (is_q) {
+        q_out[(row * params.n_head * params.head_dim + index * params.head_dim + d) >> 1u] = v;
+        return;
+    }
+    let block = tables[rows[row].slot * params.table_stride + pos / params.block_tokens];
+    let o = ((block * params.n_kv + index) * params.block_tokens + pos % params.block_tokens) * params.head_dim + d;
+    if (is_v) { v_store2(o, v); } else { k_store2(o, v); }
+}

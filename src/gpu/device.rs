@@ -1,0 +1,445 @@
+//! The open device: features, queue, memory, caches, failures.
+//!
+//! A [`Gpu`] is shared (`Arc`) by everything made from it and may be used from any thread. wgpu's default handler for uncaptured
+//! errors panics; ours are installed before anything else happens, and every failure becomes a typed error here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::error::{Error, Result, bail};
+use crate::gpu::adapter::{self, AdapterChoice, AdapterInfo};
+use crate::gpu::buffer::{Buffer, BufferSlice, Memory, MemoryClass, Usage};
+use crate::gpu::counters::{Counters, Phase, ReadbackClass, Scope};
+use crate::gpu::guard::Guard;
+use crate::gpu::pipeline::{PipelineCache, parking::Mutex};
+use crate::gpu::pool::{Lease, Pool};
+use crate::gpu::recorder::{ParamsRing, Recorder, Submission};
+use crate::gpu::timer::Timer;
+
+/// Optional abilities of a device; each can be switched off to force its fallback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Subgroup operations in reductions.
+    pub subgroups: bool,
+    /// f16 types in shaders (f16 weights are read natively).
+    pub f16: bool,
+    /// Parameters as immediate data instead of a uniform buffer.
+    pub immediates: bool,
+    /// GPU times by timestamp queries.
+    pub timestamps: bool,
+    /// Compiled pipelines kept by the driver's cache object.
+    pub pipeline_cache: bool,
+}
+
+impl Features {
+    /// Everything on: the adapter's own abilities decide.
+    pub const ALL: Self = Self { subgroups: true, f16: true, immediates: true, timestamps: true, pipeline_cache: true };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            subgroups: self.subgroups && other.subgroups,
+            f16: self.f16 && other.f16,
+            immediates: self.immediates && other.immediates,
+            timestamps: self.timestamps && other.timestamps,
+            pipeline_cache: self.pipeline_cache && other.pipeline_cache,
+        }
+    }
+
+    /// Flags that every shader of this device is assembled with.
+    pub fn shader_flags(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [(self.subgroups, "SUBGROUPS"), (self.f16, "F16")].into_iter().filter(|f| f.0).map(|f| f.1)
+    }
+
+    fn wgpu(self) -> wgpu::Features {
+        [
+            (self.subgroups, wgpu::Features::SUBGROUP),
+            (self.f16, wgpu::Features::SHADER_F16),
+            (self.immediates, wgpu::Features::IMMEDIATES),
+            (self.timestamps, wgpu::Features::TIMESTAMP_QUERY),
+            (self.pipeline_cache, wgpu::Features::PIPELINE_CACHE),
+        ]
+        .into_iter()
+        .filter(|f| f.0)
+        .fold(wgpu::Features::empty(), |a, f| a | f.1)
+    }
+}
+
+/// How to open a device.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// Which adapter.
+    pub adapter: AdapterChoice,
+    /// Abilities that may be used, where the adapter has them.
+    pub features: Features,
+    /// Most bytes on the device, weights and KV included; 0 = no limit.
+    pub memory_budget: u64,
+    /// Take GPU times of every pass (needs timestamp queries; costs a profile readback every few hundred passes).
+    pub timing: bool,
+    /// Readback gates and decode budget.
+    pub guard: Guard,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            adapter: AdapterChoice::default(),
+            features: Features::ALL,
+            memory_budget: 0,
+            timing: false,
+            guard: Guard::default(),
+        }
+    }
+}
+
+/// The first failure the driver reported outside any scope, and whether the device is lost.
+#[derive(Debug, Default)]
+struct Failure {
+    first: Mutex<Option<Error>>,
+    lost: Mutex<Option<String>>,
+}
+
+/// The only thing that submits.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    raw: wgpu::Queue,
+    pool: Arc<Pool>,
+    completed: Arc<AtomicU64>,
+    /// Serial numbers are given out in the order of submission.
+    order: Mutex<u64>,
+}
+
+impl Queue {
+    pub(crate) fn submit(&self, work: wgpu::CommandBuffer, scope: &Scope, dispatches: u64, passes: u64) -> Submission {
+        let mut last = self.order.lock();
+        let serial = *last + 1;
+        let started = Instant::now();
+        let index = self.raw.submit([work]);
+        scope.submitted(started.elapsed().as_nanos() as u64, dispatches, passes);
+        *last = serial;
+        self.pool.submitted.store(serial, Relaxed);
+        let completed = self.completed.clone();
+        self.raw.on_submitted_work_done(move || {
+            completed.fetch_max(serial, Relaxed);
+        });
+        Submission { serial, index }
+    }
+}
+
+/// An open device. See the module's text.
+#[derive(Debug)]
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: Queue,
+    adapter: AdapterInfo,
+    features: Features,
+    limits: wgpu::Limits,
+    counters: Arc<Counters>,
+    memory: Arc<Memory>,
+    pipelines: PipelineCache,
+    pool: Arc<Pool>,
+    params_ring: Mutex<ParamsRing>,
+    timer: Option<Timer>,
+    guard: Guard,
+    failure: Arc<Failure>,
+}
+
+impl Gpu {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] if none fits the choice; [`Error::Gpu`] if the driver refuses it.
+    pub fn open(options: &GpuOptions) -> Result<Arc<Self>> {
+        let (raw, adapter) = adapter::pick(&options.adapter)?;
+        let present = Features {
+            subgroups: adapter.subgroups,
+            f16: adapter.f16,
+            // Less than this is of no use: parameters must fit.
+            immediates: adapter.immediates && raw.limits().max_immediate_size as usize >= crate::gpu::MAX_PARAMS,
+            timestamps: adapter.timestamps,
+            pipeline_cache: adapter.pipeline_cache,
+        };
+        let features = options.features.and(present);
+        let mut limits = raw.limits();
+        limits.max_immediate_size = if features.immediates { crate::gpu::MAX_PARAMS as u32 } else { 0 };
+        let (device, queue) = pollster::block_on(raw.request_device(&wgpu::DeviceDescriptor {
+            label: Some("doppler"),
+            required_features: features.wgpu(),
+            required_limits: limits.clone(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            trace: wgpu::Trace::Off,
+        }))
+        .map_err(|e| Error::Gpu(format!("adapter {} gives no device: {e}", adapter.name)))?;
+        let failure = Arc::new(Failure::default());
+        let sink = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            let e = match e {
+                wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory("the device ran out of memory".into()),
+                e => Error::Gpu(e.to_string()),
+            };
+            log::error!("{e}");
+            sink.first.lock().get_or_insert(e);
+        }));
+        let sink = failure.clone();
+        device.set_device_lost_callback(move |reason, text| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                sink.lost.lock().get_or_insert(text);
+            }
+        });
+        let pool = Arc::new(Pool::default());
+        let timer = (options.timing && features.timestamps).then(|| Timer::new(&device, queue.get_timestamp_period()));
+        let queue =
+            Queue { raw: queue, pool: pool.clone(), completed: Arc::new(AtomicU64::new(0)), order: Mutex::new(0) };
+        Ok(Arc::new(Self {
+            pipelines: PipelineCache::new(&device, features, None),
+            queue,
+            adapter,
+            features,
+            limits,
+            counters: Arc::new(Counters::default()),
+            memory: Arc::new(Memory::new(options.memory_budget)),
+            pool,
+            params_ring: Mutex::new(ParamsRing::default()),
+            timer,
+            guard: options.guard,
+            failure,
+            device,
+        }))
+    }
+
+    /// The adapter behind this device.
+    pub fn adapter(&self) -> &AdapterInfo {
+        &self.adapter
+    }
+
+    /// The abilities in use.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Counters of everything done on this device.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The account of device memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The pipeline cache.
+    pub fn pipelines(&self) -> &PipelineCache {
+        &self.pipelines
+    }
+
+    /// The pool of transient buffers.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The guard the context was opened with.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// True if passes are timed on the GPU.
+    pub fn timed(&self) -> bool {
+        self.timer.is_some()
+    }
+
+    /// A scope that charges this device's counters.
+    pub fn scope(&self, phase: Phase) -> Scope {
+        Scope::new(self.counters.clone(), phase)
+    }
+
+    /// Largest range a shader can bind, in bytes (a multiple of 256).
+    pub fn max_binding_bytes(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) & !255
+    }
+
+    /// Most threads in a workgroup.
+    pub fn max_workgroup_threads(&self) -> u32 {
+        self.limits.max_compute_invocations_per_workgroup.min(self.limits.max_compute_workgroup_size_x)
+    }
+
+    /// Bytes of workgroup memory.
+    pub fn workgroup_bytes(&self) -> u32 {
+        self.limits.max_compute_workgroup_storage_size
+    }
+
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub(crate) fn timer(&self) -> Option<&Timer> {
+        self.timer.as_ref()
+    }
+
+    pub(crate) fn params_ring(&self) -> &Mutex<ParamsRing> {
+        &self.params_ring
+    }
+
+    /// The failure the driver reported since the last check, if any. A lost device fails every check.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::OutOfMemory`] or [`Error::Gpu`].
+    pub fn check(&self) -> Result<()> {
+        if let Some(text) = self.failure.lost.lock().as_ref() {
+            bail!(DeviceLost, "{text}");
+        }
+        self.failure.first.lock().take().map_or(Ok(()), Err)
+    }
+
+    /// Makes a storage buffer (contents are zero).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] beyond the budget, the adapter's limit or the device's memory.
+    pub fn storage(&self, label: &str, size: u64, class: MemoryClass, scope: &Scope) -> Result<Buffer> {
+        self.create_buffer(label, size, class, Usage::Storage, scope)
+    }
+
+    pub(crate) fn create_buffer(
+        &self,
+        label: &str,
+        size: u64,
+        class: MemoryClass,
+        usage: Usage,
+        scope: &Scope,
+    ) -> Result<Buffer> {
+        self.check()?;
+        let b = Buffer::create(&self.device, &self.memory, label, size, class, usage)?;
+        scope.buffer_created(b.size());
+        Ok(b)
+    }
+
+    /// Lends a transient storage buffer.
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn lease(&self, size: u64, scope: &Scope) -> Result<Lease> {
+        self.pool.acquire(self, size, Usage::Storage, scope)
+    }
+
+    /// Lends a transient buffer that the host can map.
+    pub(crate) fn lease_readback(&self, size: u64, scope: &Scope) -> Result<Lease> {
+        self.pool.acquire(self, size, Usage::Readback, scope)
+    }
+
+    /// Writes `bytes` (a multiple of 4) to the start of `target`, before the next submission runs.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the bytes do not fit.
+    pub fn upload(&self, target: BufferSlice<'_>, bytes: &[u8], scope: &Scope) -> Result<()> {
+        if bytes.len() as u64 > target.size || bytes.len() % 4 != 0 || !target.offset.is_multiple_of(4) {
+            bail!(
+                Internal,
+                "upload of {} bytes to offset {} of \"{}\", whose range has {}",
+                bytes.len(),
+                target.offset,
+                target.buffer.label(),
+                target.size
+            );
+        }
+        if !bytes.is_empty() {
+            self.queue.raw.write_buffer(target.buffer.raw(), target.offset, bytes);
+            scope.uploaded(bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Starts recording work charged to `scope`.
+    pub fn recorder(&self, label: &'static str, scope: &Scope) -> Recorder<'_> {
+        Recorder::new(self, label, scope)
+    }
+
+    /// Serial of the newest submission known to be complete.
+    pub fn completed(&self) -> u64 {
+        // A failing poll is a lost device, which `check` reports.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        self.queue.completed.load(Relaxed)
+    }
+
+    /// Waits until a submission is complete.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn wait(&self, submission: &Submission) -> Result<()> {
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission.index.clone()), timeout: None };
+        if let Err(e) = self.device.poll(wait) {
+            self.check()?;
+            bail!(DeviceLost, "waiting for submission {}: {e}", submission.serial);
+        }
+        self.check()
+    }
+
+    /// Waits until everything submitted is complete: uploads not followed by a submission included.
+    ///
+    /// # Errors
+    /// As [`Recorder::submit`] and [`Gpu::wait`].
+    pub fn flush(&self, scope: &Scope) -> Result<()> {
+        let submission = self.recorder("flush", scope).submit()?;
+        self.wait(&submission)
+    }
+
+    /// Reads a range of a buffer back: copies, submits, waits.
+    ///
+    /// # Errors
+    /// [`Error::Guard`] if the guard refuses the class; else as [`Recorder::submit`].
+    pub fn download(&self, source: BufferSlice<'_>, class: ReadbackClass, scope: &Scope) -> Result<Vec<u8>> {
+        self.guard.gate(class, source.buffer.label())?;
+        let lease = self.lease_readback(source.size, scope)?;
+        let mut recorder = self.recorder("download", scope);
+        recorder.copy(source, lease.buffer().slice(0, source.size));
+        let submission = recorder.submit()?;
+        let mut bytes = vec![0; source.size as usize];
+        self.read_staging(lease.buffer(), &submission, &mut bytes, class, scope)?;
+        Ok(bytes)
+    }
+
+    /// Maps the start of a readback buffer once `submission` is complete and copies it to `out`. One readback is counted.
+    pub(crate) fn read_staging(
+        &self,
+        staging: &Buffer,
+        submission: &Submission,
+        out: &mut [u8],
+        class: ReadbackClass,
+        scope: &Scope,
+    ) -> Result<()> {
+        let slice = staging.raw().slice(0..out.len().next_multiple_of(4) as u64);
+        let state = Arc::new(Mutex::new(None));
+        let sink = state.clone();
+        slice.map_async(wgpu::MapMode::Read, move |r| *sink.lock() = Some(r));
+        self.wait(submission)?;
+        let outcome = state.lock().take();
+        match outcome {
+            Some(Ok(())) => {}
+            other => {
+                staging.raw().unmap();
+                self.check()?;
+                bail!(Gpu, "mapping \"{}\" for reading failed: {other:?}", staging.label());
+            }
+        }
+        let view = slice.get_mapped_range().map_err(|e| Error::Gpu(format!("mapped range: {e}")))?;
+        out.copy_from_slice(&view[..out.len()]);
+        drop(view);
+        staging.raw().unmap();
+        scope.read_back(class, out.len() as u64);
+        Ok(())
+    }
+
+    /// Collects GPU times that were taken but not yet read (see [`GpuOptions::timing`]).
+    ///
+    /// # Errors
+    /// As [`Gpu::download`].
+    pub fn collect_times(&self) -> Result<()> {
+        match &self.timer {
+            Some(t) => t.collect(self),
+            None => Ok(()),
+        }
+    }
+}

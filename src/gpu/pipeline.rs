@@ -1,0 +1,310 @@
+//! The one cache of shader modules, bind-group layouts, pipeline layouts and pipelines.
+//!
+//! Keys are structural: a pipeline is its source's hash, its constants and the layout of its bindings; a layout is its
+//! list of accesses. Names and labels play no part. A failed compile is not kept. The cache belongs to one device.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::error::{Result, bail};
+use crate::gpu::counters::Scope;
+use crate::gpu::device::Features;
+use crate::gpu::kernel::{Kernel, MAX_PARAMS, Variant};
+use crate::gpu::shader::{self, BindingDecl};
+
+/// A compiled pipeline with what recording it needs.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub(crate) raw: wgpu::ComputePipeline,
+    pub(crate) layout: Arc<GroupLayout>,
+    pub(crate) bindings: Vec<BindingDecl>,
+    pub(crate) has_params: bool,
+}
+
+/// A bind-group layout with the number that bind-group keys use for it.
+#[derive(Debug)]
+pub(crate) struct GroupLayout {
+    pub(crate) raw: wgpu::BindGroupLayout,
+    pub(crate) id: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct CallKey {
+    /// Address of the static declaration: the quick way to the structural key, not the identity of the pipeline.
+    kernel: usize,
+    variant: Variant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PipelineKey {
+    source: u64,
+    constants: Vec<(&'static str, u32)>,
+    accesses: Vec<bool>,
+    params: bool,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    calls: HashMap<CallKey, Arc<Pipeline>>,
+    pipelines: HashMap<PipelineKey, Arc<Pipeline>>,
+    modules: HashMap<u64, wgpu::ShaderModule>,
+    group_layouts: HashMap<Vec<bool>, Arc<GroupLayout>>,
+    pipeline_layouts: HashMap<(Vec<bool>, bool), wgpu::PipelineLayout>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct PipelineCache {
+    tables: parking::Mutex<Tables>,
+    /// Group 1: the parameters, as a uniform with a dynamic offset, where immediates are missing.
+    params_layout: Option<wgpu::BindGroupLayout>,
+    driver_cache: Option<wgpu::PipelineCache>,
+    features: Features,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    compile_ns: AtomicU64,
+}
+
+/// What the cache holds and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PipelineCacheStats {
+    /// Pipelines held.
+    pub pipelines: u64,
+    /// Shader modules held.
+    pub modules: u64,
+    /// Bind-group layouts held.
+    pub group_layouts: u64,
+    /// Pipeline layouts held.
+    pub pipeline_layouts: u64,
+    /// Calls answered from the cache.
+    pub hits: u64,
+    /// Calls that compiled.
+    pub misses: u64,
+    /// CPU time spent compiling.
+    pub compile_ns: u64,
+}
+
+/// `std::sync::Mutex` without poisoning: a panic in one call must not disable the handle for all later ones, and
+/// every critical section here leaves its table valid at each step.
+pub(crate) mod parking {
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(std::sync::Mutex::new(value))
+        }
+        pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+}
+
+impl PipelineCache {
+    pub(crate) fn new(device: &wgpu::Device, features: Features, blob: Option<&[u8]>) -> Self {
+        let params_layout = (!features.immediates).then(|| {
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some("params"),
+                entries: &[wgpu::BindGroupLayoutEntry {
+                    binding: 0,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Uniform,
+                        has_dynamic_offset: true,
+                        min_binding_size: None,
+                    },
+                    count: None,
+                }],
+            })
+        });
+        let driver_cache = features.pipeline_cache.then(|| {
+            // SAFETY: the blob, where there is one, was written by `driver_blob` of the same adapter and driver (its
+            // key is checked by whoever read it), and `fallback` makes the driver start empty if it disagrees.
+            unsafe {
+                device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+                    label: Some("doppler"),
+                    data: blob,
+                    fallback: true,
+                })
+            }
+        });
+        Self {
+            tables: Default::default(),
+            params_layout,
+            driver_cache,
+            features,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            compile_ns: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn params_layout(&self) -> Option<&wgpu::BindGroupLayout> {
+        self.params_layout.as_ref()
+    }
+
+    /// What the cache holds and did.
+    pub fn stats(&self) -> PipelineCacheStats {
+        let t = self.tables.lock();
+        PipelineCacheStats {
+            pipelines: t.pipelines.len() as u64,
+            modules: t.modules.len() as u64,
+            group_layouts: t.group_layouts.len() as u64,
+            pipeline_layouts: t.pipeline_layouts.len() as u64,
+            hits: self.hits.load(Relaxed),
+            misses: self.misses.load(Relaxed),
+            compile_ns: self.compile_ns.load(Relaxed),
+        }
+    }
+
+    /// Forgets everything and says what was held. Plans made before keep their pipelines and go on working.
+    pub fn purge(&self) -> PipelineCacheStats {
+        let freed = self.stats();
+        *self.tables.lock() = Tables::default();
+        freed
+    }
+
+    /// The driver's compiled pipelines as a blob, where the backend has one.
+    pub fn driver_blob(&self) -> Option<Vec<u8>> {
+        self.driver_cache.as_ref()?.get_data()
+    }
+
+    /// The pipeline of a kernel's variant: from the cache, or compiled now and charged to `scope`.
+    pub(crate) fn get(
+        &self,
+        device: &wgpu::Device,
+        kernel: &'static Kernel,
+        variant: &Variant,
+        scope: &Scope,
+    ) -> Result<Arc<Pipeline>> {
+        let call = CallKey { kernel: std::ptr::from_ref(kernel).addr(), variant: variant.clone() };
+        if let Some(p) = self.tables.lock().calls.get(&call) {
+            self.hits.fetch_add(1, Relaxed);
+            return Ok(p.clone());
+        }
+        // Compiled without holding the lock, so that several threads can compile ahead at once; two threads that ask for
+        // the same pipeline both compile it, and the first one in stays.
+        let started = Instant::now();
+        let (key, assembled) = self.key(kernel, variant)?;
+        if let Some(p) = self.tables.lock().pipelines.get(&key).cloned() {
+            self.hits.fetch_add(1, Relaxed);
+            self.tables.lock().calls.insert(call, p.clone());
+            return Ok(p);
+        }
+        let pipeline = Arc::new(self.compile(device, kernel.name, &key, assembled)?);
+        let ns = started.elapsed().as_nanos() as u64;
+        self.misses.fetch_add(1, Relaxed);
+        self.compile_ns.fetch_add(ns, Relaxed);
+        scope.pipeline_created(ns);
+        let mut t = self.tables.lock();
+        let kept = t.pipelines.entry(key).or_insert(pipeline).clone();
+        t.calls.insert(call, kept.clone());
+        Ok(kept)
+    }
+
+    fn key(&self, kernel: &'static Kernel, variant: &Variant) -> Result<(PipelineKey, shader::Assembled)> {
+        for f in &variant.flags {
+            if !kernel.flags.contains(f) {
+                bail!(Internal, "kernel {} has no flag {f}", kernel.name);
+            }
+        }
+        for (c, _) in &variant.constants {
+            if !kernel.constants.contains(c) {
+                bail!(Internal, "kernel {} has no constant {c}", kernel.name);
+            }
+        }
+        let mut flags = variant.flags.clone();
+        flags.extend(self.features.shader_flags());
+        let assembled = shader::assemble(kernel.name, kernel.source, &flags, &variant.slots, self.features.immediates)?;
+        let mut hasher = DefaultHasher::new();
+        assembled.source.hash(&mut hasher);
+        let mut constants = variant.constants.clone();
+        constants.sort_unstable();
+        let accesses = assembled.bindings.iter().map(|b| b.read_only).collect();
+        let key = PipelineKey { source: hasher.finish(), constants, accesses, params: assembled.has_params };
+        Ok((key, assembled))
+    }
+
+    fn compile(
+        &self,
+        device: &wgpu::Device,
+        name: &str,
+        key: &PipelineKey,
+        assembled: shader::Assembled,
+    ) -> Result<Pipeline> {
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let module = self.tables.lock().modules.get(&key.source).cloned().unwrap_or_else(|| {
+            device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(name),
+                source: wgpu::ShaderSource::Wgsl(assembled.source.as_str().into()),
+            })
+        });
+        let layout = self.group_layout(device, &key.accesses);
+        let pipeline_layout = self.pipeline_layout(device, key, &layout);
+        let constants: Vec<_> = key.constants.iter().map(|&(n, v)| (n, f64::from(v))).collect();
+        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // Kernels write workgroup memory before they read it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.driver_cache.as_ref(),
+        });
+        let internal = pollster::block_on(internal.pop());
+        if let Some(e) = pollster::block_on(scope.pop()).or(internal) {
+            bail!(Gpu, "pipeline {name}: {e}");
+        }
+        self.tables.lock().modules.entry(key.source).or_insert(module);
+        Ok(Pipeline { raw, layout, bindings: assembled.bindings, has_params: assembled.has_params })
+    }
+
+    fn group_layout(&self, device: &wgpu::Device, accesses: &[bool]) -> Arc<GroupLayout> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let mut t = self.tables.lock();
+        if let Some(l) = t.group_layouts.get(accesses) {
+            return l.clone();
+        }
+        let entries: Vec<_> = accesses
+            .iter()
+            .enumerate()
+            .map(|(i, &read_only)| wgpu::BindGroupLayoutEntry {
+                binding: i as u32,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let raw = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+        let layout = Arc::new(GroupLayout { raw, id: NEXT_ID.fetch_add(1, Relaxed) });
+        t.group_layouts.insert(accesses.to_vec(), layout.clone());
+        layout
+    }
+
+    fn pipeline_layout(&self, device: &wgpu::Device, key: &PipelineKey, group: &GroupLayout) -> wgpu::PipelineLayout {
+        let layout_key = (key.accesses.clone(), key.params);
+        if let Some(l) = self.tables.lock().pipeline_layouts.get(&layout_key) {
+            return l.clone();
+        }
+        let params = if key.params { self.params_layout.as_ref() } else { None };
+        let groups: &[_] = if params.is_some() { &[Some(&group.raw), params] } else { &[Some(&group.raw)] };
+        let immediate_size = if key.params && self.features.immediates { MAX_PARAMS as u32 } else { 0 };
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: groups,
+            immediate_size,
+        });
+        self.tables.lock().pipeline_layouts.insert(layout_key, layout.clone());
+        layout
+    }
+}

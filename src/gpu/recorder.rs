@@ -1,0 +1,412 @@
+//! Recording: dispatches and copies collected, then encoded and submitted at once, or frozen into a [`Plan`].
+//!
+//! A [`Recorder`] holds resolved commands (pipeline, bind group, grid); nothing reaches the driver before
+//! [`Recorder::submit`], which consumes it, so a recorder cannot be used after submitting and dropping one frees everything.
+//! Consecutive dispatches share one compute pass. A [`Plan`] is the same list kept: replaying it resolves and allocates nothing.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::{Result, bail};
+use crate::gpu::buffer::{Buffer, BufferSlice, MemoryClass, Usage};
+use crate::gpu::counters::Scope;
+use crate::gpu::device::Gpu;
+use crate::gpu::kernel::{Dispatch, Grid, MAX_PARAMS};
+use crate::gpu::pipeline::{Pipeline, parking::Mutex};
+use crate::gpu::pool::Lease;
+
+/// Distance of parameter structures in a uniform buffer: the largest alignment an adapter may ask for.
+const PARAMS_STRIDE: usize = 256;
+
+/// The number of a submission: later ones are larger, and [`Gpu::completed`] says up to which the device is done.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    pub(crate) serial: u64,
+    pub(crate) index: wgpu::SubmissionIndex,
+}
+
+impl Submission {
+    /// Its serial number, counted from 1.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
+#[derive(Debug)]
+struct Resolved {
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    params: Range<usize>,
+    grid: Grid,
+}
+
+#[derive(Debug)]
+struct Copy {
+    source: Buffer,
+    source_offset: u64,
+    target: Buffer,
+    target_offset: u64,
+    size: u64,
+}
+
+#[derive(Debug)]
+enum Command {
+    Dispatch(Resolved),
+    Copy(Copy),
+    Clear(Buffer, Range<u64>),
+    Replay(Arc<Plan>),
+}
+
+/// Frozen commands, replayed with [`Recorder::replay`].
+#[derive(Debug)]
+pub struct Plan {
+    commands: Vec<Command>,
+    params: Vec<u8>,
+    /// Where immediates are missing: the parameters on the device, and their bind group.
+    uniforms: Option<(Buffer, wgpu::BindGroup)>,
+}
+
+impl Plan {
+    /// Dispatches in one replay.
+    pub fn dispatches(&self) -> u64 {
+        self.commands.iter().filter(|c| matches!(c, Command::Dispatch(_))).count() as u64
+    }
+}
+
+/// Bind groups by what they bind, for one owner of buffers (a model): building a plan for another batch size makes no new
+/// groups. It keeps its buffers alive, so it lives and dies with their owner.
+#[derive(Debug, Default)]
+pub struct BindGroupCache {
+    groups: Mutex<HashMap<GroupKey, wgpu::BindGroup>>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct GroupKey {
+    layout: u64,
+    slices: Vec<(u64, u64, u64)>,
+}
+
+impl BindGroupCache {
+    /// Forgets all groups: call it before the buffers they name are replaced.
+    pub fn clear(&self) {
+        self.groups.lock().clear();
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Recorder<'g> {
+    gpu: &'g Gpu,
+    label: &'static str,
+    scope: Scope,
+    groups: Option<&'g BindGroupCache>,
+    commands: Vec<Command>,
+    params: Vec<u8>,
+    leases: Vec<Lease>,
+    started: Instant,
+}
+
+impl<'g> Recorder<'g> {
+    pub(crate) fn new(gpu: &'g Gpu, label: &'static str, scope: &Scope) -> Self {
+        Self {
+            gpu,
+            label,
+            scope: scope.clone(),
+            groups: None,
+            commands: Vec::new(),
+            params: Vec::new(),
+            leases: Vec::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Takes bind groups from `cache`, and leaves new ones there.
+    #[must_use]
+    pub fn with_groups(mut self, cache: &'g BindGroupCache) -> Self {
+        self.groups = Some(cache);
+        self
+    }
+
+    /// The device this records for.
+    pub fn gpu(&self) -> &'g Gpu {
+        self.gpu
+    }
+
+    /// Whom the work is charged to.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Keeps a pooled buffer leased until this work is submitted.
+    pub fn keep(&mut self, lease: Lease) {
+        self.leases.push(lease);
+    }
+
+    /// Appends a dispatch. A grid without workgroups appends nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Gpu`] if its pipeline does not compile; [`crate::Error::Internal`] if bindings and shader disagree or a range exceeds
+    /// what the adapter can bind.
+    pub fn record(&mut self, d: Dispatch<'_>) -> Result<()> {
+        if let Grid::Direct(g) = d.grid
+            && g.contains(&0)
+        {
+            return Ok(());
+        }
+        let pipeline = self.gpu.pipelines().get(self.gpu.device(), d.kernel, &d.variant, &self.scope)?;
+        self.check_bindings(&d, &pipeline)?;
+        let group = self.bind_group(&d, &pipeline);
+        let start = self.params.len();
+        self.params.extend_from_slice(&d.params);
+        let params = start..self.params.len();
+        self.params.resize(self.params.len().next_multiple_of(PARAMS_STRIDE), 0);
+        self.commands.push(Command::Dispatch(Resolved { pipeline, group, params, grid: d.grid }));
+        Ok(())
+    }
+
+    fn check_bindings(&self, d: &Dispatch<'_>, pipeline: &Pipeline) -> Result<()> {
+        let same = d.bindings.len() == pipeline.bindings.len()
+            && d.bindings.iter().zip(&pipeline.bindings).all(|(a, b)| a.0 == b.name);
+        if !same || d.params.len() > MAX_PARAMS || pipeline.has_params == d.params.is_empty() {
+            let given: Vec<_> = d.bindings.iter().map(|b| b.0).collect();
+            let wanted: Vec<_> = pipeline.bindings.iter().map(|b| b.name.as_str()).collect();
+            bail!(
+                Internal,
+                "dispatch of {} binds {given:?} with {} parameter bytes, its shader wants {wanted:?}",
+                d.kernel.name,
+                d.params.len()
+            );
+        }
+        let limit = self.gpu.max_binding_bytes();
+        for (name, s) in &d.bindings {
+            if s.size > limit || s.offset + s.size > s.buffer.size() {
+                bail!(
+                    Internal,
+                    "dispatch of {}: {name} binds bytes {}+{} of \"{}\" ({} bytes); the adapter binds {limit} at most",
+                    d.kernel.name,
+                    s.offset,
+                    s.size,
+                    s.buffer.label(),
+                    s.buffer.size()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_group(&self, d: &Dispatch<'_>, pipeline: &Pipeline) -> wgpu::BindGroup {
+        let make = || {
+            let entries: Vec<_> = d
+                .bindings
+                .iter()
+                .enumerate()
+                .map(|(i, (_, s))| wgpu::BindGroupEntry {
+                    binding: i as u32,
+                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer: s.buffer.raw(),
+                        offset: s.offset,
+                        size: std::num::NonZeroU64::new(s.size),
+                    }),
+                })
+                .collect();
+            self.scope.bind_group_created();
+            self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(d.label),
+                layout: &pipeline.layout.raw,
+                entries: &entries,
+            })
+        };
+        let Some(cache) = self.groups else { return make() };
+        let slices = d.bindings.iter().map(|(_, s)| (s.buffer.id(), s.offset, s.size)).collect();
+        let key = GroupKey { layout: pipeline.layout.id, slices };
+        cache.groups.lock().entry(key).or_insert_with(make).clone()
+    }
+
+    /// Appends a copy between buffers; both ranges must be equally long and multiples of 4 bytes.
+    pub fn copy(&mut self, source: BufferSlice<'_>, target: BufferSlice<'_>) {
+        self.commands.push(Command::Copy(Copy {
+            source: source.buffer.clone(),
+            source_offset: source.offset,
+            target: target.buffer.clone(),
+            target_offset: target.offset,
+            size: source.size.min(target.size),
+        }));
+    }
+
+    /// Appends a fill with zeros.
+    pub fn clear(&mut self, slice: BufferSlice<'_>) {
+        self.commands.push(Command::Clear(slice.buffer.clone(), slice.offset..slice.offset + slice.size));
+    }
+
+    /// Appends a plan's commands.
+    pub fn replay(&mut self, plan: &Arc<Plan>) {
+        self.commands.push(Command::Replay(plan.clone()));
+    }
+
+    /// Freezes what was recorded.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] if there is no room for the parameters.
+    pub fn into_plan(self) -> Result<Plan> {
+        let uniforms = match self.gpu.pipelines().params_layout() {
+            Some(layout) if !self.params.is_empty() => {
+                let size = self.params.len() as u64;
+                let b =
+                    self.gpu.create_buffer("plan.params", size, MemoryClass::Scratch, Usage::Uniform, &self.scope)?;
+                self.gpu.upload(b.whole(), &self.params, &self.scope)?;
+                let group = params_group(self.gpu, layout, &b, &self.scope);
+                Some((b, group))
+            }
+            _ => None,
+        };
+        self.scope.recorded(self.started.elapsed().as_nanos() as u64);
+        Ok(Plan { commands: self.commands, params: self.params, uniforms })
+    }
+
+    /// Encodes and submits everything.
+    ///
+    /// # Errors
+    /// [`crate::Error::DeviceLost`], [`crate::Error::OutOfMemory`] or [`crate::Error::Gpu`].
+    pub fn submit(self) -> Result<Submission> {
+        self.gpu.check()?;
+        // The ring of parameters is one buffer: held from writing to submitting, so that two threads cannot mix theirs.
+        let mut ring = self.gpu.params_ring().lock();
+        let uniforms = match self.gpu.pipelines().params_layout() {
+            Some(layout) if !self.params.is_empty() => Some(ring.write(self.gpu, layout, &self.params, &self.scope)?),
+            _ => None,
+        };
+        let errors = self.gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let mut encoder = Encoder::new(self.gpu, self.label, &self.scope);
+        encoder.commands(&self.commands, &self.params, uniforms.as_ref());
+        let (buffer, dispatches, passes) = encoder.finish();
+        self.scope.recorded(self.started.elapsed().as_nanos() as u64);
+        let submission = self.gpu.queue().submit(buffer, &self.scope, dispatches, passes);
+        drop(ring);
+        if let Some(e) = pollster::block_on(errors.pop()) {
+            bail!(Gpu, "submit {}: {e}", self.label);
+        }
+        drop(self.leases);
+        self.gpu.check()?;
+        Ok(submission)
+    }
+}
+
+fn params_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, buffer: &Buffer, scope: &Scope) -> wgpu::BindGroup {
+    scope.bind_group_created();
+    gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("params"),
+        layout,
+        entries: &[wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: buffer.raw(),
+                offset: 0,
+                size: std::num::NonZeroU64::new(PARAMS_STRIDE as u64),
+            }),
+        }],
+    })
+}
+
+/// The uniform buffer that one submission's parameters are written to where immediates are missing.
+#[derive(Debug, Default)]
+pub(crate) struct ParamsRing {
+    buffer: Option<(Buffer, wgpu::BindGroup)>,
+}
+
+impl ParamsRing {
+    fn write(
+        &mut self,
+        gpu: &Gpu,
+        layout: &wgpu::BindGroupLayout,
+        params: &[u8],
+        scope: &Scope,
+    ) -> Result<wgpu::BindGroup> {
+        let wanted = params.len() as u64;
+        if self.buffer.as_ref().is_none_or(|(b, _)| b.size() < wanted) {
+            let size = wanted.next_power_of_two().max(64 << 10);
+            let b = gpu.create_buffer("params", size, MemoryClass::Other, Usage::Uniform, scope)?;
+            let group = params_group(gpu, layout, &b, scope);
+            self.buffer = Some((b, group));
+        }
+        let Some((b, group)) = &self.buffer else { bail!(Internal, "no parameter ring") };
+        gpu.upload(b.slice(0, wanted), params, scope)?;
+        Ok(group.clone())
+    }
+}
+
+/// Turns commands into a command buffer.
+struct Encoder<'a> {
+    gpu: &'a Gpu,
+    scope: &'a Scope,
+    encoder: wgpu::CommandEncoder,
+    pass: Option<wgpu::ComputePass<'static>>,
+    dispatches: u64,
+    passes: u64,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(gpu: &'a Gpu, label: &'static str, scope: &'a Scope) -> Self {
+        let encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+        Self { gpu, scope, encoder, pass: None, dispatches: 0, passes: 0 }
+    }
+
+    fn commands(&mut self, commands: &[Command], params: &[u8], uniforms: Option<&wgpu::BindGroup>) {
+        for command in commands {
+            match command {
+                Command::Dispatch(d) => self.dispatch(d, params, uniforms),
+                Command::Copy(c) => {
+                    self.pass = None;
+                    self.encoder.copy_buffer_to_buffer(
+                        c.source.raw(),
+                        c.source_offset,
+                        c.target.raw(),
+                        c.target_offset,
+                        c.size,
+                    );
+                }
+                Command::Clear(b, range) => {
+                    self.pass = None;
+                    self.encoder.clear_buffer(b.raw(), range.start, Some(range.end - range.start));
+                }
+                Command::Replay(plan) => {
+                    self.commands(&plan.commands, &plan.params, plan.uniforms.as_ref().map(|u| &u.1));
+                }
+            }
+        }
+    }
+
+    fn dispatch(&mut self, d: &Resolved, params: &[u8], uniforms: Option<&wgpu::BindGroup>) {
+        if self.pass.is_none() {
+            self.passes += 1;
+            let timed = self.gpu.timer().and_then(|t| t.next_pass(self.scope));
+            let writes = timed.as_ref().map(|(set, first)| wgpu::ComputePassTimestampWrites {
+                query_set: set,
+                beginning_of_pass_write_index: Some(*first),
+                end_of_pass_write_index: Some(first + 1),
+            });
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: writes };
+            self.pass = Some(self.encoder.begin_compute_pass(&descriptor).forget_lifetime());
+        }
+        let Some(pass) = &mut self.pass else { return };
+        pass.set_pipeline(&d.pipeline.raw);
+        pass.set_bind_group(0, &d.group, &[]);
+        if d.pipeline.has_params {
+            match uniforms {
+                Some(group) => pass.set_bind_group(1, group, &[d.params.start as u32]),
+                None => pass.set_immediates(0, params.get(d.params.clone()).unwrap_or_default()),
+            }
+        }
+        match &d.grid {
+            Grid::Direct([x, y, z]) => pass.dispatch_workgroups(*x, *y, *z),
+            Grid::Indirect(buffer, offset) => pass.dispatch_workgroups_indirect(buffer.raw(), *offset),
+        }
+        self.dispatches += 1;
+    }
+
+    fn finish(mut self) -> (wgpu::CommandBuffer, u64, u64) {
+        self.pass = None;
+        (self.encoder.finish(), self.dispatches, self.passes)
+    }
+}

@@ -1,0 +1,78 @@
+//! Activation functions, plain and gated.
+
+use crate::error::{Result, bail};
+use crate::gpu::{Dispatch, Kernel, linear_grid, params};
+use crate::kernels::Matrix;
+use crate::kernels::constants::THREADS;
+
+pub(super) static ACTIVATE: Kernel = Kernel {
+    name: "activate",
+    source: include_str!("../../shaders/activate.wgsl"),
+    flags: &["GELU", "GATED"],
+    constants: &["WG"],
+    slots: &[],
+    params: ActivateParams::FIELDS,
+};
+
+params!(ActivateParams { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset: u32, y_stride: u32 });
+
+/// The function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · σ(x)`.
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+}
+
+fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    gate.check("activation: gate")?;
+    y.check("activation: y")?;
+    if gate.rows != y.rows || gate.cols != y.cols || y.offset != 0 {
+        bail!(InvalidArgument, "activation: {} x {} to {} x {}", gate.rows, gate.cols, y.rows, y.cols);
+    }
+    let params = ActivateParams {
+        rows: y.rows,
+        cols: y.cols,
+        x_stride: gate.stride,
+        gate_offset: gate.offset,
+        up_offset: up.unwrap_or(0),
+        y_stride: y.stride,
+    };
+    let elements = u64::from(y.rows) * u64::from(y.cols);
+    Ok(Dispatch::new(&ACTIVATE, &params, linear_grid(elements.div_ceil(THREADS.into())))
+        .constant("WG", THREADS)
+        .flag("GELU", which == Activation::GeluTanh)
+        .flag("GATED", up.is_some())
+        .bind("x", gate.data)
+        .bind("y", y.data))
+}
+
+/// `y = silu(x)`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn silu<'a>(x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    dispatch(Activation::Silu, x, None, y)
+}
+
+/// `y = gelu(x)`, tanh form.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn gelu<'a>(x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    dispatch(Activation::GeluTanh, x, None, y)
+}
+
+/// `y = act(gate) · up`, where gate and up are columns of one matrix (same buffer and stride).
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn glu<'a>(which: Activation, gate: Matrix<'a>, up: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    up.check("activation: up")?;
+    let same = gate.data.buffer.id() == up.data.buffer.id() && gate.data.offset == up.data.offset;
+    if !same || gate.stride != up.stride || gate.cols != up.cols || gate.rows != up.rows {
+        bail!(InvalidArgument, "activation: gate and up must be columns of one matrix");
+    }
+    dispatch(which, gate, Some(up.offset), y)
+}

@@ -1,0 +1,16 @@
+//! Sizes that shaders and their hosts share. Workgroup sizes stand here and reach the shaders as override constants.
+
+/// Threads of element-wise kernels and of reductions over short rows: a multiple of every subgroup size in use (8 to 64).
+pub const THREADS: u32 = 64;
+/// Threads of reductions over long rows (logits).
+pub const THREADS_LONG: u32 = 256;
+/// Weight rows that a workgroup of the matrix-vector product makes.
+pub const VEC_ROWS: u32 = 4;
+/// Rows of activations from which on the tiled product is used.
+pub const TILE_FROM: u32 = 5;
+/// Tile of the tiled product: rows of activations, rows of weights.
+pub const TILE: (u32, u32) = (32, 64);
+/// Rows of queries in a workgroup of prefill attention.
+pub const ATTENTION_ROWS: u32 = 16;
+/// Tokens in a block of the KV cache.
+pub const KV_BLOCK_TOKENS: u32 = 32;

@@ -1,0 +1,93 @@
+//! Embedding lookup, and decoding of whole weights.
+
+use crate::error::{Result, bail};
+use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::kernels::constants::THREADS;
+use crate::kernels::weight::Weight;
+use crate::kernels::{Matrix, weight_fragment};
+use crate::quant::Format;
+
+pub(super) static GATHER: Kernel = Kernel {
+    name: "gather",
+    source: include_str!("../../shaders/gather.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &["weight"],
+    params: GatherParams::FIELDS,
+};
+
+pub(super) static DEQUANT: Kernel = Kernel {
+    name: "dequant",
+    source: include_str!("../../shaders/dequant.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &["weight"],
+    params: DequantParams::FIELDS,
+};
+
+params!(GatherParams {
+    n_tokens: u32,
+    cols: u32,
+    k_blocks: u32,
+    row_start: u32,
+    part_rows: u32,
+    y_stride: u32,
+    scale: f32
+});
+params!(DequantParams { rows: u32, cols: u32, k_blocks: u32 });
+
+/// `y[t, :] = scale · W[tokens[t], :]`, one dispatch for each part of the table. Ids are not checked here: an id beyond the
+/// table leaves its row as it was.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn gather<'a>(table: &'a Weight, tokens: BufferSlice<'a>, y: Matrix<'a>, scale: f32) -> Result<Vec<Dispatch<'a>>> {
+    y.check("gather: y")?;
+    if y.cols != table.k() || tokens.size < u64::from(y.rows) * 4 || y.offset != 0 {
+        bail!(InvalidArgument, "gather from {}: {} x {} from {} tokens", table.name(), y.rows, y.cols, tokens.size / 4);
+    }
+    let k_blocks = Format::gpu_blocks(table.k() as usize) as u32;
+    let groups = (u64::from(y.rows) * u64::from(k_blocks)).div_ceil(u64::from(THREADS));
+    let mut dispatches = Vec::with_capacity(table.parts().len());
+    for part in table.parts() {
+        let params = GatherParams {
+            n_tokens: y.rows,
+            cols: y.cols,
+            k_blocks,
+            row_start: part.row_start,
+            part_rows: part.rows,
+            y_stride: y.stride,
+            scale,
+        };
+        let d = Dispatch::new(&GATHER, &params, linear_grid(groups))
+            .constant("WG", THREADS)
+            .slot("weight", weight_fragment(part.format)?)
+            .bind("tokens", tokens)
+            .bind("y", y.data);
+        dispatches.push(part.bind(d));
+    }
+    Ok(dispatches)
+}
+
+/// `y = W` in f32, one dispatch for each part.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn dequant<'a>(w: &'a Weight, y: BufferSlice<'a>) -> Result<Vec<Dispatch<'a>>> {
+    if y.size < u64::from(w.rows()) * u64::from(w.k()) * 4 {
+        bail!(InvalidArgument, "dequant of {}: {} bytes are too few", w.name(), y.size);
+    }
+    let k_blocks = Format::gpu_blocks(w.k() as usize) as u32;
+    let mut dispatches = Vec::with_capacity(w.parts().len());
+    for part in w.parts() {
+        let row_bytes = u64::from(w.k()) * 4;
+        let out = y.buffer.slice(y.offset + u64::from(part.row_start) * row_bytes, u64::from(part.rows) * row_bytes);
+        let groups = (u64::from(part.rows) * u64::from(k_blocks)).div_ceil(u64::from(THREADS));
+        let d = Dispatch::new(&DEQUANT, &DequantParams { rows: part.rows, cols: w.k(), k_blocks }, linear_grid(groups))
+            .constant("WG", THREADS)
+            .slot("weight", weight_fragment(part.format)?)
+            .bind("y", out);
+        dispatches.push(part.bind(d));
+    }
+    Ok(dispatches)
+}

@@ -1,0 +1,167 @@
+//! One file an operation: its declaration, its parameters, and a function that turns shapes into a [`Dispatch`].
+//!
+//! Kernels know shapes, constants, workgroup counts and variants; they do not know models or files, and they submit nothing.
+//! Each has a test against a reference in f64 in `tests/kernels.rs`.
+
+mod activate;
+mod attention;
+mod cast;
+pub mod constants;
+mod gather;
+mod matmul;
+mod residual;
+mod rmsnorm;
+mod rope;
+mod softmax;
+mod weight;
+
+use std::sync::LazyLock;
+
+use crate::error::{Result, bail};
+use crate::gpu::{BufferSlice, Fragment, Kernel};
+use crate::quant::{FORMATS, Format};
+
+pub use activate::{Activation, gelu, glu, silu};
+pub use attention::{AttentionShape, attention_decode, attention_prefill, attention_prefill_fits};
+pub use cast::{Cast, cast};
+pub use gather::{dequant, gather};
+pub use matmul::{MatmulPath, matmul, matmul_with};
+pub use residual::{add_bias, residual};
+pub use rmsnorm::rmsnorm;
+pub use rope::{AngleTable, RopePairs, RopeShape, rope};
+pub use softmax::softmax;
+pub use weight::{RowSource, Weight, WeightPart, WeightUploader};
+
+/// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
+pub static KERNELS: &[&Kernel] = &[
+    &activate::ACTIVATE,
+    &attention::ATTENTION_DECODE,
+    &attention::ATTENTION_PREFILL,
+    &cast::CAST,
+    &gather::DEQUANT,
+    &gather::GATHER,
+    &matmul::MATMUL_TILE,
+    &matmul::MATMUL_VEC,
+    &residual::RESIDUAL,
+    &rmsnorm::RMSNORM,
+    &rope::ROPE,
+    &softmax::SOFTMAX,
+];
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvType {
+    /// Half precision.
+    #[default]
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl KvType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            KvType::F16 => 2,
+            KvType::F32 => 4,
+        }
+    }
+
+    /// `f16` or `f32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F16 => "f16",
+            KvType::F32 => "f32",
+        }
+    }
+
+    fn fragment(self) -> &'static Fragment {
+        static F16: Fragment = Fragment { name: "kv/f16", source: include_str!("../../shaders/kv/f16.wgsl") };
+        static F32: Fragment = Fragment { name: "kv/f32", source: include_str!("../../shaders/kv/f32.wgsl") };
+        match self {
+            KvType::F16 => &F16,
+            KvType::F32 => &F32,
+        }
+    }
+}
+
+static WEIGHT_FRAGMENTS: LazyLock<Vec<Fragment>> =
+    LazyLock::new(|| FORMATS.iter().map(|f| Fragment { name: f.name, source: f.fragment }).collect());
+
+/// The WGSL that reads a weight format.
+fn weight_fragment(format: &Format) -> Result<&'static Fragment> {
+    match WEIGHT_FRAGMENTS.iter().find(|f| f.name == format.name) {
+        Some(f) => Ok(f),
+        None => bail!(Internal, "weight format {} is not in the list of formats", format.name),
+    }
+}
+
+/// Every fragment that can fill a slot; for the shader test.
+pub fn fragments_of(slot: &str) -> Vec<&'static Fragment> {
+    match slot {
+        "weight" => WEIGHT_FRAGMENTS.iter().collect(),
+        "kv" => vec![KvType::F16.fragment(), KvType::F32.fragment()],
+        _ => Vec::new(),
+    }
+}
+
+/// An f32 matrix in a buffer: row `r`, column `c` stands at float `offset + r * stride + c`.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Where it is.
+    pub data: BufferSlice<'a>,
+    /// Rows (tokens).
+    pub rows: u32,
+    /// Columns in use.
+    pub cols: u32,
+    /// Floats from one row to the next.
+    pub stride: u32,
+    /// Floats before the first row.
+    pub offset: u32,
+}
+
+impl<'a> Matrix<'a> {
+    /// A dense matrix at the start of a buffer.
+    pub fn new(data: impl Into<BufferSlice<'a>>, rows: u32, cols: u32) -> Self {
+        Self { data: data.into(), rows, cols, stride: cols, offset: 0 }
+    }
+
+    /// Columns `from .. from + cols` of the same rows.
+    #[must_use]
+    pub fn columns(self, from: u32, cols: u32) -> Self {
+        Self { offset: self.offset + from, cols, ..self }
+    }
+
+    /// Fails unless the matrix lies inside its buffer range.
+    fn check(&self, what: &str) -> Result<()> {
+        let end = u64::from(self.offset)
+            + u64::from(self.rows.saturating_sub(1)) * u64::from(self.stride)
+            + u64::from(self.cols);
+        if end * 4 > self.data.size {
+            bail!(
+                InvalidArgument,
+                "{what}: {} x {} (stride {}, offset {}) does not fit in {} bytes",
+                self.rows,
+                self.cols,
+                self.stride,
+                self.offset,
+                self.data.size
+            );
+        }
+        Ok(())
+    }
+
+    /// [`Matrix::check`], and that it can be read as `vec4`.
+    fn check_vec4(&self, what: &str) -> Result<()> {
+        if !self.cols.is_multiple_of(4) || !self.stride.is_multiple_of(4) || !self.offset.is_multiple_of(4) {
+            bail!(
+                InvalidArgument,
+                "{what}: columns, stride and offset ({}, {}, {}) must be multiples of 4",
+                self.cols,
+                self.stride,
+                self.offset
+            );
+        }
+        self.check(what)
+    }
+}

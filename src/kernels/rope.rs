@@ -1,0 +1,135 @@
+//! Rotary position embedding (Su et al. 2021), fused with the write of keys and values to their pages.
+
+use crate::error::{Result, bail};
+use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
+use crate::kernels::{KvType, Matrix};
+
+pub(super) static ROPE: Kernel = Kernel {
+    name: "rope",
+    source: include_str!("../../shaders/rope.wgsl"),
+    flags: &["NEOX", "NOPE", "KV_WRITE"],
+    constants: &["WG"],
+    slots: &["kv"],
+    params: RopeParams::FIELDS,
+};
+
+params!(RopeParams {
+    t_rows: u32,
+    n_head: u32,
+    n_kv: u32,
+    head_dim: u32,
+    n_rot: u32,
+    x_stride: u32,
+    q_offset: u32,
+    k_offset: u32,
+    v_offset: u32,
+    block_tokens: u32,
+    table_stride: u32,
+});
+
+/// Which dimensions turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// `(2i, 2i + 1)`: llama's files.
+    Adjacent,
+    /// `(i, i + n_rot / 2)`: NeoX and most others.
+    Halves,
+    /// No rotation: keys and values are only written.
+    None,
+}
+
+/// Shapes of one layer's q, k and v.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeShape {
+    /// Query heads.
+    pub n_head: u32,
+    /// Key/value heads.
+    pub n_kv: u32,
+    /// Dimensions of a head.
+    pub head_dim: u32,
+    /// Dimensions that are rotated, from the first on.
+    pub n_rot: u32,
+    /// Pairing.
+    pub pairs: RopePairs,
+}
+
+/// Cosines and sines in two levels: positions 0..=255, then multiples of 256. See `shaders/rope.wgsl`.
+#[derive(Debug)]
+pub struct AngleTable {
+    /// `[row][pair]` of (cos, sin).
+    pub values: Vec<[f32; 2]>,
+}
+
+impl AngleTable {
+    /// The table for positions below `positions`, from the angular step of each pair (radians a position, in f64); `magnitude` scales
+    /// both cosine and sine.
+    pub fn new(steps: &[f64], magnitude: f64, positions: u32) -> Self {
+        let high = positions.div_ceil(256).max(1);
+        let mut values = Vec::with_capacity(steps.len() * (256 + high as usize));
+        let mut row = |position: u32, scale: f64| {
+            for step in steps {
+                let (sin, cos) = (f64::from(position) * step).sin_cos();
+                values.push([(cos * scale) as f32, (sin * scale) as f32]);
+            }
+        };
+        (0..256).for_each(|lo| row(lo, magnitude));
+        (0..high).for_each(|hi| row(hi * 256, 1.0));
+        Self { values }
+    }
+}
+
+/// Rotates q and k of `qkv` (columns at the given offsets), writes q densely to `q_out`, and k and v to the pages that `tables`
+/// names for each row's slot and position.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+#[expect(clippy::too_many_arguments, reason = "each buffer is a different thing; a struct would only rename them")]
+pub fn rope<'a>(
+    shape: RopeShape,
+    kv_type: KvType,
+    qkv: Matrix<'a>,
+    rows: BufferSlice<'a>,
+    tables: BufferSlice<'a>,
+    table_stride: u32,
+    angles: BufferSlice<'a>,
+    q_out: BufferSlice<'a>,
+    kv: (BufferSlice<'a>, BufferSlice<'a>),
+) -> Result<Dispatch<'a>> {
+    qkv.check_vec4("rope: qkv")?;
+    let RopeShape { n_head, n_kv, head_dim, n_rot, pairs } = shape;
+    let width = (n_head + 2 * n_kv) * head_dim;
+    if qkv.cols != width || !head_dim.is_multiple_of(4) || n_rot > head_dim || !n_rot.is_multiple_of(4) {
+        bail!(InvalidArgument, "rope: {shape:?} on rows of {}", qkv.cols);
+    }
+    if rows.size < u64::from(qkv.rows) * 8 || q_out.size < u64::from(qkv.rows * n_head * head_dim) * 4 {
+        bail!(InvalidArgument, "rope: {} rows, {} bytes of row data, {} of q", qkv.rows, rows.size, q_out.size);
+    }
+    let params = RopeParams {
+        t_rows: qkv.rows,
+        n_head,
+        n_kv,
+        head_dim,
+        n_rot,
+        x_stride: qkv.stride,
+        q_offset: qkv.offset,
+        k_offset: qkv.offset + n_head * head_dim,
+        v_offset: qkv.offset + (n_head + n_kv) * head_dim,
+        block_tokens: KV_BLOCK_TOKENS,
+        table_stride,
+    };
+    let threads = u64::from(qkv.rows) * u64::from(width) / 2;
+    Ok(Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
+        .constant("WG", THREADS)
+        .flag("NEOX", pairs == RopePairs::Halves)
+        .flag("NOPE", pairs == RopePairs::None)
+        .flag("KV_WRITE", true)
+        .slot("kv", kv_type.fragment())
+        .bind("x", qkv.data)
+        .bind("rows", rows)
+        .bind("tables", tables)
+        .bind("angles", angles)
+        .bind("q_out", q_out)
+        .bind("kv_k", kv.0)
+        .bind("kv_v", kv.1))
+}

@@ -1,0 +1,297 @@
+//! Weights on the device: planar rows, split into parts that an adapter can bind.
+//!
+//! A [`Weight`] is a matrix of `rows` × `k`. Its rows may come from several tensors stacked (q, k and v, say) and in several formats; a part
+//! is a run of rows of one format in one buffer. Operations make one dispatch a part, and parts write disjoint columns of
+//! the result, so stacking and splitting look the same to them.
+
+use crate::error::{Result, bail};
+use crate::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Scope};
+use crate::quant::Format;
+
+/// Planes start at multiples of this: the largest binding alignment an adapter may ask for.
+const PLANE_ALIGN: u64 = 256;
+/// Rows in a part are a multiple of this, so that biases of parts stay aligned.
+const PART_ROWS: u64 = 64;
+/// Host bytes repacked before they are handed to the device.
+const CHUNK_BYTES: usize = 4 << 20;
+/// Bytes in flight before the uploader waits for the device, which bounds the host memory of loading.
+const IN_FLIGHT_BYTES: u64 = 24 << 20;
+
+/// A run of rows of one format in one buffer.
+#[derive(Debug)]
+pub struct WeightPart {
+    /// The format.
+    pub format: &'static Format,
+    /// First row, counted in the whole weight.
+    pub row_start: u32,
+    /// Rows.
+    pub rows: u32,
+    /// f32 bias of these rows.
+    pub bias: Option<Buffer>,
+    buffer: Buffer,
+    /// Offset and size of each plane.
+    planes: Vec<(u64, u64)>,
+}
+
+impl WeightPart {
+    /// Binds the planes to the variables of the format's fragment.
+    pub(super) fn bind<'a>(&'a self, d: Dispatch<'a>) -> Dispatch<'a> {
+        self.format
+            .planes
+            .iter()
+            .zip(&self.planes)
+            .fold(d, |d, (plane, &(offset, size))| d.bind(plane.name, self.buffer.slice(offset, size)))
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.buffer.size()
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Weight {
+    name: String,
+    rows: u32,
+    k: u32,
+    parts: Vec<WeightPart>,
+}
+
+impl Weight {
+    /// Name, for errors.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Rows: outputs of a product, entries of a table.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+    /// Width: inputs of a product.
+    pub fn k(&self) -> u32 {
+        self.k
+    }
+    /// The parts, in order of their rows.
+    pub fn parts(&self) -> &[WeightPart] {
+        &self.parts
+    }
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(WeightPart::bytes).sum()
+    }
+}
+
+/// Rows of one tensor in its file's format.
+#[derive(Debug, Clone, Copy)]
+pub struct RowSource<'a> {
+    /// The format.
+    pub format: &'static Format,
+    /// Rows.
+    pub rows: u32,
+    /// The rows' bytes.
+    pub data: &'a [u8],
+    /// f32 bias, one number a row.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// Uploads weights through a bounded amount of host memory.
+pub struct WeightUploader<'a> {
+    gpu: &'a Gpu,
+    scope: &'a Scope,
+    in_flight: u64,
+    /// Called with the file bytes handed over since the last call; an error ends the upload.
+    progress: &'a mut dyn FnMut(u64) -> Result<()>,
+}
+
+impl std::fmt::Debug for WeightUploader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WeightUploader").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+impl<'a> WeightUploader<'a> {
+    /// An uploader that reports progress in bytes of the sources.
+    pub fn new(gpu: &'a Gpu, scope: &'a Scope, progress: &'a mut dyn FnMut(u64) -> Result<()>) -> Self {
+        Self { gpu, scope, in_flight: 0, progress }
+    }
+
+    /// Uploads a weight of width `k` whose rows are those of `sources`, stacked. Neighbouring sources of one format share parts.
+    ///
+    /// # Errors
+    /// [`crate::Error::BadFile`] if a source's bytes and shape disagree, [`crate::Error::Unsupported`] for a width that kernels cannot read,
+    /// [`crate::Error::OutOfMemory`], or what the progress function returned.
+    pub fn upload(&mut self, name: &str, k: u32, sources: &[RowSource<'_>]) -> Result<Weight> {
+        if k == 0 || !k.is_multiple_of(4) {
+            bail!(Unsupported, "tensor {name}: rows of {k} weights (a multiple of 4 is needed)");
+        }
+        for s in sources {
+            let wanted = s.format.row_bytes(k as usize) as u64 * u64::from(s.rows);
+            if !(k as usize).is_multiple_of(s.format.block_len) || s.data.len() as u64 != wanted || s.rows == 0 {
+                bail!(
+                    BadFile,
+                    "tensor {name}: {} rows of {k} in {} need {wanted} bytes, there are {}",
+                    s.rows,
+                    s.format.name,
+                    s.data.len()
+                );
+            }
+        }
+        let mut parts = Vec::new();
+        let mut row_start = 0u32;
+        for run in sources.chunk_by(|a, b| a.format == b.format && a.bias.is_some() == b.bias.is_some()) {
+            self.run(name, k, run, row_start, &mut parts)?;
+            row_start += run.iter().map(|s| s.rows).sum::<u32>();
+        }
+        Ok(Weight { name: name.to_string(), rows: row_start, k, parts })
+    }
+
+    /// One run of sources of one format: as few parts as bindings allow.
+    fn run(
+        &mut self,
+        name: &str,
+        k: u32,
+        run: &[RowSource<'_>],
+        first_row: u32,
+        parts: &mut Vec<WeightPart>,
+    ) -> Result<()> {
+        let format = run[0].format;
+        let blocks = Format::gpu_blocks(k as usize) as u64;
+        let widest = format.planes.iter().map(|p| p.block_bytes as u64 * blocks).max().unwrap_or(1);
+        let max_rows = (self.gpu.max_binding_bytes() / widest) / PART_ROWS * PART_ROWS;
+        if max_rows == 0 {
+            bail!(
+                Unsupported,
+                "tensor {name}: {PART_ROWS} rows of {k} exceed the {} bytes this adapter can bind",
+                self.gpu.max_binding_bytes()
+            );
+        }
+        let row_bytes = format.row_bytes(k as usize);
+        let data = Stacked { run, row_bytes };
+        let total: u64 = run.iter().map(|s| u64::from(s.rows)).sum();
+        let bias: Option<Vec<f32>> =
+            run[0].bias.is_some().then(|| run.iter().flat_map(|s| s.bias.unwrap_or_default()).copied().collect());
+        let mut start = 0u64;
+        while start < total {
+            let rows = (total - start).min(max_rows);
+            let mut planes = Vec::with_capacity(format.planes.len());
+            let mut size = 0u64;
+            for p in format.planes {
+                let bytes = (p.block_bytes as u64 * blocks * rows).next_multiple_of(4);
+                planes.push((size, bytes));
+                size = (size + bytes).next_multiple_of(PLANE_ALIGN);
+            }
+            let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
+            self.fill(&buffer, &planes, format, blocks as usize, start..start + rows, &data)?;
+            let bias = match &bias {
+                Some(values) => {
+                    let slice = values.get(start as usize..(start + rows) as usize).unwrap_or_default();
+                    if slice.len() as u64 != rows {
+                        bail!(BadFile, "tensor {name}: its bias has {} values for {total} rows", values.len());
+                    }
+                    Some(self.vector(&format!("{name}.bias"), slice)?)
+                }
+                None => None,
+            };
+            parts.push(WeightPart {
+                format,
+                row_start: first_row + start as u32,
+                rows: rows as u32,
+                bias,
+                buffer,
+                planes,
+            });
+            start += rows;
+        }
+        Ok(())
+    }
+
+    /// Repacks and uploads rows in chunks.
+    fn fill(
+        &mut self,
+        buffer: &Buffer,
+        planes: &[(u64, u64)],
+        format: &Format,
+        blocks: usize,
+        rows: std::ops::Range<u64>,
+        data: &Stacked<'_>,
+    ) -> Result<()> {
+        // Even counts keep every plane's chunk a multiple of 4 bytes.
+        let chunk_rows = (CHUNK_BYTES / (format.row_bytes(blocks * crate::quant::GPU_BLOCK)).max(1)).max(2) & !1;
+        let mut staged: Vec<Vec<u8>> = vec![Vec::new(); planes.len()];
+        let mut done = 0u64;
+        let count = rows.end - rows.start;
+        while done < count {
+            let n = (count - done).min(chunk_rows as u64) as usize;
+            for (s, p) in staged.iter_mut().zip(format.planes) {
+                s.clear();
+                s.resize((p.block_bytes * blocks * n).next_multiple_of(4), 0);
+            }
+            for i in 0..n {
+                let row = data.row(rows.start + done + i as u64);
+                let mut targets: Vec<&mut [u8]> = staged
+                    .iter_mut()
+                    .zip(format.planes)
+                    .map(|(s, p)| &mut s[p.block_bytes * blocks * i..p.block_bytes * blocks * (i + 1)])
+                    .collect();
+                (format.repack)(row, &mut targets);
+            }
+            for ((s, p), &(offset, size)) in staged.iter().zip(format.planes).zip(planes) {
+                let at = p.block_bytes as u64 * blocks as u64 * done;
+                self.gpu.upload(buffer.slice(offset + at, size - at), s, self.scope)?;
+                self.in_flight += s.len() as u64;
+            }
+            done += n as u64;
+            self.throttle()?;
+            (self.progress)(data.row_bytes as u64 * n as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Uploads an f32 vector (a norm, a bias), padded to 16 bytes.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn vector(&mut self, name: &str, values: &[f32]) -> Result<Buffer> {
+        let size = (values.len() as u64 * 4).next_multiple_of(16);
+        let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
+        self.gpu.upload(buffer.whole(), bytemuck::cast_slice(values), self.scope)?;
+        self.in_flight += size;
+        self.throttle()?;
+        Ok(buffer)
+    }
+
+    fn throttle(&mut self) -> Result<()> {
+        if self.in_flight >= IN_FLIGHT_BYTES {
+            self.gpu.flush(self.scope)?;
+            self.in_flight = 0;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is on the device.
+    ///
+    /// # Errors
+    /// As [`Gpu::flush`].
+    pub fn finish(self) -> Result<()> {
+        self.gpu.flush(self.scope)
+    }
+}
+
+/// Several tensors as one run of rows.
+struct Stacked<'a> {
+    run: &'a [RowSource<'a>],
+    row_bytes: usize,
+}
+
+impl Stacked<'_> {
+    fn row(&self, mut index: u64) -> &[u8] {
+        for s in self.run {
+            if index < u64::from(s.rows) {
+                let at = index as usize * self.row_bytes;
+                return &s.data[at..at + self.row_bytes];
+            }
+            index -= u64::from(s.rows);
+        }
+        &[]
+    }
+}

@@ -1,0 +1,19 @@
+//! F16: IEEE half precision.
+
+use super::{Format, Plane, read_f16, repack_plain};
+
+/// The format.
+pub(super) static F16: Format = Format {
+    name: "F16",
+    ggml_type: 1,
+    block_len: 1,
+    block_bytes: 2,
+    planes: &[Plane { name: "w_values", block_bytes: 64 }],
+    fragment: include_str!("../../shaders/quant/f16.wgsl"),
+    dequantize: |src, dst| {
+        for (x, b) in dst.iter_mut().zip(src.chunks_exact(2)) {
+            *x = read_f16(b);
+        }
+    },
+    repack: repack_plain,
+};
