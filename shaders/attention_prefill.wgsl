@@ -1,7 +1,7 @@
 // Attention of runs of rows of one sequence: a workgroup takes 16 consecutive rows of one head, and shares each tile of KT keys
 // and values in workgroup memory; online softmax in f32. Formula, window and softcap as in attention_decode.wgsl.
 // Four threads work on a row: each has a quarter of its scores and of its output. The rows of a dispatch must belong to one sequence at
-// consecutive positions. HEAD_DIM is a multiple of 16.
+// consecutive positions. HEAD_DIM is a multiple of 16, at most 256.
 #import thread
 #import state
 #import activation
@@ -46,7 +46,8 @@ fn main(t: Thread) {
     let end = rows[last_row].pos + 1u;
     var lo = 0u;
     if (params.window != 0u && rows[row0].pos + 1u > params.window) { lo = rows[row0].pos + 1u - params.window; }
-    var acc: array<vec4<f32>, HEAD_DIM / 16u>;
+    // A local array cannot be sized by an override: heads of up to 256.
+    var acc: array<vec4<f32>, 16>;
     for (var i = 0u; i < HEAD_DIM / 16u; i++) { acc[i] = vec4<f32>(0.0); }
     var top = LOWEST;
     var total = 0.0;

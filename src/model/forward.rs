@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
-use crate::kernels::sample::{SamplingBuffers, argmax, check_stop, penalize, pick, step_begin};
+use crate::kernels::sample::{Chunks, SamplingBuffers, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
     AttentionShape, Matrix, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
     matmul, rmsnorm, rope,
@@ -129,12 +129,13 @@ impl<'a> Forward<'a> {
             history_cap: self.slots.history_cap(),
             bias: self.slots.bias.whole(),
         };
+        let cut = Chunks::of(vocab);
         let (logits, partial, picked) = (s.logits.whole(), s.partial.whole(), s.picked.whole());
         if penalties {
             r.record(penalize(n, vocab, logits, buffers)?.label("sample.penalize"))?;
         }
-        r.record(argmax(n, vocab, logits, partial)?.label("sample.argmax"))?;
-        r.record(pick(n, vocab, logits, buffers, partial, picked)?.label("sample.pick"))?;
+        r.record(argmax(n, vocab, cut, logits, partial)?.label("sample.argmax"))?;
+        r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))?;
         let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
         r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))
     }

@@ -1,0 +1,5 @@
+//! Whole models against outsiders: reference logits, greedy tokens and perplexities.
+
+mod common;
+mod golden;
+mod hearth;
