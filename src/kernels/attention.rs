@@ -118,8 +118,14 @@ pub fn attention_decode<'a>(
         .bind("kv_v", kv.1))
 }
 
+/// Largest head of the tiled kernel: 16 times `MAX_PIECES` of its shader.
+const PREFILL_MAX_HEAD: u32 = 256;
+
 /// Tile of keys that fits this device's workgroup memory beside the queries, if any.
 fn key_tile(gpu: &Gpu, head_dim: u32) -> Option<u32> {
+    if !head_dim.is_multiple_of(16) || head_dim > PREFILL_MAX_HEAD {
+        return None;
+    }
     [32, 16, 8].into_iter().find(|kt| {
         let floats = (ATTENTION_ROWS + kt) * head_dim + ATTENTION_ROWS * kt;
         floats * 4 <= gpu.workgroup_bytes()
@@ -128,7 +134,7 @@ fn key_tile(gpu: &Gpu, head_dim: u32) -> Option<u32> {
 
 /// True if [`attention_prefill`] can run heads of this size; [`attention_decode`] runs any.
 pub fn attention_prefill_fits(gpu: &Gpu, head_dim: u32) -> bool {
-    head_dim.is_multiple_of(16) && key_tile(gpu, head_dim).is_some()
+    key_tile(gpu, head_dim).is_some()
 }
 
 /// Attention of `t_rows` rows of one sequence at consecutive positions.
@@ -149,7 +155,7 @@ pub fn attention_prefill<'a>(
     y: BufferSlice<'a>,
 ) -> Result<Dispatch<'a>> {
     shape.check(t_rows, q, rows, y)?;
-    let Some(kt) = key_tile(gpu, shape.head_dim).filter(|_| shape.head_dim.is_multiple_of(16)) else {
+    let Some(kt) = key_tile(gpu, shape.head_dim) else {
         bail!(InvalidArgument, "attention: heads of {} do not fit the tiled kernel", shape.head_dim);
     };
     let groups = t_rows.div_ceil(ATTENTION_ROWS) * shape.n_head;

@@ -60,30 +60,29 @@ fn check(v: &Variant, path: MatmulPath, w: &TestWeight, case: &Case) {
 
 const PATHS: [MatmulPath; 2] = [MatmulPath::Vec, MatmulPath::Tile];
 
+/// Everything on: each width and number of rows, plain and with bias, gaps and accumulation. The other variants differ in how they
+/// read weights and reduce, so they run fewer shapes: each pipeline takes a software adapter half a second to compile.
 fn every_shape(format: &'static Format) {
     for v in variants() {
-        for k in widths(format) {
-            for bias in [false, true] {
-                let mut rng = Rng(k as u64 + 100);
-                // Odd, and more than one tile of 64.
-                let n = if k == 36 || k == 1024 { 131 } else { 13 };
-                let w = weight(&v.gpu, &mut rng, k, &[(format, n)], bias);
-                for t_rows in [1usize, 2, 3, 4, 5, 33] {
-                    for path in PATHS {
-                        check(v, path, &w, &Case::dense(t_rows, k));
-                        // The other variants differ in how they read and reduce, not in the epilogue's arithmetic.
-                        if v.full || t_rows == 3 {
-                            let shifted = Case {
-                                x_offset: 8,
-                                x_gap: 4,
-                                y_offset: 5,
-                                y_gap: 2,
-                                accumulate: true,
-                                ..Case::dense(t_rows, k)
-                            };
-                            check(v, path, &w, &shifted);
-                        }
+        let all = widths(format);
+        let (ks, t_list): (Vec<usize>, &[usize]) = match (v.full, v.own_shaders) {
+            (true, _) => (all, &[1, 2, 3, 4, 5, 33]),
+            (_, true) => (vec![all[0], 64], &[1, 5]),
+            _ => (vec![64], &[3]),
+        };
+        for k in ks {
+            let mut rng = Rng(k as u64 + 100);
+            // Odd, and sometimes more than one tile of 64.
+            let n = if k == 36 || k == 1024 { 131 } else { 13 };
+            let plain = weight(&v.gpu, &mut rng, k, &[(format, n)], false);
+            let biased = weight(&v.gpu, &mut rng, k, &[(format, n)], true);
+            for &t_rows in t_list {
+                for path in PATHS {
+                    if v.full {
+                        check(v, path, &plain, &Case::dense(t_rows, k));
                     }
+                    let gaps = Case { x_offset: 8, x_gap: 4, y_offset: 5, y_gap: 2, accumulate: true, ..Case::dense(t_rows, k) };
+                    check(v, path, &biased, &gaps);
                 }
             }
         }
@@ -127,7 +126,7 @@ fn every_format_has_its_test_above() {
 
 #[test]
 fn stacked_sources_of_two_formats() {
-    for v in variants() {
+    for v in variants().iter().filter(|v| v.full) {
         let (q4, q8) = (by_name("Q4_0").unwrap(), by_name("Q8_0").unwrap());
         for bias in [false, true] {
             let w = weight(&v.gpu, &mut Rng(8), 96, &[(q4, 5), (q4, 66), (q8, 3)], bias);

@@ -35,7 +35,7 @@ pub(crate) fn weight(gpu: &Gpu, rng: &mut Rng, k: usize, sources: &[(&'static Fo
         Ok(())
     };
     let mut uploader = WeightUploader::new(gpu, &scope, &mut progress);
-    let weight = uploader.weight("test", k as u32, &list).unwrap();
+    let weight = uploader.upload("test", k as u32, &list).unwrap();
     uploader.finish().unwrap();
     assert_eq!(seen, data.iter().map(|d| d.len() as u64).sum::<u64>(), "progress counts every byte");
     let values = sources.iter().zip(&data).flat_map(|(&(f, _), d)| decode(f, d)).collect();
@@ -148,7 +148,7 @@ fn a_table_beyond_128_mib() {
     let mut progress = |_| Ok(());
     let mut uploader = WeightUploader::new(gpu, &scope, &mut progress);
     let source = RowSource { format, rows: rows as u32, data: &data, bias: None };
-    let w = uploader.weight("large", k as u32, &[source]).unwrap();
+    let w = uploader.upload("large", k as u32, &[source]).unwrap();
     uploader.finish().unwrap();
     let split = data.len() as u64 > gpu.max_binding_bytes();
     assert_eq!(w.parts().len() > 1, split, "split where the adapter binds {}", gpu.max_binding_bytes());
@@ -206,12 +206,12 @@ fn broken_sources_are_refused() {
         (32, source(0, &[])),
         (32, RowSource { bias: Some(&[1.0]), ..source(4, bytes.as_slice()) }),
     ] {
-        assert!(uploader.weight("bad", k, &[s]).is_err(), "{k} {s:?}");
+        assert!(uploader.upload("bad", k, &[s]).is_err(), "{k} {s:?}");
     }
-    assert!(uploader.weight("good", 32, &[source(4, bytes.as_slice())]).is_ok());
+    assert!(uploader.upload("good", 32, &[source(4, bytes.as_slice())]).is_ok());
     // A caller that cancels from the progress function ends the upload with its error.
     let mut cancel = |_| Err(doppler::Error::Cancelled("by the test".into()));
     let mut uploader = WeightUploader::new(gpu, &scope, &mut cancel);
-    let e = uploader.weight("cancelled", 32, &[source(4, bytes.as_slice())]).unwrap_err();
+    let e = uploader.upload("cancelled", 32, &[source(4, bytes.as_slice())]).unwrap_err();
     assert!(matches!(e, doppler::Error::Cancelled(_)), "{e}");
 }
