@@ -1,7 +1,7 @@
 // y[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * w. One workgroup a row; cols is a multiple of 4 (strides in vec4).
 override WG: u32 = 64u;
 #import reduce
-struct Params { rows: u32, cols4: u32, x_stride4: u32, y_stride4: u32, eps: f32 }
+struct Params { rows: u32, cols4: u32, x_stride4: u32, x_offset4: u32, y_stride4: u32, y_offset4: u32, eps: f32 }
 @group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> w: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
@@ -10,14 +10,16 @@ struct Params { rows: u32, cols4: u32, x_stride4: u32, y_stride4: u32, eps: f32 
 fn main(t: Thread) {
     let row = group_index(t);
     if (row >= params.rows) { return; }
+    let x0 = params.x_offset4 + row * params.x_stride4;
+    let y0 = params.y_offset4 + row * params.y_stride4;
     var s = 0.0;
     for (var i = t.lid; i < params.cols4; i += WG) {
-        let v = x[row * params.x_stride4 + i];
+        let v = x[x0 + i];
         s += dot(v, v);
     }
     let total = workgroup_sum(s, t);
     let scale = 1.0 / sqrt(total / f32(params.cols4 * 4u) + params.eps);
     for (var i = t.lid; i < params.cols4; i += WG) {
-        y[row * params.y_stride4 + i] = x[row * params.x_stride4 + i] * scale * w[i];
+        y[y0 + i] = x[x0 + i] * scale * w[i];
     }
 }

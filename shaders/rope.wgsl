@@ -76,6 +76,8 @@ fn main(t: Thread) {
         q_out[(row * params.n_head * params.head_dim + index * params.head_dim + d) >> 1u] = v;
         return;
     }
+    // A stopped sequence in a batch stays at its end, which may lie beyond its table: nothing may be written there.
+    if (pos / params.block_tokens >= params.table_stride) { return; }
     let block = tables[rows[row].slot * params.table_stride + pos / params.block_tokens];
     let o = ((block * params.n_kv + index) * params.block_tokens + pos % params.block_tokens) * params.head_dim + d;
     if (is_v) { v_store2(o, v); } else { k_store2(o, v); }

@@ -19,6 +19,7 @@ override WG: u32 = 256u;
 // Windows up to SHORT compare their tokens pairwise, longer ones count them, COUNTERS ids at a time.
 const SHORT: u32 = 512u;
 const COUNTERS: u32 = 3072u;
+const NO_TOKEN: u32 = 0xffffffffu;
 const NEG_INF_BITS: u32 = 0xff800000u;
 
 @group(0) @binding(0) var<storage, read_write> logits: array<u32>; // f32 bits [rows, vocab]
@@ -27,7 +28,7 @@ const NEG_INF_BITS: u32 = 0xff800000u;
 @group(0) @binding(3) var<storage, read> history: array<u32>; // [slots, history_cap]
 @group(0) @binding(4) var<storage, read> bias: array<Bias>; // [slots, BIAS_ENTRIES]
 
-var<workgroup> near: array<u32, SHORT>;
+var<workgroup> near: array<vec4<u32>, SHORT / 4u>;
 var<workgroup> counts: array<atomic<u32>, COUNTERS>;
 
 fn is_finite(bits: u32) -> bool {
@@ -76,20 +77,26 @@ fn main(t: Thread) {
     let length = min(how.penalty_last_n, known);
     let first = row.slot * params.history_cap + known - length;
     if length <= SHORT {
-        for (var i = t.lid; i < length; i += WG) {
-            near[i] = history[first + i];
+        let quads = (length + 3u) / 4u;
+        for (var i = t.lid; i < quads; i += WG) {
+            var four = vec4<u32>(NO_TOKEN);
+            for (var j = 0u; j < min(4u, length - 4u * i); j++) {
+                four[j] = history[first + 4u * i + j];
+            }
+            near[i] = four;
         }
         workgroupBarrier();
         for (var i = t.lid; i < length; i += WG) {
-            let token = near[i];
+            let token = near[i / 4u][i % 4u];
+            var earlier = 0u;
             var count = 0u;
-            var leader = token < params.vocab;
-            for (var j = 0u; j < length; j++) {
-                if near[j] == token {
-                    count += 1u;
-                    leader = leader && j >= i;
-                }
+            for (var j = 0u; j < quads; j++) {
+                let same = near[j] == vec4<u32>(token);
+                let before = 4u * j + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(i);
+                count += dot(vec4<u32>(same), vec4<u32>(1u));
+                earlier += dot(vec4<u32>(same & before), vec4<u32>(1u));
             }
+            let leader = earlier == 0u && token < params.vocab;
             if leader {
                 punish(base + token, count, how);
             }

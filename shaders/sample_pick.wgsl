@@ -14,7 +14,8 @@
 struct Params {
     rows: u32,
     vocab: u32,
-    chunks: u32, // of a row, from sample_argmax
+    chunks: u32, // of a row, as in sample_argmax
+    chunk: u32,
 }
 
 // The bins of a selection are one a thread, so the workgroup size is fixed.
@@ -54,9 +55,10 @@ var<workgroup> bins_low: array<atomic<u32>, WG>;
 var<workgroup> bins_high: array<atomic<u32>, WG>;
 var<workgroup> step: Step;
 var<workgroup> bound: u32;
+var<workgroup> good_chunks: atomic<u32>;
 var<workgroup> gathered: atomic<u32>;
 var<workgroup> list: array<vec2<u32>, CAP>; // (key, id)
-var<workgroup> marks: array<u32, CAP>;      // weight, and ALIVE
+var<workgroup> marks: array<u32, CAP>;      // of a good chunk: its first id; of a token: weight, and ALIVE
 
 // The row at work.
 var<private> lid: u32;
@@ -72,8 +74,17 @@ var<private> cut_key: u32;
 var<private> cut_id: u32;
 var<private> only_key: u32;
 
-fn key_at(id: u32) -> u32 {
-    return order_key(logits[base + id]);
+// The keys of four tokens; 0 for those not below `end`. One workgroup reads the whole row, so it must ask
+// for several values at a time.
+fn keys_at(ids: vec4<u32>, end: u32) -> vec4<u32> {
+    let at = base + min(ids, vec4<u32>(params.vocab - 1u));
+    let bits = vec4<u32>(logits[at.x], logits[at.y], logits[at.z], logits[at.w]);
+    return select(vec4<u32>(0u), order_keys(bits), ids < vec4<u32>(end));
+}
+
+// The four tokens, WG apart, that begin at an id.
+fn four(id: u32) -> vec4<u32> {
+    return id + vec4<u32>(0u, WG, 2u * WG, 3u * WG);
 }
 
 // The weight of a finite logit at a temperature.
@@ -121,10 +132,15 @@ fn scan(mine: vec2<u32>) -> vec2<u32> {
 fn total(mode: u32) -> vec2<u32> {
     var low = 0u;
     var high = 0u;
-    for (var id = lid; id < params.vocab; id += WG) {
-        let w = weight(mode, key_at(id), id);
-        low += w & 0x1fffu;
-        high += w >> 13u;
+    var next = keys_at(four(lid), params.vocab);
+    for (var first = lid; first < params.vocab; first += 4u * WG) {
+        let keys = next;
+        next = keys_at(four(first + 4u * WG), params.vocab);
+        for (var i = 0u; i < 4u; i++) {
+            let w = weight(mode, keys[i], first + i * WG);
+            low += w & 0x1fffu;
+            high += w >> 13u;
+        }
     }
     scan(from_limbs(low, high));
     return workgroupUniformLoad(&sums[WG - 1u]);
@@ -139,23 +155,27 @@ fn descend(mode: u32, by_id: bool, goal: vec2<u32>) -> Found {
         atomicStore(&bins_low[lid], 0u);
         atomicStore(&bins_high[lid], 0u);
         workgroupBarrier();
-        var id = lid;
+        var first = lid;
         var end = params.vocab;
         if by_id {
-            id += found.word;
+            first += found.word;
             end = min(end, found.word + (256u << shift));
         }
-        for (; id < end; id += WG) {
-            let key = key_at(id);
-            let word = select(~key, id, by_id);
-            if level > 0u && (word >> (shift + 8u)) != (found.word >> (shift + 8u)) {
-                continue;
-            }
-            let w = weight(mode, key, id);
-            if w > 0u {
-                let digit = (word >> shift) & 255u;
-                atomicAdd(&bins_low[digit], w & 0x1fffu);
-                atomicAdd(&bins_high[digit], w >> 13u);
+        var next = keys_at(four(first), end);
+        for (; first < end; first += 4u * WG) {
+            let keys = next;
+            next = keys_at(four(first + 4u * WG), end);
+            for (var i = 0u; i < 4u; i++) {
+                let word = select(~keys[i], first + i * WG, by_id);
+                if level > 0u && (word >> (shift + 8u)) != (found.word >> (shift + 8u)) {
+                    continue;
+                }
+                let w = weight(mode, keys[i], first + i * WG);
+                if w > 0u {
+                    let digit = (word >> shift) & 255u;
+                    atomicAdd(&bins_low[digit], w & 0x1fffu);
+                    atomicAdd(&bins_high[digit], w >> 13u);
+                }
             }
         }
         workgroupBarrier();
@@ -165,10 +185,10 @@ fn descend(mode: u32, by_id: bool, goal: vec2<u32>) -> Found {
         if wide_less(before, found.rest) && !wide_less(after, found.rest) {
             step = Step(lid, before, mass);
         }
-        let next = workgroupUniformLoad(&step);
-        found.word |= next.digit << shift;
-        found.rest = wide_sub(found.rest, next.before);
-        found.mass = next.mass;
+        let bin = workgroupUniformLoad(&step);
+        found.word |= bin.digit << shift;
+        found.rest = wide_sub(found.rest, bin.before);
+        found.mass = bin.mass;
     }
     return found;
 }
@@ -244,26 +264,64 @@ fn floor_key(row: u32, whole: vec2<u32>) -> u32 {
     return key;
 }
 
-// Collects the tokens with at least this key in `list`, in any order; says how many there are.
-fn gather(floor: u32) -> u32 {
+// One thread's value, for every thread.
+fn share_first(value: u32) -> u32 {
+    if lid == 0u {
+        bound = value;
+    }
+    return workgroupUniformLoad(&bound);
+}
+
+// Collects the tokens with at least this key in `list`, in any order; says how many there are, or more
+// than CAP where they do not fit. Only chunks whose best token has such a key are read.
+fn gather(row: u32, floor: u32) -> u32 {
     if lid == 0u {
         atomicStore(&gathered, 0u);
+        atomicStore(&good_chunks, 0u);
     }
     workgroupBarrier();
-    for (var id = lid; id < params.vocab; id += WG) {
-        let key = key_at(id);
-        if key >= floor {
-            let at = atomicAdd(&gathered, 1u);
+    for (var i = lid; i < params.chunks; i += WG) {
+        if partial[row * params.chunks + i].x >= floor {
+            let at = atomicAdd(&good_chunks, 1u);
             if at < CAP {
-                list[at] = vec2<u32>(key, id);
+                marks[at] = i * params.chunk;
             }
         }
     }
     workgroupBarrier();
-    if lid == 0u {
-        bound = atomicLoad(&gathered);
+    let good = share_first(atomicLoad(&good_chunks));
+    if good > CAP {
+        return good;
     }
-    return workgroupUniformLoad(&bound);
+    let width = min(params.chunk, params.vocab);
+    let end = good * width;
+    for (var first = lid; first < end; first += 4u * WG) {
+        let at = four(first);
+        let part = min(at / width, vec4<u32>(good - 1u));
+        let start = vec4<u32>(marks[part.x], marks[part.y], marks[part.z], marks[part.w]);
+        let ids = select(vec4<u32>(ALL), start + at % width, at < vec4<u32>(end));
+        let keys = keys_at(ids, params.vocab);
+        for (var i = 0u; i < 4u; i++) {
+            if keys[i] >= floor {
+                let to = atomicAdd(&gathered, 1u);
+                if to < CAP {
+                    list[to] = vec2<u32>(keys[i], ids[i]);
+                }
+            }
+        }
+    }
+    workgroupBarrier();
+    return share_first(atomicLoad(&gathered));
+}
+
+// Whether the n tokens of `list` have the mass that top-p wants of the whole row.
+fn enough(n: u32, whole: vec2<u32>) -> bool {
+    var mass = vec2<u32>(0u);
+    for (var at = lid; at < n; at += WG) {
+        mass = wide_add(mass, vec2<u32>(weigh(list[at].x, 1.0), 0u));
+    }
+    scan(mass);
+    return !wide_less(workgroupUniformLoad(&sums[WG - 1u]), top_p_goal(whole));
 }
 
 // The rest of the way with the n tokens of `list`; the total of top-p is `whole` without top-k.
@@ -395,13 +453,25 @@ fn main(t: Thread) {
 
     cut_key = KEY_NEG_INF + 1u;
     cut_id = ALL;
+    let only_p = how.top_k == 0u && how.top_p < 1.0;
     var whole = vec2<u32>(0u);
-    if how.top_k == 0u && how.top_p < 1.0 {
+    if only_p {
         whole = total(SHARE);
     }
     let floor = floor_key(row, whole);
+    if only_p && params.vocab > CAP {
+        // A guess that leaves a few hundred tokens: right where those have the mass wanted.
+        let guess = kth_chunk_key(row, max(min(params.chunks, WG) * 3u / 4u, 1u));
+        if guess > max(floor, KEY_NEG_INF) {
+            let n = gather(row, guess);
+            if n <= CAP && enough(n, whole) {
+                pick_gathered(row, n, whole);
+                return;
+            }
+        }
+    }
     if floor > KEY_NEG_INF || params.vocab <= CAP {
-        let n = gather(max(floor, KEY_NEG_INF + 1u));
+        let n = gather(row, max(floor, KEY_NEG_INF + 1u));
         if n <= CAP {
             pick_gathered(row, n, whole);
             return;

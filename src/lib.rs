@@ -13,5 +13,10 @@ pub mod error;
 pub mod gpu;
 
 pub use error::{Error, Result};
+pub mod format;
 pub mod kernels;
+pub mod model;
 pub mod quant;
+pub mod sample;
+pub mod session;
+pub mod text;

@@ -4,14 +4,14 @@
 const KEY_NEG_INF: u32 = 0x007fffffu;
 const KEY_POS_INF: u32 = 0xff800000u;
 
+fn order_keys(bits: vec4<u32>) -> vec4<u32> {
+    let nan = (bits & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+    let key = select(bits | vec4<u32>(0x80000000u), ~bits, bits > vec4<u32>(0x80000000u));
+    return select(key, vec4<u32>(0u), nan);
+}
+
 fn order_key(bits: u32) -> u32 {
-    if (bits & 0x7fffffffu) > 0x7f800000u {
-        return 0u;
-    }
-    if bits > 0x80000000u {
-        return ~bits;
-    }
-    return bits | 0x80000000u;
+    return order_keys(vec4<u32>(bits)).x;
 }
 
 fn key_value(key: u32) -> f32 {

@@ -303,6 +303,14 @@ impl Gpu {
         self.create_buffer(label, size, class, Usage::Storage, scope)
     }
 
+    /// Makes a buffer that the host can map to read.
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn staging(&self, label: &str, size: u64, scope: &Scope) -> Result<Buffer> {
+        self.create_buffer(label, size, MemoryClass::Staging, Usage::Readback, scope)
+    }
+
     pub(crate) fn create_buffer(
         &self,
         label: &str,
@@ -430,6 +438,17 @@ impl Gpu {
         staging.raw().unmap();
         scope.read_back(class, out.len() as u64);
         Ok(())
+    }
+
+    /// Makes room for the times of coming passes if there is little left; called between submissions.
+    ///
+    /// # Errors
+    /// As [`Gpu::download`].
+    pub fn timer_rest(&self) -> Result<()> {
+        match &self.timer {
+            Some(t) if t.nearly_full() => t.collect(self),
+            _ => Ok(()),
+        }
     }
 
     /// Collects GPU times that were taken but not yet read (see [`GpuOptions::timing`]).

@@ -44,6 +44,9 @@ const LIBRARY: &[(&str, &str)] = &[
     ("thread", include_str!("../../shaders/lib/thread.wgsl")),
     ("reduce", include_str!("../../shaders/lib/reduce.wgsl")),
     ("state", include_str!("../../shaders/lib/state.wgsl")),
+    ("order", include_str!("../../shaders/lib/order.wgsl")),
+    ("wide", include_str!("../../shaders/lib/wide.wgsl")),
+    ("philox", include_str!("../../shaders/lib/philox.wgsl")),
     ("activation", include_str!("../../shaders/lib/activation.wgsl")),
 ];
 

@@ -12,6 +12,7 @@ mod matmul;
 mod residual;
 mod rmsnorm;
 mod rope;
+pub mod sample;
 mod softmax;
 mod weight;
 
@@ -45,6 +46,11 @@ pub static KERNELS: &[&Kernel] = &[
     &residual::RESIDUAL,
     &rmsnorm::RMSNORM,
     &rope::ROPE,
+    &sample::CHECK_STOP,
+    &sample::SAMPLE_ARGMAX,
+    &sample::SAMPLE_PENALIZE,
+    &sample::SAMPLE_PICK,
+    &sample::STEP_BEGIN,
     &softmax::SOFTMAX,
 ];
 

@@ -14,20 +14,35 @@ pub(super) static RMSNORM: Kernel = Kernel {
     params: RmsNormParams::FIELDS,
 };
 
-params!(RmsNormParams { rows: u32, cols4: u32, x_stride4: u32, y_stride4: u32, eps: f32 });
+params!(RmsNormParams {
+    rows: u32,
+    cols4: u32,
+    x_stride4: u32,
+    x_offset4: u32,
+    y_stride4: u32,
+    y_offset4: u32,
+    eps: f32
+});
 
-/// `y[r, :] = x[r, :] / √(mean(x[r, :]²) + eps) · w`; columns, strides and offsets are multiples of 4, offsets zero.
+/// `y[r, :] = x[r, :] / √(mean(x[r, :]²) + eps) · w`; columns, strides and offsets are multiples of 4.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn rmsnorm<'a>(x: Matrix<'a>, w: BufferSlice<'a>, y: Matrix<'a>, eps: f32) -> Result<Dispatch<'a>> {
     x.check_vec4("rmsnorm: x")?;
     y.check_vec4("rmsnorm: y")?;
-    if x.cols != y.cols || x.rows != y.rows || w.size < u64::from(x.cols) * 4 || x.offset + y.offset != 0 {
+    if x.cols != y.cols || x.rows != y.rows || w.size < u64::from(x.cols) * 4 {
         bail!(InvalidArgument, "rmsnorm: x {} x {}, y {} x {}, w {} bytes", x.rows, x.cols, y.rows, y.cols, w.size);
     }
-    let params =
-        RmsNormParams { rows: x.rows, cols4: x.cols / 4, x_stride4: x.stride / 4, y_stride4: y.stride / 4, eps };
+    let params = RmsNormParams {
+        rows: x.rows,
+        cols4: x.cols / 4,
+        x_stride4: x.stride / 4,
+        x_offset4: x.offset / 4,
+        y_stride4: y.stride / 4,
+        y_offset4: y.offset / 4,
+        eps,
+    };
     Ok(Dispatch::new(&RMSNORM, &params, linear_grid(x.rows.into()))
         .constant("WG", if x.cols > 1024 { THREADS_LONG } else { THREADS })
         .bind("x", x.data)

@@ -1,0 +1,233 @@
+//! Choosing the next token: penalties and bias, the row's maximum, the draw, and the stop check.
+//!
+//! The four run in one submit and keep everything on the device; `src/sample` says what they compute and holds the reference.
+//! Buffers are per sequence *slot*; `rows` says which slot each row of logits belongs to.
+
+use crate::error::{Result, bail};
+use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::kernels::constants::THREADS_LONG;
+
+pub(super) static SAMPLE_PENALIZE: Kernel = Kernel {
+    name: "sample_penalize",
+    source: include_str!("../../shaders/sample_penalize.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    params: PenalizeParams::FIELDS,
+};
+
+pub(super) static SAMPLE_ARGMAX: Kernel = Kernel {
+    name: "sample_argmax",
+    source: include_str!("../../shaders/sample_argmax.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    params: ArgmaxParams::FIELDS,
+};
+
+pub(super) static SAMPLE_PICK: Kernel = Kernel {
+    name: "sample_pick",
+    source: include_str!("../../shaders/sample_pick.wgsl"),
+    flags: &[],
+    constants: &[],
+    slots: &[],
+    params: PickParams::FIELDS,
+};
+
+pub(super) static CHECK_STOP: Kernel = Kernel {
+    name: "check_stop",
+    source: include_str!("../../shaders/check_stop.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    params: CheckStopParams::FIELDS,
+};
+
+pub(super) static STEP_BEGIN: Kernel = Kernel {
+    name: "step_begin",
+    source: include_str!("../../shaders/step_begin.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    params: StepBeginParams::FIELDS,
+};
+
+params!(PenalizeParams { rows: u32, vocab: u32, history_cap: u32 });
+params!(ArgmaxParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
+params!(PickParams { rows: u32, vocab: u32, chunks: u32 });
+params!(CheckStopParams { rows: u32, out_offset: u32 });
+params!(StepBeginParams { rows: u32, history_cap: u32 });
+
+/// Stop ids that a slot's entry holds.
+pub const MAX_STOP_IDS: u32 = 64;
+/// Logit-bias entries of a slot.
+pub const BIAS_ENTRIES: u32 = crate::sample::MAX_LOGIT_BIAS as u32;
+/// Bytes of one logit-bias entry: token, value.
+pub const BIAS_BYTES: u64 = 8;
+/// What the ring holds for a sequence that had stopped before.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// Sequence state on the device; `SeqState` of `shaders/lib/state.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct SeqState {
+    /// Next input token.
+    pub token: u32,
+    /// Tokens in the KV cache: the position of the next input.
+    pub pos: u32,
+    /// `pos` never passes it.
+    pub limit: u32,
+    /// 0 running, 1 end token drawn, 2 limit reached.
+    pub stop: u32,
+    /// Stop ids of this slot.
+    pub n_stop: u32,
+    /// Padding.
+    pub pad: [u32; 3],
+}
+
+/// A row of a batch; `Row` of `shaders/lib/state.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Row {
+    /// Sequence slot.
+    pub slot: u32,
+    /// Position in its sequence.
+    pub pos: u32,
+}
+
+/// Vocabulary entries that one workgroup of the first maximum reduces.
+const ARGMAX_CHUNK: u32 = 4096;
+
+/// Workgroups a row in [`argmax`]; `partial` holds 8 bytes for each.
+pub fn argmax_chunks(vocab: u32) -> u32 {
+    vocab.div_ceil(ARGMAX_CHUNK)
+}
+
+/// The buffers that sampling reads, by slot.
+#[derive(Debug, Clone, Copy)]
+pub struct SamplingBuffers<'a> {
+    /// [`Row`]s of the batch.
+    pub rows: BufferSlice<'a>,
+    /// [`crate::sample::SampleParams`] by slot.
+    pub sampling: BufferSlice<'a>,
+    /// Tokens by slot and position.
+    pub history: BufferSlice<'a>,
+    /// Positions a slot's history has.
+    pub history_cap: u32,
+    /// Logit-bias entries by slot.
+    pub bias: BufferSlice<'a>,
+}
+
+fn check(rows: u32, vocab: u32, logits: BufferSlice<'_>) -> Result<()> {
+    if logits.size < u64::from(rows) * u64::from(vocab) * 4 || vocab == 0 {
+        bail!(InvalidArgument, "sampling: {rows} x {vocab} logits in {} bytes", logits.size);
+    }
+    Ok(())
+}
+
+/// Applies logit bias and penalties in place to `logits` (dense, f32 `[rows, vocab]`).
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn penalize<'a>(rows: u32, vocab: u32, logits: BufferSlice<'a>, b: SamplingBuffers<'a>) -> Result<Dispatch<'a>> {
+    check(rows, vocab, logits)?;
+    let params = PenalizeParams { rows, vocab, history_cap: b.history_cap };
+    Ok(Dispatch::new(&SAMPLE_PENALIZE, &params, linear_grid(rows.into()))
+        .constant("WG", THREADS_LONG)
+        .bind("logits", logits)
+        .bind("rows", b.rows)
+        .bind("sampling", b.sampling)
+        .bind("history", b.history)
+        .bind("bias", b.bias))
+}
+
+/// Maximum and its id, for each chunk of each row, into `partial`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn argmax<'a>(rows: u32, vocab: u32, logits: BufferSlice<'a>, partial: BufferSlice<'a>) -> Result<Dispatch<'a>> {
+    check(rows, vocab, logits)?;
+    let chunks = argmax_chunks(vocab);
+    if partial.size < u64::from(rows) * u64::from(chunks) * 8 {
+        bail!(InvalidArgument, "argmax: {} bytes for {rows} x {chunks} partial results", partial.size);
+    }
+    let params = ArgmaxParams { rows, vocab, chunks, chunk: ARGMAX_CHUNK };
+    Ok(Dispatch::new(&SAMPLE_ARGMAX, &params, linear_grid(u64::from(rows) * u64::from(chunks)))
+        .constant("WG", THREADS_LONG)
+        .bind("logits", logits)
+        .bind("partial", partial))
+}
+
+/// The token of each row into `picked`: the maximum, or a draw.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn pick<'a>(
+    rows: u32,
+    vocab: u32,
+    logits: BufferSlice<'a>,
+    b: SamplingBuffers<'a>,
+    partial: BufferSlice<'a>,
+    picked: BufferSlice<'a>,
+) -> Result<Dispatch<'a>> {
+    check(rows, vocab, logits)?;
+    let params = PickParams { rows, vocab, chunks: argmax_chunks(vocab) };
+    Ok(Dispatch::new(&SAMPLE_PICK, &params, linear_grid(rows.into()))
+        .bind("logits", logits)
+        .bind("rows", b.rows)
+        .bind("sampling", b.sampling)
+        .bind("partial", partial)
+        .bind("picked", picked))
+}
+
+/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring from `out_offset` on.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if the ring is too small.
+pub fn check_stop<'a>(
+    rows: u32,
+    out_offset: u32,
+    picked: BufferSlice<'a>,
+    row_data: BufferSlice<'a>,
+    states: BufferSlice<'a>,
+    stop_ids: BufferSlice<'a>,
+    ring: BufferSlice<'a>,
+) -> Result<Dispatch<'a>> {
+    if ring.size < u64::from(out_offset + rows) * 8 {
+        bail!(InvalidArgument, "check_stop: entry {out_offset} + {rows} of a ring of {} bytes", ring.size);
+    }
+    let params = CheckStopParams { rows, out_offset };
+    Ok(Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
+        .constant("WG", THREADS_LONG)
+        .bind("picked", picked)
+        .bind("rows", row_data)
+        .bind("states", states)
+        .bind("stop_ids", stop_ids)
+        .bind("ring", ring))
+}
+
+/// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if a buffer is too small.
+pub fn step_begin<'a>(
+    n: u32,
+    slots: BufferSlice<'a>,
+    states: BufferSlice<'a>,
+    rows: BufferSlice<'a>,
+    tokens: BufferSlice<'a>,
+    history: BufferSlice<'a>,
+    history_cap: u32,
+) -> Result<Dispatch<'a>> {
+    if slots.size < u64::from(n) * 4 || rows.size < u64::from(n) * 8 || tokens.size < u64::from(n) * 4 {
+        bail!(InvalidArgument, "step_begin: {n} rows");
+    }
+    let params = StepBeginParams { rows: n, history_cap };
+    Ok(Dispatch::new(&STEP_BEGIN, &params, linear_grid(u64::from(n).div_ceil(THREADS_LONG.into())))
+        .constant("WG", THREADS_LONG)
+        .bind("slots", slots)
+        .bind("states", states)
+        .bind("rows", rows)
+        .bind("tokens", tokens)
+        .bind("history", history))
+}

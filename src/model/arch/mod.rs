@@ -1,0 +1,132 @@
+//! Architectures: one file each, turning metadata into a [`ModelSpec`]. Nothing else knows an architecture's name.
+
+mod llama;
+
+use crate::error::{Result, bail};
+use crate::format::Gguf;
+use crate::model::spec::{ModelSpec, RopeScaling};
+
+/// An architecture: the name files carry, and how to read its metadata.
+#[derive(Debug)]
+pub struct Architecture {
+    /// `general.architecture`.
+    pub name: &'static str,
+    /// Fills the spec.
+    pub spec: fn(&Gguf) -> Result<ModelSpec>,
+}
+
+/// Every architecture that runs.
+pub static ARCHITECTURES: &[Architecture] = &[llama::LLAMA];
+
+/// Reads the spec of a file.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] naming an architecture that does not run; [`crate::Error::BadFile`] naming a missing or
+/// senseless key.
+pub fn read_spec(file: &Gguf) -> Result<ModelSpec> {
+    let name = file.require_str("general.architecture")?;
+    let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
+        let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        bail!(Unsupported, "{}: architecture \"{name}\" (this version runs {})", file.name(), known.join(", "));
+    };
+    (arch.spec)(file)
+}
+
+/// Typed access to the keys `<architecture>.<key>`.
+pub(super) struct Keys<'a> {
+    pub(super) file: &'a Gguf,
+    prefix: &'a str,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(file: &'a Gguf) -> Result<Self> {
+        Ok(Self { file, prefix: file.require_str("general.architecture")? })
+    }
+
+    pub(super) fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.prefix)
+    }
+
+    pub(super) fn u32(&self, key: &str) -> Result<Option<u32>> {
+        self.file.get_u32(&self.name(key))
+    }
+
+    /// A count that must be there and lie within `1..=max`: files are not trusted to be sane.
+    pub(super) fn count(&self, key: &str, max: u32) -> Result<u32> {
+        let value = self.file.require_u32(&self.name(key))?;
+        self.within(key, value, max)
+    }
+
+    pub(super) fn within(&self, key: &str, value: u32, max: u32) -> Result<u32> {
+        if value == 0 || value > max {
+            bail!(BadFile, "{}: key {}: {value} is outside 1..={max}", self.file.name(), self.name(key));
+        }
+        Ok(value)
+    }
+
+    pub(super) fn f32(&self, key: &str) -> Result<Option<f32>> {
+        self.file.get_f32(&self.name(key))
+    }
+
+    /// A positive, finite number.
+    pub(super) fn positive(&self, key: &str) -> Result<Option<f32>> {
+        match self.f32(key)? {
+            Some(v) if !(v > 0.0 && v.is_finite()) => {
+                bail!(BadFile, "{}: key {}: {v} is not positive", self.file.name(), self.name(key))
+            }
+            v => Ok(v),
+        }
+    }
+
+    pub(super) fn str(&self, key: &str) -> Result<Option<&'a str>> {
+        self.file.get_str(&self.name(key))
+    }
+
+    /// One number for each layer, from a scalar or an array.
+    pub(super) fn per_layer(&self, key: &str, layers: u32) -> Result<Option<Vec<u32>>> {
+        self.file.get_u32_per_layer(&self.name(key), layers as usize)
+    }
+
+    /// `rope.scaling.*`; the type defaults to linear, as llama.cpp reads such files.
+    pub(super) fn rope_scaling(&self, context_length: u32) -> Result<RopeScaling> {
+        let longrope = self.file.tensor("rope_factors_short.weight").is_some();
+        let kind = self.str("rope.scaling.type")?.unwrap_or(if longrope { "longrope" } else { "linear" });
+        let original = || -> Result<u32> {
+            Ok(self.u32("rope.scaling.original_context_length")?.unwrap_or(context_length).max(1))
+        };
+        let factor = match self.positive("rope.scaling.factor")? {
+            Some(f) => Some(f),
+            None => self.positive("rope.scale_linear")?,
+        };
+        Ok(match (kind, factor) {
+            ("longrope", _) => RopeScaling::LongRope { original_context: original()? },
+            ("none", _) | ("linear", None) => RopeScaling::None,
+            ("linear", Some(factor)) => RopeScaling::Linear { factor },
+            ("yarn", factor) => RopeScaling::Yarn {
+                factor: factor.unwrap_or(1.0),
+                original_context: original()?,
+                beta_fast: self.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            },
+            (other, _) => bail!(
+                Unsupported,
+                "{}: key {}: \"{other}\" (none, linear, yarn and longrope run)",
+                self.file.name(),
+                self.name("rope.scaling.type")
+            ),
+        })
+    }
+}
+
+/// Rows of the embedding table: the vocabulary a model computes with (a tokenizer may know fewer).
+pub(super) fn vocabulary_rows(file: &Gguf, n_embd: u32) -> Result<u32> {
+    let Some(table) = file.tensor("token_embd.weight") else {
+        bail!(BadFile, "{}: tensor token_embd.weight is missing", file.name());
+    };
+    match table.dims.as_slice() {
+        [k, rows] if *k == u64::from(n_embd) && (1..=1 << 22).contains(rows) => Ok(*rows as u32),
+        dims => {
+            bail!(BadFile, "{}: tensor token_embd.weight: shape {dims:?}, expected [{n_embd}, vocabulary]", file.name())
+        }
+    }
+}

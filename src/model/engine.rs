@@ -1,0 +1,434 @@
+//! The engine of one model: slots, cache, scratch and plans, and the three things it does: prefill, decode, logits.
+//!
+//! The engine holds no policy: which tokens, when to stop and what to show is the session's business. A sequence's length is the
+//! caller's to keep; nothing here counts as done before the device has finished it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::{Result, bail};
+use crate::gpu::{BindGroupCache, Buffer, Gpu, Plan, ReadbackClass, Recorder, Scope};
+use crate::kernels::KvType;
+use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
+use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
+use crate::model::forward::{Batch, Forward};
+use crate::model::kv_cache::{BlockTable, KvPool, KvStats};
+use crate::model::scratch::{LOGIT_ROWS, Scratch};
+use crate::model::slots::Slots;
+use crate::model::spec::ModelSpec;
+use crate::model::weights::Weights;
+use crate::sample::SamplingOptions;
+
+/// Tokens that one submit may run, at most.
+pub const MAX_TOKENS_PER_SUBMIT: u32 = 64;
+
+/// Sizes fixed when a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Longest context of a sequence.
+    pub n_ctx: u32,
+    /// Rows of a prompt evaluated in one submit.
+    pub chunk: u32,
+    /// Storage of keys and values.
+    pub kv_type: KvType,
+}
+
+/// A sequence: its slot and its pages. Made by [`Engine::open`], given back with [`Engine::close`].
+#[derive(Debug)]
+pub struct Sequence {
+    slot: u32,
+    n_ctx: u32,
+    table: BlockTable,
+    /// Sampling changes logits (penalties or bias).
+    penalties: bool,
+    n_stop: u32,
+}
+
+impl Sequence {
+    /// Positions this sequence may have.
+    pub fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+}
+
+/// Why a sequence stopped drawing, as the device reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It did not.
+    Running,
+    /// It drew one of its stop ids.
+    Token,
+    /// Its positions are used up.
+    Limit,
+}
+
+/// A token drawn on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn {
+    /// Its id.
+    pub token: u32,
+    /// Whether the sequence goes on.
+    pub stop: Stop,
+}
+
+impl Drawn {
+    /// `None` for the no-op of a sequence that had stopped before.
+    fn of(words: [u32; 2], vocab: u32) -> Result<Option<Self>> {
+        let [token, stop] = words;
+        if token == crate::kernels::sample::NO_TOKEN {
+            return Ok(None);
+        }
+        let stop = match stop {
+            0 => Stop::Running,
+            1 => Stop::Token,
+            2 => Stop::Limit,
+            other => bail!(Gpu, "the device reported stop reason {other}"),
+        };
+        if token >= vocab {
+            bail!(Gpu, "the device drew token {token} of a vocabulary of {vocab}");
+        }
+        Ok(Some(Self { token, stop }))
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Engine {
+    gpu: Arc<Gpu>,
+    spec: Arc<ModelSpec>,
+    weights: Weights,
+    options: EngineOptions,
+    slots: Slots,
+    kv: KvPool,
+    /// Blocks promised to open sequences: the pool is never smaller.
+    promised: u32,
+    scratch: Scratch,
+    staging: Buffer,
+    groups: BindGroupCache,
+    /// Decode steps by number of sequences and whether logits are changed before drawing.
+    plans: HashMap<(u32, bool), Arc<Plan>>,
+    /// Slots that `scratch.batch_slots` holds.
+    batch: Vec<u32>,
+}
+
+impl Engine {
+    /// Plans everything for a loaded model; sequences are opened later.
+    pub(crate) fn new(
+        gpu: Arc<Gpu>,
+        spec: Arc<ModelSpec>,
+        weights: Weights,
+        options: EngineOptions,
+        scope: &Scope,
+    ) -> Result<Self> {
+        let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS) * 8, scope)?;
+        Ok(Self {
+            slots: Slots::new(&gpu, 1, options.n_ctx, scope)?,
+            kv: KvPool::new(options.kv_type, &spec.layers),
+            promised: 0,
+            scratch: Scratch::new(&gpu, &spec, options.chunk, scope)?,
+            staging,
+            groups: BindGroupCache::default(),
+            plans: HashMap::new(),
+            batch: Vec::new(),
+            gpu,
+            spec,
+            weights,
+            options,
+        })
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Sizes fixed at loading.
+    pub fn options(&self) -> EngineOptions {
+        self.options
+    }
+
+    /// State of the KV cache.
+    pub fn kv_stats(&self) -> KvStats {
+        self.kv.stats()
+    }
+
+    fn forward(&self) -> Forward<'_> {
+        Forward { spec: &self.spec, weights: &self.weights, scratch: &self.scratch, slots: &self.slots, kv: &self.kv }
+    }
+
+    fn forget_plans(&mut self) {
+        self.plans.clear();
+        self.groups.clear();
+        self.batch.clear();
+    }
+
+    /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
+    pub fn open(&mut self, n_ctx: u32, scope: &Scope) -> Result<Sequence> {
+        if n_ctx == 0 || n_ctx > self.options.n_ctx {
+            bail!(
+                InvalidArgument,
+                "a context of {n_ctx} positions; the model was loaded for 1..={}",
+                self.options.n_ctx
+            );
+        }
+        let blocks = n_ctx.div_ceil(KV_BLOCK_TOKENS);
+        if self.promised + blocks > self.kv.stats().blocks {
+            self.kv.grow(&self.gpu, self.promised + blocks, scope)?;
+            self.forget_plans();
+        }
+        let slot = match self.slots.take() {
+            Some(s) => s,
+            None => {
+                self.slots = self.slots.doubled(&self.gpu, scope)?;
+                self.forget_plans();
+                match self.slots.take() {
+                    Some(s) => s,
+                    None => bail!(Internal, "no slot after growing"),
+                }
+            }
+        };
+        self.promised += blocks;
+        Ok(Sequence { slot, n_ctx, table: BlockTable::default(), penalties: false, n_stop: 0 })
+    }
+
+    /// Gives a sequence's slot and pages back.
+    pub fn close(&mut self, mut sequence: Sequence) {
+        sequence.table.truncate(&mut self.kv, 0);
+        self.promised -= sequence.n_ctx.div_ceil(KV_BLOCK_TOKENS);
+        self.slots.release(sequence.slot);
+    }
+
+    /// Forgets a sequence's positions from `tokens` on.
+    pub fn truncate(&mut self, sequence: &mut Sequence, tokens: u32) {
+        sequence.table.truncate(&mut self.kv, tokens);
+    }
+
+    /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] for options out of range or too many stop ids.
+    pub fn configure(
+        &self,
+        sequence: &mut Sequence,
+        options: &SamplingOptions,
+        stop_ids: &[u32],
+        scope: &Scope,
+    ) -> Result<()> {
+        options.validate(self.spec.n_vocab)?;
+        if stop_ids.len() > MAX_STOP_IDS as usize {
+            bail!(InvalidArgument, "{} stop ids, {MAX_STOP_IDS} are possible", stop_ids.len());
+        }
+        self.slots.configure(&self.gpu, sequence.slot, options, stop_ids, scope)?;
+        sequence.penalties = options.has_penalties() || !options.logit_bias.is_empty();
+        sequence.n_stop = stop_ids.len() as u32;
+        Ok(())
+    }
+
+    /// Takes pages for `tokens` positions and tells the device which.
+    fn reserve(&mut self, sequence: &mut Sequence, tokens: u32, scope: &Scope) -> Result<()> {
+        if tokens > sequence.n_ctx {
+            bail!(ContextFull, "{tokens} positions in a context of {}", sequence.n_ctx);
+        }
+        let new = sequence.table.reserve(&mut self.kv, tokens)?;
+        match sequence.table.blocks().get(new.clone()) {
+            Some(blocks) if !blocks.is_empty() => {
+                self.slots.set_table(&self.gpu, sequence.slot, new.start, blocks, scope)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts `tokens`, at most [`EngineOptions::chunk`], in place for evaluation at positions from `pos` on.
+    fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
+        let n = tokens.len() as u32;
+        if n == 0 || n > self.options.chunk {
+            bail!(InvalidArgument, "{n} tokens in a chunk of 1..={}", self.options.chunk);
+        }
+        if let Some(t) = tokens.iter().find(|&&t| t >= self.spec.n_vocab) {
+            bail!(InvalidArgument, "token {t} in a vocabulary of {}", self.spec.n_vocab);
+        }
+        self.reserve(sequence, pos + n, scope)?;
+        let rows: Vec<Row> = (pos..pos + n).map(|pos| Row { slot: sequence.slot, pos }).collect();
+        self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(tokens), scope)?;
+        self.gpu.upload(self.scratch.row_data.whole(), bytemuck::cast_slice(&rows), scope)?;
+        self.slots.set_history(&self.gpu, sequence.slot, pos, tokens, scope)
+    }
+
+    /// Records the evaluation of `n` staged rows.
+    fn record_run(&self, n: u32, scope: &Scope) -> Result<Recorder<'_>> {
+        let forward = self.forward();
+        let mut recorder = self.gpu.recorder("prefill", scope).with_groups(&self.groups);
+        forward.body(&mut recorder, n, Batch::Run)?;
+        Ok(recorder)
+    }
+
+    /// Evaluates `tokens` (at most a chunk) at positions from `pos` on, for their keys and values only.
+    ///
+    /// # Errors
+    /// [`crate::Error::ContextFull`], [`crate::Error::InvalidArgument`], or what the device reports.
+    pub fn prefill(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
+        self.stage_run(sequence, tokens, pos, scope)?;
+        let recorder = self.record_run(tokens.len() as u32, scope)?;
+        let submission = recorder.submit()?;
+        self.gpu.wait(&submission)
+    }
+
+    /// As [`Engine::prefill`], and draws the next token from the last row's logits, in the same submit. From then on
+    /// [`Engine::decode`] goes on from the device's own state, until `limit` positions are filled.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`].
+    pub fn prefill_and_draw(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        pos: u32,
+        limit: u32,
+        scope: &Scope,
+    ) -> Result<Drawn> {
+        let n = tokens.len() as u32;
+        let last = Row { slot: sequence.slot, pos: (pos + n).saturating_sub(1) };
+        let state = SeqState {
+            token: tokens.last().copied().unwrap_or(0),
+            pos: last.pos,
+            limit: limit.min(sequence.n_ctx),
+            stop: 0,
+            n_stop: sequence.n_stop,
+            pad: [0; 3],
+        };
+        let penalties = sequence.penalties;
+        self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
+        self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
+        self.stage_run(sequence, tokens, pos, scope)?;
+        let mut recorder = self.record_run(n, scope)?;
+        self.forward().logits(&mut recorder, n - 1, 1)?;
+        self.forward().sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
+        recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8));
+        let submission = recorder.submit()?;
+        let mut words = [0u32; 2];
+        let out = bytemuck::cast_slice_mut(&mut words);
+        self.gpu.read_staging(&self.staging, &submission, out, ReadbackClass::Token, scope)?;
+        match Drawn::of(words, self.spec.n_vocab)? {
+            Some(drawn) => Ok(drawn),
+            None => bail!(Internal, "a sequence that was just started had stopped"),
+        }
+    }
+
+    /// As [`Engine::prefill`], and hands the logits of every row to `sink`, in order: `[rows, n_vocab]` a call.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`], or what `sink` returns.
+    pub fn prefill_logits(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        pos: u32,
+        first_row: u32,
+        scope: &Scope,
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let n = tokens.len() as u32;
+        self.stage_run(sequence, tokens, pos, scope)?;
+        let recorder = self.record_run(tokens.len() as u32, scope)?;
+        let submission = recorder.submit()?;
+        self.gpu.wait(&submission)?;
+        let mut first = first_row;
+        while first < n {
+            let rows = (n - first).min(LOGIT_ROWS);
+            let mut recorder = self.gpu.recorder("logits", scope).with_groups(&self.groups);
+            self.forward().logits(&mut recorder, first, rows)?;
+            recorder.submit()?;
+            let bytes = u64::from(rows) * u64::from(self.spec.n_vocab) * 4;
+            let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), ReadbackClass::Logits, scope)?;
+            sink(&bytemuck::pod_collect_to_vec::<u8, f32>(&raw))?;
+            first += rows;
+        }
+        Ok(())
+    }
+
+    fn decode_plan(&mut self, n: u32, penalties: bool, scope: &Scope) -> Result<Arc<Plan>> {
+        if let Some(plan) = self.plans.get(&(n, penalties)) {
+            return Ok(plan.clone());
+        }
+        let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
+        self.forward().decode_step(&mut recorder, n, penalties)?;
+        let plan = Arc::new(recorder.into_plan()?);
+        self.plans.insert((n, penalties), plan.clone());
+        Ok(plan)
+    }
+
+    /// Compiles the pipelines of prefill and decode, and builds the plans of single-sequence decode. A sequence must have been opened,
+    /// so that there is a cache to bind.
+    ///
+    /// # Errors
+    /// What compiling reports.
+    pub fn prewarm(&mut self, scope: &Scope) -> Result<()> {
+        // One, two and more columns of the matrix-vector product, and the first size that is tiled.
+        for n in [1, 2, 3, TILE_FROM] {
+            if n <= self.scratch.rows {
+                let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
+                self.forward().body(&mut recorder, n, Batch::Run)?;
+                self.forward().logits(&mut recorder, 0, n)?;
+                // Dropped, not submitted: recording alone compiles.
+            }
+        }
+        self.prepare_decode(1, false, scope)?;
+        self.prepare_decode(1, true, scope)
+    }
+
+    /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
+    ///
+    /// # Errors
+    /// What building it reports.
+    pub fn prepare_decode(&mut self, sequences: u32, penalties: bool, scope: &Scope) -> Result<()> {
+        self.decode_plan(sequences, penalties, scope).map(drop)
+    }
+
+    /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
+    /// the cache. Per step and sequence, in this order: a token, or `None` if the sequence had stopped before.
+    ///
+    /// # Errors
+    /// [`crate::Error::ContextFull`] if a sequence has no room left, or what the device reports.
+    pub fn decode(
+        &mut self,
+        sequences: &mut [&mut Sequence],
+        positions: &[u32],
+        tokens: u32,
+        scope: &Scope,
+    ) -> Result<Vec<Vec<Option<Drawn>>>> {
+        let n = sequences.len() as u32;
+        if n == 0 || n > LOGIT_ROWS.min(self.scratch.rows) || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
+            bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
+        }
+        for (sequence, &pos) in sequences.iter_mut().zip(positions) {
+            // Rows of a stopped sequence are computed but not used: they write within its pages.
+            let end = (pos + tokens).min(sequence.n_ctx);
+            if pos >= sequence.n_ctx {
+                bail!(ContextFull, "{pos} positions in a context of {}", sequence.n_ctx);
+            }
+            self.reserve(sequence, end, scope)?;
+        }
+        let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
+        let penalties = sequences.iter().any(|s| s.penalties);
+        let plan = self.decode_plan(n, penalties, scope)?;
+        if self.batch != slots {
+            self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
+            self.batch = slots;
+        }
+        let mut recorder = self.gpu.recorder("decode", scope);
+        let step = u64::from(n) * 8;
+        for i in 0..u64::from(tokens) {
+            recorder.replay(&plan);
+            recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step));
+        }
+        let submission = recorder.submit()?;
+        let mut words = vec![[0u32; 2]; (n * tokens) as usize];
+        let out = bytemuck::cast_slice_mut(&mut words);
+        self.gpu.read_staging(&self.staging, &submission, out, ReadbackClass::Token, scope)?;
+        let vocab = self.spec.n_vocab;
+        words.chunks(n as usize).map(|step| step.iter().map(|&w| Drawn::of(w, vocab)).collect()).collect()
+    }
+}

@@ -1,0 +1,153 @@
+//! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
+
+use crate::error::Result;
+use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
+use crate::kernels::sample::{SamplingBuffers, argmax, check_stop, penalize, pick, step_begin};
+use crate::kernels::{
+    AttentionShape, Matrix, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
+    matmul, rmsnorm, rope,
+};
+use crate::model::kv_cache::KvPool;
+use crate::model::scratch::Scratch;
+use crate::model::slots::Slots;
+use crate::model::spec::{LayerSpec, ModelSpec};
+use crate::model::weights::{LayerWeights, Weights};
+
+/// How the rows of a batch belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Batch {
+    /// One sequence, consecutive positions: a piece of a prompt.
+    Run,
+    /// Each row at its own slot and position: a decode step.
+    Rows,
+}
+
+/// What the pass reads and writes.
+#[derive(Clone, Copy)]
+pub(crate) struct Forward<'a> {
+    pub(crate) spec: &'a ModelSpec,
+    pub(crate) weights: &'a Weights,
+    pub(crate) scratch: &'a Scratch,
+    pub(crate) slots: &'a Slots,
+    pub(crate) kv: &'a KvPool,
+}
+
+impl<'a> Forward<'a> {
+    fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
+        dispatches.into_iter().try_for_each(|d| r.record(d.label(label)))
+    }
+
+    /// Embedding and all blocks, for the first `n` rows of the scratch.
+    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<()> {
+        let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
+        let tokens = self.scratch.tokens.whole();
+        Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
+        for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+            self.attention(r, i, spec, weights, x, batch)?;
+            self.feed_forward(r, spec, weights, x)?;
+        }
+        Ok(())
+    }
+
+    fn norm(&self, r: &mut Recorder<'_>, x: Matrix<'_>, w: &Buffer) -> Result<Matrix<'a>> {
+        let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+        r.record(rmsnorm(x, w.whole(), normed, self.spec.norm_eps)?)?;
+        Ok(normed)
+    }
+
+    fn attention(
+        &self,
+        r: &mut Recorder<'_>,
+        layer: usize,
+        spec: &LayerSpec,
+        w: &LayerWeights,
+        x: Matrix<'_>,
+        batch: Batch,
+    ) -> Result<()> {
+        let (s, a, n) = (self.scratch, &spec.attention, x.rows);
+        let normed = self.norm(r, x, &w.attn_norm)?;
+        let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
+        Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
+        let kv = self.kv.layer(layer)?;
+        let (tables, stride) = (self.slots.tables.whole(), self.slots.table_stride());
+        let rope_shape = RopeShape {
+            n_head: a.n_head,
+            n_kv: a.n_kv,
+            head_dim: a.head_dim,
+            n_rot: self.spec.rope.n_rot,
+            pairs: self.spec.rope.pairs,
+        };
+        let (rows, q, angles) = (s.row_data.whole(), s.q.whole(), self.weights.angles.whole());
+        let kv_type = self.kv.kv_type();
+        r.record(rope(rope_shape, kv_type, qkv, rows, tables, stride, angles, q, kv)?.label("attn.rope"))?;
+        let shape = AttentionShape {
+            n_head: a.n_head,
+            n_kv: a.n_kv,
+            head_dim: a.head_dim,
+            window: a.window,
+            scale: a.scale,
+            softcap: a.softcap,
+        };
+        let out = s.attn.whole();
+        let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
+            attention_prefill(r.gpu(), shape, kv_type, n, q, rows, tables, stride, kv, out)?
+        } else {
+            attention_decode(shape, kv_type, n, q, rows, tables, stride, kv, out)?
+        };
+        r.record(scores.label("attn.scores"))?;
+        let heads = Matrix::new(&s.attn, n, a.q_width());
+        Self::record_all(r, "attn.out", matmul(r.gpu(), heads, &w.attn_out, x, true)?)
+    }
+
+    fn feed_forward(&self, r: &mut Recorder<'_>, spec: &LayerSpec, w: &LayerWeights, x: Matrix<'_>) -> Result<()> {
+        let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
+        let normed = self.norm(r, x, &w.ffn_norm)?;
+        let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
+        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        let inner = Matrix::new(&s.ff, x.rows, n_ff);
+        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
+        r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
+        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, &w.down, x, true)?)
+    }
+
+    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
+    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32) -> Result<()> {
+        let e = self.spec.n_embd;
+        let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
+        let normed = self.norm(r, x, &self.weights.output_norm)?;
+        let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
+        Self::record_all(r, "head", matmul(r.gpu(), normed, self.weights.head(), logits, false)?)
+    }
+
+    /// Draws a token from each of the first `n` rows of logits, whose slots and positions stand in `rows`, and moves the sequences on.
+    pub(crate) fn sample(&self, r: &mut Recorder<'_>, n: u32, rows: BufferSlice<'_>, penalties: bool) -> Result<()> {
+        let (s, vocab) = (self.scratch, self.spec.n_vocab);
+        let buffers = SamplingBuffers {
+            rows,
+            sampling: self.slots.sampling.whole(),
+            history: self.slots.history.whole(),
+            history_cap: self.slots.history_cap(),
+            bias: self.slots.bias.whole(),
+        };
+        let (logits, partial, picked) = (s.logits.whole(), s.partial.whole(), s.picked.whole());
+        if penalties {
+            r.record(penalize(n, vocab, logits, buffers)?.label("sample.penalize"))?;
+        }
+        r.record(argmax(n, vocab, logits, partial)?.label("sample.argmax"))?;
+        r.record(pick(n, vocab, logits, buffers, partial, picked)?.label("sample.pick"))?;
+        let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
+        r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))
+    }
+
+    /// One whole decode step of `n` sequences, whose slots stand in `scratch.batch_slots`.
+    pub(crate) fn decode_step(&self, r: &mut Recorder<'_>, n: u32, penalties: bool) -> Result<()> {
+        let s = self.scratch;
+        let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
+        let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
+        let cap = self.slots.history_cap();
+        r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
+        self.body(r, n, Batch::Rows)?;
+        self.logits(r, 0, n)?;
+        self.sample(r, n, rows, penalties)
+    }
+}

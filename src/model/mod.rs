@@ -1,0 +1,60 @@
+//! Models: what they are ([`ModelSpec`]), their weights, and the engine that runs them.
+//!
+//! This layer knows weight names, layer order and which kernel; not workgroup sizes, not file offsets, not policy.
+
+pub mod arch;
+mod engine;
+mod forward;
+mod kv_cache;
+mod scratch;
+mod slots;
+mod spec;
+mod weights;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::format::Gguf;
+use crate::gpu::{Gpu, Phase};
+
+pub use crate::kernels::KvType;
+pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Sequence, Stop};
+pub use kv_cache::KvStats;
+pub use spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec};
+
+/// What was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadedSizes {
+    /// Weights of all matrices.
+    pub parameters: u64,
+    /// Bytes of the matrices in the file.
+    pub file_bytes: u64,
+    /// Format of most of those bytes.
+    pub format: &'static str,
+}
+
+/// Checks a file's tensors against its spec, without a device.
+///
+/// # Errors
+/// As [`load`].
+pub fn measure(file: &Gguf, spec: &ModelSpec) -> Result<LoadedSizes> {
+    let plan = weights::LoadPlan::new(file, spec)?;
+    Ok(LoadedSizes { parameters: plan.parameters(), file_bytes: plan.file_bytes(), format: plan.main_format() })
+}
+
+/// Loads a model's weights and plans its engine. `progress` gets bytes done and bytes in all; an error from it ends the load.
+///
+/// # Errors
+/// [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming the tensor, [`crate::Error::OutOfMemory`], or what `progress` returned.
+pub fn load(
+    gpu: &Arc<Gpu>,
+    file: &Gguf,
+    spec: Arc<ModelSpec>,
+    options: EngineOptions,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<Engine> {
+    let scope = gpu.scope(Phase::Load);
+    let plan = weights::LoadPlan::new(file, &spec)?;
+    let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;
+    Engine::new(gpu.clone(), spec, weights, options, &scope)
+}

@@ -1,0 +1,74 @@
+//! Activations: planned once for a model and a number of rows, so that running allocates nothing.
+
+use crate::error::Result;
+use crate::gpu::{Buffer, Gpu, MemoryClass, Scope};
+use crate::kernels::sample::argmax_chunks;
+use crate::model::spec::ModelSpec;
+
+/// Rows whose logits are computed together.
+pub(crate) const LOGIT_ROWS: u32 = 16;
+
+/// Named activation buffers, each for `rows` rows (tokens) but where said otherwise.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub(crate) rows: u32,
+    /// Input ids.
+    pub(crate) tokens: Buffer,
+    /// Slot and position of each row.
+    pub(crate) row_data: Buffer,
+    /// Residual stream `[rows, n_embd]`.
+    pub(crate) x: Buffer,
+    /// Normalised input of a block `[rows, n_embd]`.
+    pub(crate) normed: Buffer,
+    /// q, k and v before rotation.
+    pub(crate) qkv: Buffer,
+    /// Rotated q.
+    pub(crate) q: Buffer,
+    /// Output of attention.
+    pub(crate) attn: Buffer,
+    /// Gate and up.
+    pub(crate) gate_up: Buffer,
+    /// Activated product.
+    pub(crate) ff: Buffer,
+    /// `[LOGIT_ROWS, n_vocab]`.
+    pub(crate) logits: Buffer,
+    /// Slot and position of the rows of `logits`, where they are not the first rows of the batch.
+    pub(crate) tail_rows: Buffer,
+    /// First maxima of the rows of `logits`.
+    pub(crate) partial: Buffer,
+    /// Tokens drawn for the rows of `logits`.
+    pub(crate) picked: Buffer,
+    /// (token, stop) of the step.
+    pub(crate) ring: Buffer,
+    /// Slots of a decode batch.
+    pub(crate) batch_slots: Buffer,
+}
+
+impl Scratch {
+    /// Plans all buffers for `rows` rows.
+    pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
+        let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
+        let words = |name: &str, n: u64| gpu.storage(name, n * 4, MemoryClass::Scratch, scope);
+        let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
+        let n_ff = widest(&|l| l.feed_forward.n_ff);
+        let chunks = argmax_chunks(spec.n_vocab);
+        Ok(Self {
+            rows,
+            tokens: wide("tokens", 1)?,
+            row_data: wide("rows", 2)?,
+            x: wide("x", spec.n_embd)?,
+            normed: wide("normed", spec.n_embd)?,
+            qkv: wide("qkv", widest(&|l| l.attention.qkv_width()))?,
+            q: wide("q", widest(&|l| l.attention.q_width()))?,
+            attn: wide("attn", widest(&|l| l.attention.q_width()))?,
+            gate_up: wide("gate_up", 2 * n_ff)?,
+            ff: wide("ff", n_ff)?,
+            logits: words("logits", u64::from(LOGIT_ROWS) * u64::from(spec.n_vocab))?,
+            tail_rows: words("tail_rows", u64::from(LOGIT_ROWS) * 2)?,
+            partial: words("partial", u64::from(LOGIT_ROWS) * u64::from(chunks) * 2)?,
+            picked: words("picked", LOGIT_ROWS.into())?,
+            ring: words("ring", u64::from(LOGIT_ROWS) * 2)?,
+            batch_slots: words("batch_slots", LOGIT_ROWS.into())?,
+        })
+    }
+}

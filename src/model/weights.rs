@@ -1,0 +1,292 @@
+//! A model's weights on the device, read from a GGUF file.
+//!
+//! Every tensor is found, typed and measured before the first byte goes to the device, so a bad file costs nothing.
+//! q, k and v are stacked into one product, and gate and up into another, whatever formats they come in.
+
+use crate::error::{Error, Result, bail};
+use crate::format::{Gguf, TensorInfo, type_name};
+use crate::gpu::{Buffer, Gpu, Scope};
+use crate::kernels::{RowSource, Weight, WeightUploader};
+use crate::model::spec::{LayerSpec, ModelSpec, RopeDivisors};
+use crate::quant;
+
+/// Weights of one block.
+#[derive(Debug)]
+pub(crate) struct LayerWeights {
+    pub(crate) attn_norm: Buffer,
+    pub(crate) qkv: Weight,
+    pub(crate) attn_out: Weight,
+    pub(crate) ffn_norm: Buffer,
+    pub(crate) gate_up: Weight,
+    pub(crate) down: Weight,
+}
+
+/// All weights.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) embedding: Weight,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) output_norm: Buffer,
+    /// Absent where the head is tied to the embedding.
+    pub(crate) output: Option<Weight>,
+    pub(crate) angles: Buffer,
+}
+
+impl Weights {
+    /// The head's weight.
+    pub(crate) fn head(&self) -> &Weight {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+/// One tensor among those stacked into a weight.
+struct Member<'a> {
+    info: &'a TensorInfo,
+    format: &'static quant::Format,
+    rows: u32,
+    bias: Option<Vec<f32>>,
+}
+
+/// Tensors stacked into one weight of width `k`.
+struct Stack<'a> {
+    name: String,
+    k: u32,
+    members: Vec<Member<'a>>,
+}
+
+/// A vector of f32.
+struct Vector {
+    name: String,
+    values: Vec<f32>,
+}
+
+struct LayerPlan<'a> {
+    attn_norm: Vector,
+    qkv: Stack<'a>,
+    attn_out: Stack<'a>,
+    ffn_norm: Vector,
+    gate_up: Stack<'a>,
+    down: Stack<'a>,
+}
+
+/// What is going to be uploaded: everything was found and measured.
+pub(crate) struct LoadPlan<'a> {
+    file: &'a Gguf,
+    embedding: Stack<'a>,
+    layers: Vec<LayerPlan<'a>>,
+    output_norm: Vector,
+    output: Option<Stack<'a>>,
+    divisors: RopeDivisors,
+}
+
+impl<'a> LoadPlan<'a> {
+    /// Finds and measures every tensor that `spec` needs.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] naming a tensor that is missing or of a wrong shape, [`Error::Unsupported`] naming a type that does
+    /// not run.
+    pub(crate) fn new(file: &'a Gguf, spec: &ModelSpec) -> Result<Self> {
+        let f = Finder { file };
+        let e = spec.n_embd;
+        let layers = spec.layers.iter().enumerate().map(|(i, l)| f.layer(i, l, e)).collect::<Result<_>>()?;
+        let output = match file.tensor("output.weight") {
+            Some(_) => Some(f.stack("output", e, &[("output", spec.n_vocab)])?),
+            None => None,
+        };
+        Ok(Self {
+            file,
+            embedding: f.stack("token_embd", e, &[("token_embd", spec.n_vocab)])?,
+            layers,
+            output_norm: f.norm("output_norm", e)?,
+            output,
+            divisors: RopeDivisors {
+                any: f.optional_vector("rope_freqs.weight")?,
+                short: f.optional_vector("rope_factors_short.weight")?,
+                long: f.optional_vector("rope_factors_long.weight")?,
+            },
+        })
+    }
+
+    fn stacks(&self) -> impl Iterator<Item = &Stack<'a>> {
+        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.attn_out, &l.gate_up, &l.down]);
+        [&self.embedding].into_iter().chain(layers).chain(&self.output)
+    }
+
+    /// Bytes of the matrices in the file.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.stacks().flat_map(|s| &s.members).map(|m| m.info.bytes).sum()
+    }
+
+    /// Weights of all matrices.
+    pub(crate) fn parameters(&self) -> u64 {
+        self.stacks().flat_map(|s| s.members.iter().map(|m| u64::from(s.k) * u64::from(m.rows))).sum()
+    }
+
+    /// The format that holds most of the matrices' bytes, as a name for the whole file.
+    pub(crate) fn main_format(&self) -> &'static str {
+        let bytes = |name: &str| -> u64 {
+            self.stacks().flat_map(|s| &s.members).filter(|m| m.format.name == name).map(|m| m.info.bytes).sum()
+        };
+        quant::FORMATS.iter().map(|f| f.name).max_by_key(|n| bytes(n)).unwrap_or("F32")
+    }
+
+    /// Uploads everything. `progress` gets the bytes of the file handed over so far and in all; an error from it ends the load.
+    pub(crate) fn upload(
+        &self,
+        gpu: &Gpu,
+        spec: &ModelSpec,
+        n_ctx: u32,
+        scope: &Scope,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Weights> {
+        let total = self.file_bytes();
+        let mut done = 0;
+        progress(0, total)?;
+        let mut step = |bytes| {
+            done += bytes;
+            progress(done, total)
+        };
+        let mut up = WeightUploader::new(gpu, scope, &mut step);
+        let embedding = self.stack(&mut up, &self.embedding)?;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for l in &self.layers {
+            layers.push(LayerWeights {
+                attn_norm: up.vector(&l.attn_norm.name, &l.attn_norm.values)?,
+                qkv: self.stack(&mut up, &l.qkv)?,
+                attn_out: self.stack(&mut up, &l.attn_out)?,
+                ffn_norm: up.vector(&l.ffn_norm.name, &l.ffn_norm.values)?,
+                gate_up: self.stack(&mut up, &l.gate_up)?,
+                down: self.stack(&mut up, &l.down)?,
+            });
+        }
+        let output = self.output.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
+        let table = spec.rope.angles(&self.divisors, n_ctx).map_err(|e| e.within(self.file.name()))?;
+        let angles = up.vector("rope angles", bytemuck::cast_slice(&table.values))?;
+        let output_norm = up.vector(&self.output_norm.name, &self.output_norm.values)?;
+        up.finish()?;
+        Ok(Weights { embedding, layers, output_norm, output, angles })
+    }
+
+    fn stack(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<Weight> {
+        let sources: Vec<_> = s
+            .members
+            .iter()
+            .map(|m| RowSource {
+                format: m.format,
+                rows: m.rows,
+                data: self.file.data(m.info),
+                bias: m.bias.as_deref(),
+            })
+            .collect();
+        up.upload(&s.name, s.k, &sources).map_err(|e| match e {
+            // What the progress callback returned is the caller's own word.
+            Error::Cancelled(_) => e,
+            e => e.within(self.file.name()),
+        })
+    }
+}
+
+struct Finder<'a> {
+    file: &'a Gguf,
+}
+
+impl<'a> Finder<'a> {
+    fn layer(&self, i: usize, l: &LayerSpec, e: u32) -> Result<LayerPlan<'a>> {
+        let (a, ff) = (&l.attention, &l.feed_forward);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let (q, k, v) = (name("attn_q"), name("attn_k"), name("attn_v"));
+        // Newer converters fuse q, k and v.
+        let fused = name("attn_qkv");
+        let qkv = if self.file.tensor(&format!("{fused}.weight")).is_some() {
+            self.stack(&fused, e, &[(&fused, a.qkv_width())])?
+        } else {
+            self.stack(&fused, e, &[(&q, a.q_width()), (&k, a.kv_width()), (&v, a.kv_width())])?
+        };
+        let out = name("attn_output");
+        let (gate, up, down) = (name("ffn_gate"), name("ffn_up"), name("ffn_down"));
+        Ok(LayerPlan {
+            attn_norm: self.norm(&name("attn_norm"), e)?,
+            qkv,
+            attn_out: self.stack(&out, a.q_width(), &[(&out, e)])?,
+            ffn_norm: self.norm(&name("ffn_norm"), e)?,
+            gate_up: self.stack(&name("ffn_gate_up"), e, &[(&gate, ff.n_ff), (&up, ff.n_ff)])?,
+            down: self.stack(&down, ff.n_ff, &[(&down, e)])?,
+        })
+    }
+
+    fn tensor(&self, name: &str) -> Result<&'a TensorInfo> {
+        match self.file.tensor(name) {
+            Some(t) => Ok(t),
+            None => bail!(BadFile, "{}: tensor {name} is missing", self.file.name()),
+        }
+    }
+
+    fn format(&self, t: &TensorInfo) -> Result<&'static quant::Format> {
+        match quant::by_ggml_type(t.ggml_type) {
+            Some(f) => Ok(f),
+            None => {
+                let known: Vec<_> = quant::FORMATS.iter().map(|f| f.name).collect();
+                bail!(
+                    Unsupported,
+                    "{}: tensor {}: type {} (this version runs {})",
+                    self.file.name(),
+                    t.name,
+                    type_name(t.ggml_type),
+                    known.join(", ")
+                )
+            }
+        }
+    }
+
+    /// The tensors `<name>.weight` of `members`, each `[k, rows]`, with `<name>.bias` where there is one.
+    fn stack(&self, name: &str, k: u32, members: &[(&str, u32)]) -> Result<Stack<'a>> {
+        let members = members
+            .iter()
+            .map(|&(member, rows)| {
+                let info = self.tensor(&format!("{member}.weight"))?;
+                if info.dims != [u64::from(k), u64::from(rows)] {
+                    bail!(
+                        BadFile,
+                        "{}: tensor {}: shape {:?}, expected [{k}, {rows}]",
+                        self.file.name(),
+                        info.name,
+                        info.dims
+                    );
+                }
+                let bias = self.optional_vector(&format!("{member}.bias"))?;
+                if let Some(b) = bias.as_ref().filter(|b| b.len() != rows as usize) {
+                    bail!(BadFile, "{}: tensor {member}.bias: {} values for {rows} rows", self.file.name(), b.len());
+                }
+                Ok(Member { info, format: self.format(info)?, rows, bias })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Stack { name: format!("{name}.weight"), k, members })
+    }
+
+    /// `<name>.weight` as a vector of `n` numbers.
+    fn norm(&self, name: &str, n: u32) -> Result<Vector> {
+        let name = format!("{name}.weight");
+        let info = self.tensor(&name)?;
+        let values = self.values(info)?;
+        if values.len() != n as usize {
+            bail!(BadFile, "{}: tensor {name}: shape {:?}, expected [{n}]", self.file.name(), info.dims);
+        }
+        Ok(Vector { name, values })
+    }
+
+    fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        self.file.tensor(name).map(|t| self.values(t)).transpose()
+    }
+
+    /// A small tensor in f32.
+    fn values(&self, t: &TensorInfo) -> Result<Vec<f32>> {
+        let format = self.format(t)?;
+        let n = t.elements();
+        if n > 1 << 24 {
+            bail!(BadFile, "{}: tensor {}: {n} elements where a vector is expected", self.file.name(), t.name);
+        }
+        let mut values = vec![0.0; n as usize];
+        (format.dequantize)(self.file.data(t), &mut values);
+        Ok(values)
+    }
+}

@@ -1,0 +1,253 @@
+//! Generation as a state machine: each step is one submit, its tokens become events.
+//!
+//! [`Session::generate`] runs the steps to the end. A step evaluates one chunk of the prompt, or draws the next batch of tokens; between
+//! steps a cancel request is taken and the caller's word is heard.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::error::{Result, bail};
+use crate::gpu::Phase;
+use crate::model::{Drawn, Stop};
+use crate::session::options::GenerateOptions;
+use crate::session::state::Session;
+use crate::text::{StopMatcher, Utf8Stream};
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model drew an end-of-generation token.
+    EndToken,
+    /// A stop string was met.
+    StopString,
+    /// `max_tokens` were generated.
+    MaxTokens,
+    /// The context is full.
+    ContextFull,
+    /// The caller's callback asked for it.
+    Callback,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// One generated token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenEvent {
+    /// Its id.
+    pub token: u32,
+    /// Text that became certain with it: whole UTF-8, possibly empty, never part of a stop string.
+    pub text: String,
+}
+
+/// The outcome of a generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Which stop string was met, by its place in the options.
+    pub stop_string: Option<u32>,
+    /// The tokens, an end token included.
+    pub tokens: Vec<u32>,
+    /// The text, without stop string.
+    pub text: String,
+}
+
+/// A generation under way.
+#[derive(Debug)]
+pub(super) struct Generation {
+    max_tokens: u32,
+    render_special: bool,
+    utf8: Utf8Stream,
+    stops: StopMatcher,
+    started: Instant,
+    /// The first token was drawn: the device goes on by itself.
+    decoding: bool,
+    tokens: Vec<u32>,
+    text: String,
+    events: VecDeque<TokenEvent>,
+    finished: Option<(FinishReason, Option<u32>)>,
+}
+
+impl Session {
+    /// Generates until something ends it. `on_token` gets each token as it arrives, and can end the generation.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidState`] in an empty session, [`crate::Error::InvalidArgument`] for senseless options, [`crate::Error::Guard`] for a broken
+    /// budget in strict mode, or what the device reports. The session then holds the tokens delivered so far.
+    pub fn generate(
+        &mut self,
+        options: &GenerateOptions,
+        on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        self.begin(options)?;
+        let result = self.run_to_end(on_token);
+        let generation = self.generation.take();
+        let (reason, stop_string) = result?;
+        let Some(generation) = generation else { bail!(Internal, "a generation ended without its state") };
+        self.remember_reply(&generation.text);
+        Ok(Generated { reason, stop_string, tokens: generation.tokens, text: generation.text })
+    }
+
+    /// Sets a generation up; nothing is submitted yet.
+    fn begin(&mut self, options: &GenerateOptions) -> Result<()> {
+        self.idle()?;
+        if self.tokens.is_empty() {
+            bail!(InvalidState, "the session is empty: append a prompt first");
+        }
+        let eog = if options.ignore_eos { &[][..] } else { self.model.tokenizer().end_of_generation() };
+        let scope = self.scope(Phase::Prefill);
+        let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
+        self.model.0.engine.lock().configure(sequence, &options.sampling, eog, &scope)?;
+        // The last token's logits are needed: it is evaluated again if its keys and values are there already.
+        let last = self.tokens.len() as u32 - 1;
+        self.cached = self.cached.min(last);
+        self.generation = Some(Generation {
+            max_tokens: if options.max_tokens == 0 { u32::MAX } else { options.max_tokens },
+            render_special: options.render_special,
+            utf8: Utf8Stream::new(),
+            stops: StopMatcher::new(options.stop.clone()),
+            started: Instant::now(),
+            decoding: false,
+            tokens: Vec::new(),
+            text: String::new(),
+            events: VecDeque::new(),
+            finished: None,
+        });
+        Ok(())
+    }
+
+    fn run_to_end(
+        &mut self,
+        on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>,
+    ) -> Result<(FinishReason, Option<u32>)> {
+        loop {
+            while let Some(event) = self.generation.as_mut().and_then(|g| g.events.pop_front()) {
+                let Some(g) = &mut self.generation else { break };
+                g.text.push_str(&event.text);
+                if on_token(&event).is_break() {
+                    let dropped: usize = g.events.len();
+                    g.tokens.truncate(g.tokens.len() - dropped);
+                    let keep = self.tokens.len() - dropped;
+                    self.truncate_tokens(keep as u32);
+                    return Ok((FinishReason::Callback, None));
+                }
+            }
+            if let Some(done) = self.generation.as_ref().and_then(|g| g.finished) {
+                return Ok(done);
+            }
+            self.step()?;
+        }
+    }
+
+    /// One submit: a chunk of the prompt, or the next batch of tokens.
+    fn step(&mut self) -> Result<()> {
+        if self.cancel.take() {
+            return self.finish(FinishReason::Cancelled, None);
+        }
+        match self.generation.as_ref().map(|g| g.decoding) {
+            Some(true) => self.step_decode(),
+            Some(false) => self.step_prompt(),
+            None => bail!(InvalidState, "no generation is running"),
+        }
+    }
+
+    fn step_prompt(&mut self) -> Result<()> {
+        let chunk = self.model.0.options_chunk() as usize;
+        // The last chunk is drawn from; whole chunks come before it.
+        let missing = self.tokens.len() - self.cached as usize;
+        let last = (missing - 1) % chunk + 1;
+        if !self.catch_up(last)? {
+            return self.finish(FinishReason::Cancelled, None);
+        }
+        let started = Instant::now();
+        let scope = self.scope(Phase::Prefill);
+        let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
+        let mut engine = self.model.0.engine.lock();
+        let tail = &self.tokens[self.cached as usize..];
+        let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx, &scope)?;
+        drop(engine);
+        self.cached = self.tokens.len() as u32;
+        self.tally.prefill_tokens += last as u64;
+        self.tally.prefill_ns += started.elapsed().as_nanos() as u64;
+        if let Some(g) = &mut self.generation {
+            g.decoding = true;
+            self.tally.first_token_ns = g.started.elapsed().as_nanos() as u64;
+        }
+        self.accept(&[drawn])
+    }
+
+    fn step_decode(&mut self) -> Result<()> {
+        let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
+        let left = g.max_tokens - g.tokens.len() as u32;
+        let tokens = self.tokens_per_submit.min(left).min(self.n_ctx - self.cached).max(1);
+        let gpu = self.model.context().gpu().clone();
+        gpu.timer_rest()?;
+        let scope = self.scope(Phase::Decode);
+        let before = self.counters.phase(Phase::Decode);
+        let started = Instant::now();
+        let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
+        let steps = self.model.0.engine.lock().decode(&mut [sequence], &[self.cached], tokens, &scope)?;
+        let drawn: Vec<Drawn> = steps.into_iter().flatten().flatten().collect();
+        self.tally.decode_ns += started.elapsed().as_nanos() as u64;
+        self.tally.decode_tokens += drawn.len() as u64;
+        let cost = self.counters.phase(Phase::Decode).since(&before);
+        self.accept(&drawn)?;
+        self.guard.check_decode(&cost, 1, tokens.into())
+    }
+
+    /// Turns drawn tokens into events, up to what ends the generation.
+    fn accept(&mut self, drawn: &[Drawn]) -> Result<()> {
+        for d in drawn {
+            let model = self.model.clone();
+            let tokenizer = model.tokenizer();
+            let Some(g) = &mut self.generation else { bail!(InvalidState, "no generation is running") };
+            // Evaluated on the device: everything before the token that was just drawn.
+            self.cached = self.tokens.len() as u32;
+            self.tokens.push(d.token);
+            g.tokens.push(d.token);
+            self.tally.generated_tokens += 1;
+            let ends = d.stop == Stop::Token;
+            // An end token is not part of the text, unless special tokens are shown.
+            let bytes = if ends && !g.render_special {
+                Vec::new()
+            } else {
+                tokenizer.token_bytes(d.token, g.render_special).unwrap_or_default()
+            };
+            let matched = g.stops.push(&g.utf8.push(&bytes));
+            g.events.push_back(TokenEvent { token: d.token, text: matched.text });
+            let n = g.tokens.len() as u32;
+            if let Some(stop) = matched.stop {
+                return self.finish(FinishReason::StopString, Some(stop as u32));
+            }
+            if ends {
+                return self.finish(FinishReason::EndToken, None);
+            }
+            if n >= g.max_tokens {
+                return self.finish(FinishReason::MaxTokens, None);
+            }
+            if d.stop == Stop::Limit {
+                return self.finish(FinishReason::ContextFull, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the generation; text held back comes out with the last event.
+    fn finish(&mut self, reason: FinishReason, stop: Option<u32>) -> Result<()> {
+        let Some(g) = &mut self.generation else { bail!(InvalidState, "no generation is running") };
+        if stop.is_none() {
+            let mut rest = String::new();
+            let flushed = g.stops.push(&g.utf8.flush());
+            rest.push_str(&flushed.text);
+            rest.push_str(&g.stops.flush());
+            match g.events.back_mut() {
+                Some(last) => last.text.push_str(&rest),
+                // Nothing is waiting to be delivered: the text goes to the result alone.
+                None => g.text.push_str(&rest),
+            }
+        }
+        g.finished = Some((reason, stop));
+        Ok(())
+    }
+}

@@ -1,0 +1,18 @@
+//! The Rust API: what a user does with a [`Context`], a [`Model`] and a [`Session`].
+//!
+//! This layer knows positions, the token loop, cancellation, threads and budgets; not shapes of weights, not WGSL, not pointers.
+//! A context and a model may be used from any thread; a session from one thread at a time (its [`CancelHandle`] from any).
+
+mod context;
+mod generation;
+mod model;
+mod options;
+mod state;
+mod stats;
+
+pub use context::{Context, ContextOptions};
+pub use generation::{FinishReason, Generated, TokenEvent};
+pub use model::{Model, ModelInfo};
+pub use options::{GenerateOptions, Message, ModelOptions, SessionOptions};
+pub use state::{CancelHandle, Session};
+pub use stats::{ContextStats, ModelStats, SessionStats};

@@ -1,0 +1,235 @@
+//! A loaded model: engine, tokenizer, chat template.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use once_cell::sync::OnceCell;
+
+use crate::error::{Result, bail};
+use crate::format::Gguf;
+use crate::gpu::{Mutex, Phase};
+use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
+use crate::session::context::Context;
+use crate::session::options::{Message, ModelOptions, SessionOptions};
+use crate::session::state::Session;
+use crate::session::stats::ModelStats;
+use crate::text::{ChatTemplate, Tokenizer, Vocab};
+
+/// Contexts are not made longer than this unless asked for: the trained length of some files would take all memory.
+const DEFAULT_N_CTX: u32 = 4096;
+const DEFAULT_CHUNK: u32 = 256;
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) context: Context,
+    pub(super) spec: Arc<ModelSpec>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) engine: Mutex<Engine>,
+    template_source: Option<String>,
+    /// Compiled at first use: a file whose template is broken can still be used without it.
+    template: OnceCell<ChatTemplate>,
+    options: EngineOptions,
+    sizes: LoadedSizes,
+    load_ns: u64,
+}
+
+impl Inner {
+    /// Prompt tokens in one submit.
+    pub(super) fn options_chunk(&self) -> u32 {
+        self.options.chunk
+    }
+}
+
+/// A loaded model. Clones share it; sessions keep it alive. Any thread: sessions of one model take turns on the device.
+#[derive(Debug, Clone)]
+pub struct Model(pub(super) Arc<Inner>);
+
+/// What a model is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`, or empty.
+    pub name: String,
+    /// Weight format of most bytes.
+    pub format: &'static str,
+    /// Weights of all matrices.
+    pub parameters: u64,
+    /// Bytes of weights in the file.
+    pub file_bytes: u64,
+    /// Layers.
+    pub n_layer: u32,
+    /// Width of the residual stream.
+    pub n_embd: u32,
+    /// Entries of the vocabulary.
+    pub n_vocab: u32,
+    /// Longest context of a session, as loaded.
+    pub n_ctx: u32,
+    /// Context length of training.
+    pub n_ctx_train: u32,
+    /// Storage of keys and values.
+    pub kv_type: KvType,
+    /// The file carries a chat template.
+    pub has_chat_template: bool,
+}
+
+/// The vocabulary of a file.
+///
+/// # Errors
+/// [`crate::Error::BadFile`] naming a key that is missing or of a wrong type.
+pub(crate) fn read_vocab(file: &Gguf) -> Result<Vocab> {
+    let id = |key: &str| file.get_u32(&format!("tokenizer.ggml.{key}_token_id"));
+    let flag = |key: &str| file.get_bool(&format!("tokenizer.ggml.{key}"));
+    Ok(Vocab {
+        model: file.require_str("tokenizer.ggml.model")?.to_string(),
+        pre: file.get_str("tokenizer.ggml.pre")?.map(str::to_string),
+        name: file.get_str("general.name")?.map(str::to_string),
+        tokens: file.require_str_array("tokenizer.ggml.tokens")?.to_vec(),
+        scores: file.get_f32_array("tokenizer.ggml.scores")?,
+        token_types: file.get_i32_array("tokenizer.ggml.token_type")?,
+        merges: file.get_str_array("tokenizer.ggml.merges")?.map(<[String]>::to_vec).unwrap_or_default(),
+        bos: id("bos")?,
+        eos: id("eos")?,
+        eot: id("eot")?,
+        eom: id("eom")?,
+        unk: id("unknown")?,
+        pad: id("padding")?,
+        add_bos: flag("add_bos_token")?,
+        add_eos: flag("add_eos_token")?,
+        add_space_prefix: flag("add_space_prefix")?,
+    })
+}
+
+impl Model {
+    pub(super) fn load(
+        context: &Context,
+        path: &Path,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let file = Gguf::open(path)?;
+        let spec = Arc::new(model::arch::read_spec(&file)?);
+        let sizes = model::measure(&file, &spec)?;
+        let vocab = read_vocab(&file)?;
+        let tokenizer = Tokenizer::new(vocab).map_err(|e| e.within(file.name()))?;
+        if tokenizer.vocab_size() as u64 > u64::from(spec.n_vocab) {
+            bail!(
+                BadFile,
+                "{}: the tokenizer has {} tokens, the embedding table {} rows",
+                file.name(),
+                tokenizer.vocab_size(),
+                spec.n_vocab
+            );
+        }
+        let n_ctx = match options.n_ctx {
+            0 => spec.context_length.min(DEFAULT_N_CTX),
+            n => n,
+        };
+        let chunk = if options.prefill_chunk == 0 { DEFAULT_CHUNK } else { options.prefill_chunk };
+        if n_ctx > 1 << 22 || chunk > 1 << 14 {
+            bail!(InvalidArgument, "n_ctx {n_ctx} and prefill_chunk {chunk}: at most 4194304 and 16384");
+        }
+        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type: options.kv_type };
+        let mut engine = model::load(context.gpu(), &file, spec.clone(), engine_options, progress)?;
+        if options.prewarm {
+            let scope = context.gpu().scope(Phase::Load);
+            // A sequence is opened so that there is a cache to bind; its pages are kept for the first session.
+            let sequence = engine.open(n_ctx, &scope)?;
+            let prepared = engine.prewarm(&scope);
+            engine.close(sequence);
+            prepared?;
+        }
+        Ok(Self(Arc::new(Inner {
+            context: context.clone(),
+            tokenizer,
+            engine: Mutex::new(engine),
+            template_source: file.get_str("tokenizer.chat_template")?.map(str::to_string),
+            template: OnceCell::new(),
+            options: engine_options,
+            sizes,
+            load_ns: started.elapsed().as_nanos() as u64,
+            spec,
+        })))
+    }
+
+    /// The context it was loaded into.
+    pub fn context(&self) -> &Context {
+        &self.0.context
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// Its shape.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.0.spec
+    }
+
+    /// What it is.
+    pub fn info(&self) -> ModelInfo {
+        let i = &self.0;
+        ModelInfo {
+            architecture: i.spec.architecture.clone(),
+            name: i.spec.name.clone().unwrap_or_default(),
+            format: i.sizes.format,
+            parameters: i.sizes.parameters,
+            file_bytes: i.sizes.file_bytes,
+            n_layer: i.spec.layers.len() as u32,
+            n_embd: i.spec.n_embd,
+            n_vocab: i.spec.n_vocab,
+            n_ctx: i.options.n_ctx,
+            n_ctx_train: i.spec.context_length,
+            kv_type: i.options.kv_type,
+            has_chat_template: i.template_source.is_some(),
+        }
+    }
+
+    /// What loading it cost and what its cache holds.
+    pub fn stats(&self) -> ModelStats {
+        ModelStats { load_ns: self.0.load_ns, file_bytes: self.0.sizes.file_bytes, kv: self.0.engine.lock().kv_stats() }
+    }
+
+    /// The chat template of the file.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] if the file has none, [`crate::Error::Template`] if it does not compile.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let Some(source) = &self.0.template_source else {
+            bail!(Unsupported, "the file has no chat template (key tokenizer.chat_template)");
+        };
+        let t = &self.0.tokenizer;
+        let text = |id: Option<u32>| id.and_then(|id| t.token_text(id));
+        self.0.template.get_or_try_init(|| ChatTemplate::new(source, text(t.bos()), text(t.eos())))
+    }
+
+    /// Renders a conversation through the file's chat template.
+    ///
+    /// # Errors
+    /// As [`Model::chat_template`]; [`crate::Error::Template`] with the template's own message.
+    pub fn format_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let messages = crate::text::messages_from(messages.iter().map(|m| (m.role.as_str(), m.content.as_str())));
+        self.chat_template()?.render(&messages, None, add_generation_prompt, &serde_json::Map::new())
+    }
+
+    /// Tokens of a rendered conversation: special tokens parsed, and a BOS in front only if the template wrote none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn tokenize_chat(&self, rendered: &str) -> Result<Vec<u32>> {
+        let t = &self.0.tokenizer;
+        let has_bos = t.bos().and_then(|b| t.token_text(b)).is_some_and(|b| !b.is_empty() && rendered.starts_with(b));
+        t.encode(rendered, !has_bos, true)
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
+    pub fn open_session(&self, options: &SessionOptions) -> Result<Session> {
+        Session::open(self, options)
+    }
+}

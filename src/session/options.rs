@@ -1,0 +1,84 @@
+//! Options of models, sessions and generation.
+
+use crate::gpu::Guard;
+use crate::model::KvType;
+use crate::sample::SamplingOptions;
+
+/// How to load a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Longest context of a session; 0 = the trained length, at most 4,096.
+    pub n_ctx: u32,
+    /// Prompt tokens evaluated in one submit; 0 = 256.
+    pub prefill_chunk: u32,
+    /// Storage of keys and values.
+    pub kv_type: KvType,
+    /// Compile the pipelines of decoding while loading, so that the first token compiles nothing.
+    pub prewarm: bool,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true }
+    }
+}
+
+/// How to open a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Context length; 0 = the model's.
+    pub n_ctx: u32,
+    /// Tokens drawn in one submit; they arrive together. 0 = 1.
+    pub tokens_per_submit: u32,
+    /// Guard of this session; `None` = the context's.
+    pub guard: Option<Guard>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { n_ctx: 0, tokens_per_submit: 1, guard: None }
+    }
+}
+
+/// How to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Tokens to generate, at most; 0 = as many as the context holds.
+    pub max_tokens: u32,
+    /// How tokens are drawn.
+    pub sampling: SamplingOptions,
+    /// Text that ends the generation; it does not appear in the output.
+    pub stop: Vec<String>,
+    /// Do not stop at end-of-generation tokens.
+    pub ignore_eos: bool,
+    /// Show control tokens in the text.
+    pub render_special: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 0,
+            sampling: SamplingOptions::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            render_special: false,
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// Text.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}

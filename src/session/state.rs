@@ -1,0 +1,320 @@
+//! A session: one sequence of tokens, its place in the cache, its counters.
+//!
+//! `tokens` is what was said, `cached` how many of them have keys and values. Everything that adds text only extends `tokens`; evaluation
+//! catches up when something is generated or asked for. `cached` moves only after the device has finished.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::error::{Error, Result, bail};
+use crate::gpu::{Counters, Guard, Phase, Scope};
+use crate::model::{MAX_TOKENS_PER_SUBMIT, Sequence};
+use crate::session::generation::Generation;
+use crate::session::model::Model;
+use crate::session::options::{Message, SessionOptions};
+use crate::session::stats::SessionStats;
+
+/// Ends a running call of its session from any thread; it takes effect within one submit.
+#[derive(Debug, Clone, Default)]
+pub struct CancelHandle(Arc<AtomicBool>);
+
+impl CancelHandle {
+    /// Asks the running call, or else the next one, to end.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Takes the request, if there is one.
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// Times and counts of a session.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) prefill_tokens: u64,
+    pub(super) prefill_ns: u64,
+    pub(super) generated_tokens: u64,
+    pub(super) decode_tokens: u64,
+    pub(super) decode_ns: u64,
+    pub(super) first_token_ns: u64,
+}
+
+/// A conversation with a model. One thread at a time.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) model: Model,
+    /// Present until dropped.
+    pub(super) sequence: Option<Sequence>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) cached: u32,
+    pub(super) n_ctx: u32,
+    pub(super) tokens_per_submit: u32,
+    pub(super) guard: Guard,
+    pub(super) counters: Arc<Counters>,
+    pub(super) tally: Tally,
+    pub(super) cancel: CancelHandle,
+    pub(super) generation: Option<Generation>,
+    messages: Vec<Message>,
+}
+
+impl Session {
+    pub(super) fn open(model: &Model, options: &SessionOptions) -> Result<Self> {
+        let n_ctx = if options.n_ctx == 0 { model.info().n_ctx } else { options.n_ctx };
+        let tokens_per_submit = options.tokens_per_submit.max(1);
+        if tokens_per_submit > MAX_TOKENS_PER_SUBMIT {
+            bail!(InvalidArgument, "tokens_per_submit {tokens_per_submit}: at most {MAX_TOKENS_PER_SUBMIT}");
+        }
+        let gpu = model.context().gpu();
+        let counters = Arc::new(Counters::default());
+        let scope = gpu.scope(Phase::Other).with_session(counters.clone());
+        let sequence = model.0.engine.lock().open(n_ctx, &scope)?;
+        Ok(Self {
+            model: model.clone(),
+            sequence: Some(sequence),
+            tokens: Vec::new(),
+            cached: 0,
+            n_ctx,
+            tokens_per_submit,
+            guard: options.guard.unwrap_or(*gpu.guard()),
+            counters,
+            tally: Tally::default(),
+            cancel: CancelHandle::default(),
+            generation: None,
+            messages: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// All tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens this session can hold.
+    pub fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    /// A handle to end calls from another thread.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        self.cancel.clone()
+    }
+
+    pub(super) fn scope(&self, phase: Phase) -> Scope {
+        self.model.context().gpu().scope(phase).with_session(self.counters.clone())
+    }
+
+    /// Fails while a generation that was begun has not ended.
+    pub(super) fn idle(&self) -> Result<()> {
+        match self.generation {
+            Some(_) => bail!(InvalidState, "a generation is running in this session"),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds tokens to the end.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] if they do not fit (nothing is added), [`Error::InvalidArgument`] for an id outside the vocabulary.
+    pub fn append_tokens(&mut self, tokens: &[u32]) -> Result<()> {
+        self.idle()?;
+        let vocab = self.model.spec().n_vocab;
+        if let Some(t) = tokens.iter().find(|&&t| t >= vocab) {
+            bail!(InvalidArgument, "token {t} in a vocabulary of {vocab}");
+        }
+        let total = self.tokens.len() + tokens.len();
+        if total > self.n_ctx as usize {
+            bail!(
+                ContextFull,
+                "{} tokens and {} more do not fit in a context of {}",
+                self.tokens.len(),
+                tokens.len(),
+                self.n_ctx
+            );
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Adds text to the end; `parse_special` recognises control tokens in it. A BOS goes in front of the first text where the model
+    /// wants one. Returns how many tokens were added.
+    ///
+    /// # Errors
+    /// As [`Session::append_tokens`].
+    pub fn append_text(&mut self, text: &str, parse_special: bool) -> Result<u32> {
+        self.idle()?;
+        let tokens = self.model.tokenizer().encode(text, self.tokens.is_empty(), parse_special)?;
+        self.append_tokens(&tokens)?;
+        Ok(tokens.len() as u32)
+    }
+
+    /// Adds messages to the conversation and renders it through the model's template; with `add_generation_prompt` the assistant's turn
+    /// is opened. What the session already holds of the rendering is kept, the rest is replaced. Returns the number of tokens that are
+    /// new.
+    ///
+    /// # Errors
+    /// As [`Model::format_chat`] and [`Session::append_tokens`]; the conversation is then as before.
+    pub fn append_messages(&mut self, messages: &[Message], add_generation_prompt: bool) -> Result<u32> {
+        self.idle()?;
+        let known = self.messages.len();
+        self.messages.extend_from_slice(messages);
+        let added = self.render_messages(add_generation_prompt);
+        if added.is_err() {
+            self.messages.truncate(known);
+        }
+        added
+    }
+
+    fn render_messages(&mut self, add_generation_prompt: bool) -> Result<u32> {
+        let rendered = self.model.format_chat(&self.messages, add_generation_prompt)?;
+        let wanted = self.model.tokenize_chat(&rendered)?;
+        if wanted.len() > self.n_ctx as usize {
+            bail!(ContextFull, "a conversation of {} tokens does not fit in a context of {}", wanted.len(), self.n_ctx);
+        }
+        let same = self.tokens.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+        self.truncate_tokens(same as u32);
+        self.append_tokens(&wanted[same..])?;
+        Ok((wanted.len() - same) as u32)
+    }
+
+    /// The assistant's reply becomes part of the conversation, so that the next rendering contains it.
+    pub(super) fn remember_reply(&mut self, text: &str) {
+        if self.messages.last().is_some_and(|m| m.role != "assistant") {
+            self.messages.push(Message::new("assistant", text));
+        }
+    }
+
+    /// Keeps the first `n` tokens and forgets the rest; the conversation of [`Session::append_messages`] starts over.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are fewer, [`Error::InvalidState`] while generating.
+    pub fn truncate(&mut self, n: u32) -> Result<()> {
+        self.idle()?;
+        if n as usize > self.tokens.len() {
+            bail!(InvalidArgument, "truncating {} tokens to {n}", self.tokens.len());
+        }
+        self.messages.clear();
+        self.truncate_tokens(n);
+        Ok(())
+    }
+
+    pub(super) fn truncate_tokens(&mut self, n: u32) {
+        self.tokens.truncate(n as usize);
+        self.cached = self.cached.min(n);
+        let cached = self.cached;
+        if let Some(s) = &mut self.sequence {
+            self.model.0.engine.lock().truncate(s, cached);
+        }
+    }
+
+    /// Forgets everything said; the session is as new, its counters go on. Also ends a generation that was begun.
+    pub fn reset(&mut self) {
+        self.generation = None;
+        self.messages.clear();
+        self.truncate_tokens(0);
+        self.cancel.take();
+    }
+
+    /// Evaluates everything not yet evaluated, but for the last `keep` tokens, chunk by chunk. Returns false if it was cancelled.
+    pub(super) fn catch_up(&mut self, keep: usize) -> Result<bool> {
+        let chunk = self.model.0.options_chunk();
+        let scope = self.scope(Phase::Prefill);
+        while self.tokens.len() - self.cached as usize > keep {
+            if self.cancel.take() {
+                return Ok(false);
+            }
+            let from = self.cached as usize;
+            let n = (self.tokens.len() - from - keep).min(chunk as usize);
+            let started = Instant::now();
+            let sequence =
+                self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
+            self.model.0.engine.lock().prefill(sequence, &self.tokens[from..from + n], self.cached, &scope)?;
+            self.cached += n as u32;
+            self.tally.prefill_tokens += n as u64;
+            self.tally.prefill_ns += started.elapsed().as_nanos() as u64;
+        }
+        Ok(true)
+    }
+
+    /// Adds `tokens` and evaluates them with full logits: `sink` gets rows `[n, n_vocab]` for the added tokens, in order. Tokens
+    /// added before are evaluated first. On an error the session has the tokens it had, and what was evaluated stays.
+    ///
+    /// # Errors
+    /// As [`Session::append_tokens`], [`Error::Cancelled`], what the device reports, or what `sink` returns.
+    pub fn eval(&mut self, tokens: &[u32], sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let before = self.tokens.len() as u32;
+        self.append_tokens(tokens)?;
+        let result = self.eval_added(before, sink);
+        if result.is_err() {
+            self.truncate_tokens(before);
+        }
+        result
+    }
+
+    fn eval_added(&mut self, before: u32, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        if !self.catch_up(self.tokens.len() - before as usize)? {
+            bail!(Cancelled, "evaluation was cancelled");
+        }
+        let chunk = self.model.0.options_chunk() as usize;
+        let scope = self.scope(Phase::Prefill);
+        let mut from = before as usize;
+        while from < self.tokens.len() {
+            if self.cancel.take() {
+                bail!(Cancelled, "evaluation was cancelled");
+            }
+            let n = (self.tokens.len() - from).min(chunk);
+            let started = Instant::now();
+            let sequence =
+                self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
+            let piece = &self.tokens[from..from + n];
+            self.model.0.engine.lock().prefill_logits(sequence, piece, from as u32, 0, &scope, sink)?;
+            from += n;
+            self.cached = from as u32;
+            self.tally.prefill_tokens += n as u64;
+            self.tally.prefill_ns += started.elapsed().as_nanos() as u64;
+        }
+        Ok(())
+    }
+
+    /// Counters and times.
+    pub fn stats(&self) -> SessionStats {
+        let gpu = self.model.context().gpu();
+        if let Err(e) = gpu.collect_times() {
+            log::warn!("GPU times are missing: {e}");
+        }
+        let t = &self.tally;
+        SessionStats {
+            counters: self.counters.snapshot(),
+            prefill_tokens: t.prefill_tokens,
+            prefill_ns: t.prefill_ns,
+            generated_tokens: t.generated_tokens,
+            decode_tokens: t.decode_tokens,
+            decode_ns: t.decode_ns,
+            first_token_ns: t.first_token_ns,
+            tokens: self.tokens.len() as u32,
+            cached_tokens: self.cached,
+            gpu_timed: gpu.timed(),
+        }
+    }
+
+    /// Sets counters and times to zero.
+    pub fn reset_stats(&mut self) {
+        self.counters.reset();
+        self.tally = Tally::default();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(sequence) = self.sequence.take() {
+            self.model.0.engine.lock().close(sequence);
+        }
+    }
+}

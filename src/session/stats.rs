@@ -1,0 +1,55 @@
+//! What things cost, as plain structures.
+
+use crate::gpu::{CounterSnapshot, MemorySnapshot, PipelineCacheStats, PoolStats};
+use crate::model::KvStats;
+
+/// A context's counters and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextStats {
+    /// Everything done on the device, by phase.
+    pub counters: CounterSnapshot,
+    /// Device memory, by class.
+    pub memory: MemorySnapshot,
+    /// The pipeline cache.
+    pub pipelines: PipelineCacheStats,
+    /// The pool of transient buffers.
+    pub pool: PoolStats,
+    /// GPU times come from timestamp queries; otherwise there are none.
+    pub gpu_timed: bool,
+}
+
+/// What loading a model cost and what it holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ModelStats {
+    /// Wall time of loading.
+    pub load_ns: u64,
+    /// Bytes of weights in the file.
+    pub file_bytes: u64,
+    /// The KV cache.
+    pub kv: KvStats,
+}
+
+/// A session's counters and times since it was opened or its stats were reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionStats {
+    /// This session's share of the work, by phase.
+    pub counters: CounterSnapshot,
+    /// Prompt tokens evaluated.
+    pub prefill_tokens: u64,
+    /// Wall time of evaluating them.
+    pub prefill_ns: u64,
+    /// Tokens delivered, the first of each generation included.
+    pub generated_tokens: u64,
+    /// Tokens that came from decode batches (the first comes with the prompt's last submit).
+    pub decode_tokens: u64,
+    /// Wall time of decode batches.
+    pub decode_ns: u64,
+    /// Wall time from the start of the latest generation to its first token.
+    pub first_token_ns: u64,
+    /// Tokens in the session.
+    pub tokens: u32,
+    /// Tokens whose keys and values are in the cache.
+    pub cached_tokens: u32,
+    /// GPU times come from timestamp queries; otherwise there are none.
+    pub gpu_timed: bool,
+}

@@ -1,0 +1,21 @@
+//! Text in and out of a model: tokenizers, streamed text, stop strings, chat templates.
+//!
+//! No file formats (a tokenizer is built from a plain [`Vocab`]), no sampling and nothing of the GPU. Invariant: nothing
+//! here panics on what a file or a user provides; templates and vocabularies are data, not trusted code.
+
+pub mod chat;
+pub mod stream;
+pub mod tokenizer;
+
+mod bpe;
+mod json;
+mod pre;
+mod special;
+mod spm;
+mod strftime;
+mod vocab;
+
+pub use chat::{ChatTemplate, messages_from};
+pub use stream::{Matched, StopMatcher, Utf8Stream};
+pub use tokenizer::Tokenizer;
+pub use vocab::Vocab;
