@@ -118,9 +118,12 @@ pub fn attention_decode<'a>(
         .bind("kv_v", kv.1))
 }
 
-/// Tile of keys that fits this device's workgroup memory beside the queries, if the tiled kernel can run such heads at all.
+/// Largest head of the tiled kernel: 16 times `MAX_PIECES` of its shader.
+const PREFILL_MAX_HEAD: u32 = 256;
+
+/// Tile of keys that fits this device's workgroup memory beside the queries, if any.
 fn key_tile(gpu: &Gpu, head_dim: u32) -> Option<u32> {
-    if !head_dim.is_multiple_of(16) || head_dim > 256 {
+    if !head_dim.is_multiple_of(16) || head_dim > PREFILL_MAX_HEAD {
         return None;
     }
     [32, 16, 8].into_iter().find(|kt| {
