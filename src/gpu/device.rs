@@ -303,6 +303,14 @@ impl Gpu {
         self.create_buffer(label, size, class, Usage::Storage, scope)
     }
 
+    /// Makes a storage buffer that can also hold the workgroup counts of [`crate::gpu::Grid::Indirect`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn indirect(&self, label: &str, size: u64, scope: &Scope) -> Result<Buffer> {
+        self.create_buffer(label, size, MemoryClass::Other, Usage::Indirect, scope)
+    }
+
     /// Makes a buffer that the host can map to read.
     ///
     /// # Errors
