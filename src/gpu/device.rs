@@ -351,7 +351,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Internal`] if the bytes do not fit.
     pub fn upload(&self, target: BufferSlice<'_>, bytes: &[u8], scope: &Scope) -> Result<()> {
-        if bytes.len() as u64 > target.size || bytes.len() % 4 != 0 || !target.offset.is_multiple_of(4) {
+        if bytes.len() as u64 > target.size || !bytes.len().is_multiple_of(4) || !target.offset.is_multiple_of(4) {
             bail!(
                 Internal,
                 "upload of {} bytes to offset {} of \"{}\", whose range has {}",
