@@ -303,6 +303,14 @@ impl Gpu {
         self.create_buffer(label, size, class, Usage::Storage, scope)
     }
 
+    /// Makes a storage buffer that can also hold the workgroup counts of [`crate::gpu::Grid::Indirect`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn indirect(&self, label: &str, size: u64, scope: &Scope) -> Result<Buffer> {
+        self.create_buffer(label, size, MemoryClass::Other, Usage::Indirect, scope)
+    }
+
     /// Makes a buffer that the host can map to read.
     ///
     /// # Errors
@@ -343,7 +351,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Internal`] if the bytes do not fit.
     pub fn upload(&self, target: BufferSlice<'_>, bytes: &[u8], scope: &Scope) -> Result<()> {
-        if bytes.len() as u64 > target.size || bytes.len() % 4 != 0 || !target.offset.is_multiple_of(4) {
+        if bytes.len() as u64 > target.size || !bytes.len().is_multiple_of(4) || !target.offset.is_multiple_of(4) {
             bail!(
                 Internal,
                 "upload of {} bytes to offset {} of \"{}\", whose range has {}",

@@ -326,7 +326,6 @@ impl Engine {
         sequence: &mut Sequence,
         tokens: &[u32],
         pos: u32,
-        first_row: u32,
         scope: &Scope,
         sink: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
@@ -335,7 +334,7 @@ impl Engine {
         let recorder = self.record_run(tokens.len() as u32, scope)?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
-        let mut first = first_row;
+        let mut first = 0;
         while first < n {
             let rows = (n - first).min(LOGIT_ROWS);
             let mut recorder = self.gpu.recorder("logits", scope).with_groups(&self.groups);

@@ -20,9 +20,8 @@ fn rmsnorm_of_odd_row_counts_and_many_widths() {
                 let mut rng = Rng(u64::from(cols * 8 + rows));
                 let stride = cols + gap;
                 // Rows of very different size: only the row's own values count.
-                let x: Vec<f32> = (0..rows * stride)
-                    .map(|i| rng.unit() * [1.0, 1e-3, 1e3][(i / stride % 3) as usize])
-                    .collect();
+                let x: Vec<f32> =
+                    (0..rows * stride).map(|i| rng.unit() * [1.0, 1e-3, 1e3][(i / stride % 3) as usize]).collect();
                 let w = rng.floats(cols as usize);
                 let (xb, wb) = (upload(gpu, &x), upload(gpu, &w));
                 let y = untouched(gpu, (rows * stride) as usize);
@@ -107,8 +106,7 @@ fn softmax_of_ordinary_and_extreme_rows() {
     for v in variants() {
         for cols in [1usize, 3, 255, 256, 257, 1000] {
             let mut rng = Rng(cols as u64);
-            let mut rows: Vec<Vec<f32>> =
-                (0..3).map(|_| rng.floats(cols).iter().map(|x| x * 10.0).collect()).collect();
+            let mut rows: Vec<Vec<f32>> = (0..3).map(|_| rng.floats(cols).iter().map(|x| x * 10.0).collect()).collect();
             rows.push(vec![-inf; cols]);
             rows.push(vec![f32::NAN; cols]);
             rows.push(vec![3.0e38; cols]);
@@ -130,8 +128,7 @@ fn softmax_of_ordinary_and_extreme_rows() {
 fn softmax_of_long_rows() {
     for v in variants().iter().filter(|v| v.full || v.own_shaders) {
         let mut rng = Rng(151);
-        let rows: Vec<Vec<f32>> =
-            (0..2).map(|_| rng.floats(151_937).iter().map(|x| x * 12.0).collect()).collect();
+        let rows: Vec<Vec<f32>> = (0..2).map(|_| rng.floats(151_937).iter().map(|x| x * 12.0).collect()).collect();
         check_softmax(v, "of a vocabulary", &rows, 0.8);
     }
 }
