@@ -199,8 +199,19 @@ fn measure(session: &mut Session, w: &Workload, args: &Args) -> Outcome<(Value, 
 }
 
 const HEADINGS: [&str; 13] = [
-    "prompt", "gen", "prefill/s", "decode/s", "first ms", "p50 ms", "p90 ms", "p99 ms", "submits", "allocs", "readbacks",
-    "bytes", "GPU ms",
+    "prompt",
+    "gen",
+    "prefill/s",
+    "decode/s",
+    "first ms",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "submits",
+    "allocs",
+    "readbacks",
+    "bytes",
+    "GPU ms",
 ];
 
 /// Text goes to stderr where stdout is for JSON.

@@ -36,7 +36,8 @@ pub(super) fn json(path: &Path) -> Outcome<Value> {
 
 /// Token ids: a JSON array, or an object with an array `ids`.
 pub(super) fn ids(path: &Path) -> Outcome<Vec<u32>> {
-    ids_of(&json(path)?).ok_or_else(|| in_file(path, "an array of token ids is needed, or an object with one as \"ids\""))
+    ids_of(&json(path)?)
+        .ok_or_else(|| in_file(path, "an array of token ids is needed, or an object with one as \"ids\""))
 }
 
 fn ids_of(value: &Value) -> Option<Vec<u32>> {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
+use super::input;
 use super::open::{self, DeviceArgs, EngineArgs};
 use super::outcome::{Failure, Outcome};
-use super::input;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -23,10 +23,7 @@ pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
 pub fn chat_template_of(path: &Path) -> Result<ChatTemplate> {
     let file = Gguf::open(path)?;
     let Some(source) = file.get_str("tokenizer.chat_template")? else {
-        return Err(Error::Unsupported(format!(
-            "{}: no chat template (key tokenizer.chat_template)",
-            file.name()
-        )));
+        return Err(Error::Unsupported(format!("{}: no chat template (key tokenizer.chat_template)", file.name())));
     };
     let tokens = file.get_str_array("tokenizer.ggml.tokens")?.unwrap_or_default();
     let text = |key: &str| -> Result<Option<&str>> {

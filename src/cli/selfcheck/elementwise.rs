@@ -52,11 +52,11 @@ fn activation(
 }
 
 pub(super) fn silu(lab: &Lab) -> Result<Vec<Measured>> {
-    activation(lab, |x, y| kernels::silu(x, y), silu_of)
+    activation(lab, kernels::silu, silu_of)
 }
 
 pub(super) fn gelu(lab: &Lab) -> Result<Vec<Measured>> {
-    activation(lab, |x, y| kernels::gelu(x, y), gelu_of)
+    activation(lab, kernels::gelu, gelu_of)
 }
 
 pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {

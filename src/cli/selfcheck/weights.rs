@@ -1,7 +1,7 @@
 //! Everything that reads weights, in every format.
 
 use doppler::Result;
-use doppler::kernels::{self, Matrix, MatmulPath, RowSource, Weight, WeightUploader};
+use doppler::kernels::{self, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
 use doppler::quant::{FORMATS, Format};
 
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
@@ -26,7 +26,13 @@ fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8
 }
 
 /// A weight on the device and its values.
-fn weight(lab: &Lab, format: &'static Format, rows: usize, k: usize, bias: Option<&[f32]>) -> Result<(Weight, Vec<f32>)> {
+fn weight(
+    lab: &Lab,
+    format: &'static Format,
+    rows: usize,
+    k: usize,
+    bias: Option<&[f32]>,
+) -> Result<(Weight, Vec<f32>)> {
     let (bytes, values) = random_rows(format, &mut Rng::new((rows * k) as u64), rows, k);
     let mut progress = |_| Ok(());
     let mut uploader = WeightUploader::new(&lab.gpu, &lab.scope, &mut progress);
