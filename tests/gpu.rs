@@ -118,7 +118,12 @@ fn a_plan_replays_what_was_recorded_and_creates_nothing() {
             (0..times).for_each(|_| recorder.replay(&plan));
             recorder.submit().unwrap();
             let cost = gpu.counters().phase(Phase::Decode).since(&before);
-            assert_eq!((cost.submits, cost.dispatches, cost.passes), (1, 3 * times, 2 * times - (times - 1)), "{}", v.name);
+            assert_eq!(
+                (cost.submits, cost.dispatches, cost.passes),
+                (1, 3 * times, 2 * times - (times - 1)),
+                "{}",
+                v.name
+            );
             assert_eq!((cost.buffers, cost.bind_groups, cost.pipelines, cost.uploads), (0, 0, 0, 0), "{}", v.name);
             for _ in 0..times {
                 three(&mut expected, 7);
@@ -228,7 +233,10 @@ fn the_memory_budget_refuses_and_the_account_stays() {
     let scope = gpu.scope(Phase::Load);
     let kept = gpu.storage("kept", 600 << 10, MemoryClass::Kv, &scope).unwrap();
     let before = gpu.memory().snapshot();
-    assert_eq!((before.total, before.current[MemoryClass::Kv as usize], before.live_buffers), (600 << 10, 600 << 10, 1));
+    assert_eq!(
+        (before.total, before.current[MemoryClass::Kv as usize], before.live_buffers),
+        (600 << 10, 600 << 10, 1)
+    );
     let counted = gpu.counters().snapshot().total();
     let e = gpu.storage("too much", 600 << 10, MemoryClass::Weights, &scope).unwrap_err();
     assert!(matches!(&e, Error::OutOfMemory(m) if m.contains("too much") && m.contains("budget")), "{e}");
@@ -310,9 +318,11 @@ fn copies_out_of_range_are_errors() {
     let Some(gpu) = with_features(Features::ALL) else { return };
     let scope = gpu.scope(Phase::Other);
     let (x, y) = (upload_words(&gpu, &[1; 16]), upload_words(&gpu, &[0; 16]));
-    for (what, from, to) in
-        [("source", x.slice(32, 64), y.whole()), ("target", x.whole(), y.slice(32, 64)), ("odd", x.slice(0, 6), y.whole())]
-    {
+    for (what, from, to) in [
+        ("source", x.slice(32, 64), y.whole()),
+        ("target", x.whole(), y.slice(32, 64)),
+        ("odd", x.slice(0, 6), y.whole()),
+    ] {
         let mut recorder = gpu.recorder("copy", &scope);
         recorder.copy(from, to);
         let e = recorder.submit().expect_err(what);
@@ -425,9 +435,10 @@ fn gpu_times_come_from_timestamps_or_are_absent() {
     assert_eq!(session.phase(Phase::Decode).gpu_ns, ns, "each pass is counted once");
 
     let off = Features { timestamps: false, ..Features::ALL };
-    for options in
-        [GpuOptions { timing: true, features: off, ..Default::default() }, GpuOptions { timing: false, ..Default::default() }]
-    {
+    for options in [
+        GpuOptions { timing: true, features: off, ..Default::default() },
+        GpuOptions { timing: false, ..Default::default() },
+    ] {
         let gpu = fresh(options).unwrap();
         let (session, _) = timed_work(&gpu);
         gpu.collect_times().unwrap();

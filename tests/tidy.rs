@@ -70,9 +70,9 @@ fn is_word(c: char) -> bool {
 
 /// Where `word` stands alone in `line`.
 fn words<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    line.match_indices(word).map(|(i, _)| i).filter(move |&i| {
-        !line[..i].ends_with(is_word) && !line[i + word.len()..].starts_with(is_word)
-    })
+    line.match_indices(word)
+        .map(|(i, _)| i)
+        .filter(move |&i| !line[..i].ends_with(is_word) && !line[i + word.len()..].starts_with(is_word))
 }
 
 /// Names right after a path's `::`: `a` of `a::b`, or `a` and `c` of `{a::b, c}`.
@@ -174,7 +174,10 @@ fn the_layer_rule_sees_every_spelling() {
     }
     for (path, text) in [
         ("src/kernels/x.rs", "use crate::gpu::{Kernel, model};\nuse crate::error::Result;"),
-        ("src/gpu/x.rs", "use crate::Error; use crate::gpu::kernel::params; mycrate::model::x(); use super::super::Error;"),
+        (
+            "src/gpu/x.rs",
+            "use crate::Error; use crate::gpu::kernel::params; mycrate::model::x(); use super::super::Error;",
+        ),
         ("src/kernels/x.rs", "use super::super::gpu;"),
     ] {
         assert_eq!(bad_imports(path, text), [""; 0], "{path}: {text}");
@@ -308,12 +311,11 @@ fn check_shader(what: &str, kernel: &Kernel, assembled: &Assembled, flags: &[&st
     let [entry] = module.entry_points.as_slice() else { panic!("{what}: {} entry points", module.entry_points.len()) };
     assert_eq!((entry.name.as_str(), entry.stage), ("main", naga::ShaderStage::Compute), "{what}");
     assert_eq!(entry.workgroup_size[1..], [1, 1], "{what}");
-    let overridden = entry.workgroup_size_overrides.and_then(|o| o[0]).map(|handle| {
-        match module.global_expressions[handle] {
+    let overridden =
+        entry.workgroup_size_overrides.and_then(|o| o[0]).map(|handle| match module.global_expressions[handle] {
             naga::Expression::Override(o) => module.overrides[o].name.clone().unwrap_or_default(),
             ref e => panic!("{what}: workgroup size {e:?}"),
-        }
-    });
+        });
     let wanted = kernel.constants.contains(&"WG").then(|| "WG".to_string());
     assert_eq!(overridden, wanted, "{what}: what sets the workgroup size");
 

@@ -87,10 +87,14 @@ pub fn dequant<'a>(w: &'a Weight, y: BufferSlice<'a>) -> Result<Vec<Dispatch<'a>
         let out = y.buffer.slice(aligned, start - aligned + u64::from(part.rows) * row_bytes);
         let y_offset = ((start - aligned) / 4) as u32;
         let groups = (u64::from(part.rows) * u64::from(k_blocks)).div_ceil(u64::from(THREADS));
-        let d = Dispatch::new(&DEQUANT, &DequantParams { rows: part.rows, cols: w.k(), k_blocks, y_offset }, linear_grid(groups))
-            .constant("WG", THREADS)
-            .slot("weight", weight_fragment(part.format)?)
-            .bind("y", out);
+        let d = Dispatch::new(
+            &DEQUANT,
+            &DequantParams { rows: part.rows, cols: w.k(), k_blocks, y_offset },
+            linear_grid(groups),
+        )
+        .constant("WG", THREADS)
+        .slot("weight", weight_fragment(part.format)?)
+        .bind("y", out);
         dispatches.push(part.bind(d));
     }
     Ok(dispatches)

@@ -260,5 +260,7 @@ fn attention_refuses_shapes_that_disagree() {
     }
     assert!(!attention_prefill_fits(gpu, 20), "the tiled kernel wants multiples of 16");
     assert!(!attention_prefill_fits(gpu, 272), "larger heads take the other kernel");
-    assert!(attention_prefill(gpu, shape(2, 1, 20, 0, 0.0), KvType::F16, 1, s(), s(), s(), 1, (s(), s()), s()).is_err());
+    assert!(
+        attention_prefill(gpu, shape(2, 1, 20, 0, 0.0), KvType::F16, 1, s(), s(), s(), 1, (s(), s()), s()).is_err()
+    );
 }

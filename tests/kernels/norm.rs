@@ -108,8 +108,7 @@ fn softmax_of_ordinary_and_extreme_rows() {
     for v in variants() {
         for cols in [1usize, 3, 255, 256, 257, 1000] {
             let mut rng = Rng(cols as u64);
-            let mut rows: Vec<Vec<f32>> =
-                (0..3).map(|_| rng.floats(cols).iter().map(|x| x * 10.0).collect()).collect();
+            let mut rows: Vec<Vec<f32>> = (0..3).map(|_| rng.floats(cols).iter().map(|x| x * 10.0).collect()).collect();
             rows.push(vec![-inf; cols]);
             rows.push(vec![f32::NAN; cols]);
             rows.push(vec![3.0e38; cols]);
@@ -131,8 +130,7 @@ fn softmax_of_ordinary_and_extreme_rows() {
 fn softmax_of_long_rows() {
     for v in variants().iter().filter(|v| v.full || v.own_shaders) {
         let mut rng = Rng(151);
-        let rows: Vec<Vec<f32>> =
-            (0..2).map(|_| rng.floats(151_937).iter().map(|x| x * 12.0).collect()).collect();
+        let rows: Vec<Vec<f32>> = (0..2).map(|_| rng.floats(151_937).iter().map(|x| x * 12.0).collect()).collect();
         check_softmax(v, "of a vocabulary", &rows, 0.8);
     }
 }

@@ -2,7 +2,7 @@
 
 use doppler::gpu::{Buffer, Dispatch, Gpu, Phase};
 use doppler::kernels::{
-    Activation, AngleTable, AttentionShape, Cast, KvType, Matrix, MatmulPath, RopePairs, RopeShape, add_bias,
+    Activation, AngleTable, AttentionShape, Cast, KvType, MatmulPath, Matrix, RopePairs, RopeShape, add_bias,
     attention_decode, attention_prefill, cast, dequant, gather, gelu, glu, matmul_with, residual, rmsnorm, rope, silu,
     softmax,
 };

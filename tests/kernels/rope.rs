@@ -57,8 +57,7 @@ fn rotated(head: &[f32], shape: &RopeShape, steps: &[f64], magnitude: f64, pos: 
 }
 
 /// (slot, position) of each row; slot 1 is left out, so tables of three slots are read at their stride.
-const ROWS: [(u32, u32); 8] =
-    [(0, 0), (0, 1), (2, 255), (2, 256), (0, 511), (2, 70_000), (0, 31), (0, BEYOND)];
+const ROWS: [(u32, u32); 8] = [(0, 0), (0, 1), (2, 255), (2, 256), (0, 511), (2, 70_000), (0, 31), (0, BEYOND)];
 /// A position past the end of its table: q is rotated, nothing is written.
 const BEYOND: u32 = 70_100;
 
