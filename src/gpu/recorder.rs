@@ -179,12 +179,13 @@ impl<'g> Recorder<'g> {
                 d.params.len()
             );
         }
-        let limit = self.gpu.max_binding_bytes();
+        let (limit, align) = (self.gpu.max_binding_bytes(), self.gpu.binding_align());
         for (name, s) in &d.bindings {
-            if s.size > limit || s.offset + s.size > s.buffer.size() {
+            // Size 0 would mean the rest of the buffer to wgpu.
+            if s.size == 0 || s.size > limit || !s.offset.is_multiple_of(align) || !s.fits() {
                 bail!(
                     Internal,
-                    "dispatch of {}: {name} binds bytes {}+{} of \"{}\" ({} bytes); the adapter binds {limit} at most",
+                    "dispatch of {}: {name} binds bytes {}+{} of \"{}\" ({} bytes); the adapter binds up to {limit} from a multiple of {align} on",
                     d.kernel.name,
                     s.offset,
                     s.size,

@@ -8,7 +8,7 @@ use crate::kernels::{KvType, Matrix};
 pub(super) static ROPE: Kernel = Kernel {
     name: "rope",
     source: include_str!("../../shaders/rope.wgsl"),
-    flags: &["NEOX", "NOPE", "KV_WRITE"],
+    flags: &["NEOX", "NOPE"],
     constants: &["WG"],
     slots: &["kv"],
     params: RopeParams::FIELDS,
@@ -123,7 +123,6 @@ pub fn rope<'a>(
         .constant("WG", THREADS)
         .flag("NEOX", pairs == RopePairs::Halves)
         .flag("NOPE", pairs == RopePairs::None)
-        .flag("KV_WRITE", true)
         .slot("kv", kv_type.fragment())
         .bind("x", qkv.data)
         .bind("rows", rows)

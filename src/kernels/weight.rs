@@ -6,10 +6,9 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Scope};
+use crate::kernels::constants::BINDING_ALIGN;
 use crate::quant::Format;
 
-/// Planes start at multiples of this: the largest binding alignment an adapter may ask for.
-const PLANE_ALIGN: u64 = 256;
 /// Rows in a part are a multiple of this, so that biases of parts stay aligned.
 const PART_ROWS: u64 = 64;
 /// Host bytes repacked before they are handed to the device.
@@ -178,7 +177,7 @@ impl<'a> WeightUploader<'a> {
             for p in format.planes {
                 let bytes = (p.block_bytes as u64 * blocks * rows).next_multiple_of(4);
                 planes.push((size, bytes));
-                size = (size + bytes).next_multiple_of(PLANE_ALIGN);
+                size = (size + bytes).next_multiple_of(BINDING_ALIGN);
             }
             let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
             self.fill(&buffer, &planes, format, blocks as usize, start..start + rows, &data)?;
