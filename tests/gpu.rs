@@ -15,7 +15,7 @@ const WORDS: usize = 32;
 
 /// Copies its parameters, 128 bytes of u32 and f32 by turns, to `y`.
 static ECHO: LazyLock<Kernel> = LazyLock::new(|| {
-    let field = |i: usize| format!("p{i}: {}", if i % 2 == 0 { "u32" } else { "f32" });
+    let field = |i: usize| format!("p{i}: {}", if i.is_multiple_of(2) { "u32" } else { "f32" });
     let fields: Vec<_> = (0..WORDS).map(field).collect();
     let copies: String = (0..WORDS).map(|i| format!("    y[{i}] = bitcast<u32>(params.p{i});\n")).collect();
     let source = format!(

@@ -114,7 +114,7 @@ fn softmax_of_ordinary_and_extreme_rows() {
             rows.push(vec![3.0e38; cols]);
             rows.push(vec![-3.4e38; cols]);
             // One live element among −∞ and NaN; a mask in the middle; extremes side by side.
-            let dead = |i: usize| if i % 2 == 0 { -inf } else { f32::NAN };
+            let dead = |i: usize| if i.is_multiple_of(2) { -inf } else { f32::NAN };
             rows.push((0..cols).map(|i| if i == cols / 2 { -5.0 } else { dead(i) }).collect());
             rows.push((0..cols).map(|i| if i % 3 == 1 { -inf } else { rng.unit() }).collect());
             rows.push((0..cols).map(|i| if i % 2 == 0 { 3.0e38 } else { -3.0e38 }).collect());
