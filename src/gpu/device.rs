@@ -417,7 +417,7 @@ impl Gpu {
         self.guard.gate(class, source.buffer.label())?;
         let lease = self.lease_readback(source.size, scope)?;
         let mut recorder = self.recorder("download", scope);
-        recorder.copy(source, lease.buffer().slice(0, source.size));
+        recorder.copy(source, lease.buffer().slice(0, source.size))?;
         let submission = recorder.submit()?;
         let mut bytes = vec![0; source.size as usize];
         self.read_staging(lease.buffer(), &submission, &mut bytes, class, scope)?;

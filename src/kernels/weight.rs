@@ -134,6 +134,9 @@ impl<'a> WeightUploader<'a> {
                     s.data.len()
                 );
             }
+            if let Some(b) = s.bias.filter(|b| b.len() != s.rows as usize) {
+                bail!(BadFile, "tensor {name}: a bias of {} values for {} rows", b.len(), s.rows);
+            }
         }
         let mut parts = Vec::new();
         let mut row_start = 0u32;
@@ -184,9 +187,6 @@ impl<'a> WeightUploader<'a> {
             let bias = match &bias {
                 Some(values) => {
                     let slice = values.get(start as usize..(start + rows) as usize).unwrap_or_default();
-                    if slice.len() as u64 != rows {
-                        bail!(BadFile, "tensor {name}: its bias has {} values for {total} rows", values.len());
-                    }
                     Some(self.vector(&format!("{name}.bias"), slice)?)
                 }
                 None => None,

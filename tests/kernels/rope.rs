@@ -2,7 +2,7 @@
 
 use doppler::gpu::{Buffer, Gpu};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::kernels::{AngleTable, KvType, Matrix, RopePairs, RopeShape, rope};
+use doppler::kernels::{AngleTable, KvType, Matrix, Pages, RopePairs, RopeShape, rope};
 
 use crate::common::*;
 
@@ -99,14 +99,10 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     let qkv = Matrix::new(&xb, ROWS.len() as u32, stride).columns(offset, width);
     let d = rope(
         shape,
-        kv,
         qkv,
-        (&rb).into(),
-        (&tb).into(),
-        table_stride,
+        Pages { rows: (&rb).into(), tables: (&tb).into(), table_stride, kv_type: kv, k: (&kb).into(), v: (&vb).into() },
         (&ab).into(),
         (&q).into(),
-        ((&kb).into(), (&vb).into()),
     );
     run(gpu, d);
 
@@ -182,17 +178,9 @@ fn rope_refuses_shapes_that_disagree() {
         (s(2, 16, 16), 64, 65),
     ] {
         let m = Matrix::new(&b, rows, cols);
-        let d = rope(
-            shape,
-            KvType::F32,
-            m,
-            (&b).into(),
-            (&b).into(),
-            1,
-            (&b).into(),
-            (&b).into(),
-            ((&b).into(), (&b).into()),
-        );
+        let all = || (&b).into();
+        let pages = Pages { rows: all(), tables: all(), table_stride: 1, kv_type: KvType::F32, k: all(), v: all() };
+        let d = rope(shape, m, pages, (&b).into(), (&b).into());
         assert!(d.is_err(), "{shape:?} on {cols}");
     }
 }
