@@ -1,12 +1,14 @@
 // Attention of runs of rows of one sequence: a workgroup takes 16 consecutive rows of one head, and shares each tile of KT keys
 // and values in workgroup memory; online softmax in f32. Formula, window and softcap as in attention_decode.wgsl.
 // Four threads work on a row: each has a quarter of its scores and of its output. The rows of a dispatch must belong to one sequence at
-// consecutive positions. HEAD_DIM is a multiple of 16.
+// consecutive positions. HEAD_DIM is a multiple of 16, at most 16 * MAX_PIECES.
 #import thread
 #import state
 #import activation
 const WG: u32 = 64u;
 const QT: u32 = 16u;
+// Vectors of a row's output that one thread keeps; a constant, since an override cannot size a variable in private memory.
+const MAX_PIECES: u32 = 16u;
 override HEAD_DIM: u32 = 64u;
 override KT: u32 = 32u;
 struct Params {
@@ -46,7 +48,7 @@ fn main(t: Thread) {
     let end = rows[last_row].pos + 1u;
     var lo = 0u;
     if (params.window != 0u && rows[row0].pos + 1u > params.window) { lo = rows[row0].pos + 1u - params.window; }
-    var acc: array<vec4<f32>, HEAD_DIM / 16u>;
+    var acc: array<vec4<f32>, MAX_PIECES>;
     for (var i = 0u; i < HEAD_DIM / 16u; i++) { acc[i] = vec4<f32>(0.0); }
     var top = LOWEST;
     var total = 0.0;

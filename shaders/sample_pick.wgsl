@@ -20,7 +20,7 @@ struct Params {
 
 // The bins of a selection are one a thread, so the workgroup size is fixed.
 const WG: u32 = 256u;
-const CAP: u32 = 1024u; // most tokens of the gathered way
+const CAP: u32 = 1000u; // most tokens of the gathered way; all workgroup memory together stays below 16 KiB
 const ALL: u32 = 0xffffffffu;
 const ALIVE: u32 = 0x80000000u;
 const WEIGHT_MAX: u32 = 0x3ffffffu;

@@ -54,7 +54,7 @@ pub(super) static STEP_BEGIN: Kernel = Kernel {
 
 params!(PenalizeParams { rows: u32, vocab: u32, history_cap: u32 });
 params!(ArgmaxParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
-params!(PickParams { rows: u32, vocab: u32, chunks: u32 });
+params!(PickParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
 params!(CheckStopParams { rows: u32, out_offset: u32 });
 params!(StepBeginParams { rows: u32, history_cap: u32 });
 
@@ -95,12 +95,26 @@ pub struct Row {
     pub pos: u32,
 }
 
-/// Vocabulary entries that one workgroup of the first maximum reduces.
-const ARGMAX_CHUNK: u32 = 4096;
+/// How a row is cut for the first maximum: vocabulary entries a workgroup reduces. Up to 256 chunks, each a multiple of 256, so that the
+/// draw knows the best of many small chunks and need not look at most of the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunks {
+    /// Entries in each chunk but the last.
+    pub chunk: u32,
+    /// Chunks of a row; the partial results take 8 bytes for each.
+    pub chunks: u32,
+}
 
-/// Workgroups a row in [`argmax`]; `partial` holds 8 bytes for each.
-pub fn argmax_chunks(vocab: u32) -> u32 {
-    vocab.div_ceil(ARGMAX_CHUNK)
+impl Chunks {
+    /// The cut for a vocabulary.
+    pub fn of(vocab: u32) -> Self {
+        Self::with(vocab, vocab.div_ceil(256).next_multiple_of(256))
+    }
+
+    /// A cut with a given chunk (tests force several).
+    pub fn with(vocab: u32, chunk: u32) -> Self {
+        Self { chunk, chunks: vocab.div_ceil(chunk) }
+    }
 }
 
 /// The buffers that sampling reads, by slot.
@@ -145,13 +159,19 @@ pub fn penalize<'a>(rows: u32, vocab: u32, logits: BufferSlice<'a>, b: SamplingB
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
-pub fn argmax<'a>(rows: u32, vocab: u32, logits: BufferSlice<'a>, partial: BufferSlice<'a>) -> Result<Dispatch<'a>> {
+pub fn argmax<'a>(
+    rows: u32,
+    vocab: u32,
+    cut: Chunks,
+    logits: BufferSlice<'a>,
+    partial: BufferSlice<'a>,
+) -> Result<Dispatch<'a>> {
     check(rows, vocab, logits)?;
-    let chunks = argmax_chunks(vocab);
+    let Chunks { chunk, chunks } = cut;
     if partial.size < u64::from(rows) * u64::from(chunks) * 8 {
         bail!(InvalidArgument, "argmax: {} bytes for {rows} x {chunks} partial results", partial.size);
     }
-    let params = ArgmaxParams { rows, vocab, chunks, chunk: ARGMAX_CHUNK };
+    let params = ArgmaxParams { rows, vocab, chunks, chunk };
     Ok(Dispatch::new(&SAMPLE_ARGMAX, &params, linear_grid(u64::from(rows) * u64::from(chunks)))
         .constant("WG", THREADS_LONG)
         .bind("logits", logits)
@@ -165,13 +185,14 @@ pub fn argmax<'a>(rows: u32, vocab: u32, logits: BufferSlice<'a>, partial: Buffe
 pub fn pick<'a>(
     rows: u32,
     vocab: u32,
+    cut: Chunks,
     logits: BufferSlice<'a>,
     b: SamplingBuffers<'a>,
     partial: BufferSlice<'a>,
     picked: BufferSlice<'a>,
 ) -> Result<Dispatch<'a>> {
     check(rows, vocab, logits)?;
-    let params = PickParams { rows, vocab, chunks: argmax_chunks(vocab) };
+    let params = PickParams { rows, vocab, chunks: cut.chunks, chunk: cut.chunk };
     Ok(Dispatch::new(&SAMPLE_PICK, &params, linear_grid(rows.into()))
         .bind("logits", logits)
         .bind("rows", b.rows)

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, MemoryClass, Scope};
-use crate::kernels::sample::argmax_chunks;
+use crate::kernels::sample::Chunks;
 use crate::model::spec::ModelSpec;
 
 /// Rows whose logits are computed together.
@@ -51,7 +51,7 @@ impl Scratch {
         let words = |name: &str, n: u64| gpu.storage(name, n * 4, MemoryClass::Scratch, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
         let n_ff = widest(&|l| l.feed_forward.n_ff);
-        let chunks = argmax_chunks(spec.n_vocab);
+        let chunks = Chunks::of(spec.n_vocab).chunks;
         Ok(Self {
             rows,
             tokens: wide("tokens", 1)?,

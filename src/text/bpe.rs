@@ -16,12 +16,58 @@ use tokenizers::utils::SysRegex;
 
 pub(super) struct Bpe {
     model: BPE,
-    patterns: Vec<SysRegex>,
+    cuts: Vec<Cut>,
     /// Whether tokens are bytes written as characters; otherwise they are UTF-8 with byte tokens for the rest.
     byte_level: bool,
     /// What the vocabulary can spell: for byte level all 256 bytes normally, for UTF-8 its single characters.
     characters: HashSet<char>,
     all_bytes: bool,
+}
+
+/// One pattern that cuts text.
+struct Cut {
+    regex: SysRegex,
+    /// White space leaves its last character to what follows.
+    leaves_space: bool,
+    /// White space up to a line end is a piece of its own, and leaves nothing.
+    keeps_lines: bool,
+}
+
+impl Cut {
+    fn new(pattern: &str) -> std::result::Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let (leaves_space, keeps_lines) = (pattern.ends_with(r"|\s+"), pattern.contains(r"\s*[\r\n]"));
+        Ok(Self { regex: SysRegex::new(pattern)?, leaves_space, keeps_lines })
+    }
+
+    /// Cuts `text` at the matches; what is between them is a piece as well.
+    fn apply<'t>(&self, text: &'t str, out: &mut Vec<&'t str>) {
+        let mut done = 0;
+        'restart: loop {
+            let base = done;
+            for (start, end) in self.regex.find_iter(text.get(base..).unwrap_or_default()) {
+                let (start, end) = (base + start, base + end);
+                let found = text.get(start..end).unwrap_or_default();
+                out.extend(text.get(done..start).filter(|gap| !gap.is_empty()));
+                if let Some(left) = self.left_behind(found).filter(|_| end < text.len()) {
+                    done = end - left;
+                    out.extend(text.get(start..done));
+                    continue 'restart;
+                }
+                out.extend(text.get(start..end).filter(|found| !found.is_empty()));
+                done = end;
+            }
+            out.extend(text.get(done..).filter(|rest| !rest.is_empty()));
+            return;
+        }
+    }
+
+    /// How many bytes of a match belong to what follows.
+    fn left_behind(&self, found: &str) -> Option<usize> {
+        let last = found.chars().next_back()?;
+        let whole = self.keeps_lines && matches!(last, '\r' | '\n');
+        let leaves = self.leaves_space && !whole && found.len() > last.len_utf8();
+        (leaves && found.chars().all(char::is_whitespace)).then_some(last.len_utf8())
+    }
 }
 
 /// The character that stands for a byte in byte-level vocabularies: itself where it is printable, otherwise the
@@ -36,7 +82,13 @@ pub(super) fn byte_char(byte: u8) -> char {
 }
 
 impl Bpe {
-    pub fn new(tokens: &[Arc<str>], kinds: &[Kind], merges: &[String], pre: Pre, byte_level: bool) -> Result<Self> {
+    pub(super) fn new(
+        tokens: &[Arc<str>],
+        kinds: &[Kind],
+        merges: &[String],
+        pre: Pre,
+        byte_level: bool,
+    ) -> Result<Self> {
         // Text becomes ordinary tokens only; user-defined ones were taken out of it before.
         let usable = |k: &Kind| matches!(k, Kind::Normal | Kind::Byte) || (!byte_level && *k == Kind::UserDefined);
         let mut vocab = Vocab::default();
@@ -89,11 +141,11 @@ impl Bpe {
             .byte_fallback(!byte_level)
             .build()
             .map_err(internal)?;
-        let patterns = pre.patterns.iter().map(|p| SysRegex::new(p).map_err(internal)).collect::<Result<_>>()?;
-        Ok(Self { model, patterns, byte_level, characters, all_bytes })
+        let cuts = pre.patterns.iter().map(|p| Cut::new(p).map_err(internal)).collect::<Result<_>>()?;
+        Ok(Self { model, cuts, byte_level, characters, all_bytes })
     }
 
-    pub fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         let text: Cow<'_, str> = if self.byte_level { text.into() } else { text.replace(' ', "\u{2581}").into() };
         let mut known: HashMap<&str, (usize, usize)> = HashMap::new();
         for piece in self.pieces(&text) {
@@ -110,18 +162,9 @@ impl Bpe {
 
     fn pieces<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut pieces = vec![text];
-        for pattern in &self.patterns {
+        for cut in &self.cuts {
             let mut finer = Vec::with_capacity(pieces.len());
-            for piece in pieces {
-                let mut done = 0;
-                for (start, end) in pattern.find_iter(piece) {
-                    finer.extend(piece.get(done..start));
-                    finer.extend(piece.get(start..end));
-                    done = end;
-                }
-                finer.extend(piece.get(done..));
-            }
-            finer.retain(|p| !p.is_empty());
+            pieces.iter().for_each(|piece| cut.apply(piece, &mut finer));
             pieces = finer;
         }
         pieces

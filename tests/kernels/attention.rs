@@ -1,0 +1,268 @@
+//! Attention over the paged cache, decode and prefill.
+
+use doppler::gpu::{Buffer, Gpu};
+use doppler::kernels::constants::KV_BLOCK_TOKENS;
+use doppler::kernels::{AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits};
+
+use crate::common::*;
+use crate::rope::{KV_TYPES, kv_words};
+
+/// Keys and values of several sequences, in pages in random order; whatever no query may read is NaN.
+struct Cache {
+    k: Vec<Vec<f32>>,
+    v: Vec<Vec<f32>>,
+    kb: Buffer,
+    vb: Buffer,
+    tables: Buffer,
+    table_stride: u32,
+}
+
+/// `spans[s]`: the positions of slot `s` that are stored.
+fn cache(gpu: &Gpu, rng: &mut Rng, shape: &AttentionShape, kv: KvType, spans: &[std::ops::Range<u32>]) -> Cache {
+    let (bt, hd, n_kv) = (KV_BLOCK_TOKENS, shape.head_dim as usize, shape.n_kv);
+    let blocks = |s: &std::ops::Range<u32>| s.end.div_ceil(bt) - s.start / bt;
+    let n_blocks = spans.iter().map(blocks).sum::<u32>() + 1;
+    let table_stride = spans.iter().map(|s| s.end.div_ceil(bt)).max().unwrap() + 2;
+    let mut free = rng.permutation(n_blocks);
+    let nothing = free.pop().unwrap();
+    let mut tables = vec![nothing; spans.len() * table_stride as usize];
+    let elements = (n_blocks * n_kv * bt) as usize * hd;
+    let mut kp = vec![f32::NAN; elements];
+    let mut vp = kp.clone();
+    let round = |x: f32| if kv == KvType::F16 { half::f16::from_f32(x).to_f32() } else { x };
+    let (mut k, mut v) = (Vec::new(), Vec::new());
+    for (slot, span) in spans.iter().enumerate() {
+        for b in span.start / bt..span.end.div_ceil(bt) {
+            tables[slot * table_stride as usize + b as usize] = free.pop().unwrap();
+        }
+        // [position][head][dimension], from position 0 on.
+        let size = (span.end * n_kv) as usize * hd;
+        let (mut ks, mut vs) = (vec![f32::NAN; size], vec![f32::NAN; size]);
+        for pos in span.clone() {
+            let block = tables[slot * table_stride as usize + (pos / bt) as usize];
+            for head in 0..n_kv {
+                let at = ((block * n_kv + head) * bt + pos % bt) as usize * hd;
+                let from = (pos * n_kv + head) as usize * hd;
+                for d in 0..hd {
+                    ks[from + d] = round(rng.unit());
+                    vs[from + d] = round(rng.unit());
+                    kp[at + d] = ks[from + d];
+                    vp[at + d] = vs[from + d];
+                }
+            }
+        }
+        k.push(ks);
+        v.push(vs);
+    }
+    let kb = upload_words(gpu, &kv_words(kv, &kp));
+    let vb = upload_words(gpu, &kv_words(kv, &vp));
+    Cache { k, v, kb, vb, tables: upload_words(gpu, &tables), table_stride }
+}
+
+/// First position that a query sees.
+fn first(shape: &AttentionShape, pos: u32) -> u32 {
+    if shape.window == 0 { 0 } else { (pos + 1).saturating_sub(shape.window) }
+}
+
+fn attention64(shape: &AttentionShape, c: &Cache, rows: &[(u32, u32)], q: &[f32]) -> Vec<Want> {
+    let (hd, n_kv) = (shape.head_dim as usize, shape.n_kv as usize);
+    let group = (shape.n_head / shape.n_kv) as usize;
+    let mut out = Vec::new();
+    for (t, &(slot, pos)) in rows.iter().enumerate() {
+        let (ks, vs) = (&c.k[slot as usize], &c.v[slot as usize]);
+        for h in 0..shape.n_head as usize {
+            let qh = &q[(t * shape.n_head as usize + h) * hd..][..hd];
+            let at = |p: u32| (p as usize * n_kv + h / group) * hd;
+            let span = first(shape, pos)..pos + 1;
+            let mut scores: Vec<f64> = span
+                .clone()
+                .map(|p| {
+                    let dot: f64 = qh.iter().zip(&ks[at(p)..]).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                    let s = dot * f64::from(shape.scale);
+                    let cap = f64::from(shape.softcap);
+                    if cap > 0.0 { cap * (s / cap).tanh() } else { s }
+                })
+                .collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            scores.iter_mut().for_each(|s| *s = (*s - top).exp());
+            let total: f64 = scores.iter().sum();
+            let mut y = vec![Want::from(0.0); hd];
+            for (p, s) in span.zip(&scores) {
+                for (y, &x) in y.iter_mut().zip(&vs[at(p)..]) {
+                    y.value += s / total * f64::from(x);
+                    y.magnitude += s / total * f64::from(x.abs());
+                }
+            }
+            out.extend(y);
+        }
+    }
+    out
+}
+
+fn shape(n_head: u32, n_kv: u32, head_dim: u32, window: u32, softcap: f32) -> AttentionShape {
+    AttentionShape { n_head, n_kv, head_dim, window, scale: 1.0 / (head_dim as f32).sqrt(), softcap }
+}
+
+/// Sharp and flat softmaxes.
+fn queries(rng: &mut Rng, n: usize) -> Vec<f32> {
+    rng.floats(n).iter().map(|q| q * 4.0).collect()
+}
+
+fn flat(rows: &[(u32, u32)]) -> Vec<u32> {
+    rows.iter().flat_map(|&(s, p)| [s, p]).collect()
+}
+
+const LENGTHS: [u32; 9] = [1, 31, 32, 33, 63, 64, 65, 257, 2049];
+
+/// One dispatch: every length, each in its own slot, and a second row in the longest one's past.
+fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
+    let gpu: &Gpu = &v.gpu;
+    let mut rng = Rng(u64::from(shape.head_dim * 8 + shape.window));
+    let mut rows: Vec<(u32, u32)> = LENGTHS.iter().enumerate().map(|(s, n)| (s as u32, n - 1)).collect();
+    rows.reverse();
+    rows.push((8, 2000));
+    // What lies before a window may be gone already.
+    let spans: Vec<_> = LENGTHS.iter().map(|&n| first(&shape, if n > 2000 { 2000 } else { n - 1 })..n).collect();
+    let c = cache(gpu, &mut rng, &shape, kv, &spans);
+    let n = rows.len() * (shape.n_head * shape.head_dim) as usize;
+    let q = queries(&mut rng, n);
+    let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
+    let d = attention_decode(
+        shape,
+        rows.len() as u32,
+        Pages {
+            rows: (&rb).into(),
+            tables: (&c.tables).into(),
+            table_stride: c.table_stride,
+            kv_type: kv,
+            k: (&c.kb).into(),
+            v: (&c.vb).into(),
+        },
+        (&qb).into(),
+        (&y).into(),
+    );
+    run(gpu, d);
+    let mut want = attention64(&shape, &c, &rows, &q);
+    want.push(f64::from(UNTOUCHED).into());
+    close(&format!("decode {shape:?} {kv:?} ({})", v.name), &download(gpu, &y, n + 1), &want, 1e-6, 1e-5);
+}
+
+const HEAD_DIMS: [u32; 5] = [16, 64, 80, 128, 256];
+
+#[test]
+fn decode_of_every_length_head_and_option() {
+    for v in variants() {
+        for (i, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+            for kv in KV_TYPES {
+                let groups = [(2, 2), (4, 2), (4, 1)];
+                if v.full {
+                    for (n_head, n_kv) in groups {
+                        decode(v, shape(n_head, n_kv, head_dim, 0, 0.0), kv);
+                    }
+                    for (window, softcap) in [(1, 0.0), (33, 0.0), (100, 2.0), (0, 5.0)] {
+                        decode(v, shape(4, 2, head_dim, window, softcap), kv);
+                    }
+                } else {
+                    let (n_head, n_kv) = groups[i % 3];
+                    decode(v, shape(n_head, n_kv, head_dim, [0, 64][i % 2], [3.0, 0.0][i % 2]), kv);
+                }
+            }
+        }
+    }
+}
+
+/// Heads whose fourth is no power of two, and one that needs more threads than the usual workgroup.
+#[test]
+fn decode_of_unusual_heads() {
+    for v in variants().iter().filter(|v| v.full || v.own_shaders) {
+        for head_dim in [4, 20, 96, 320, 576] {
+            decode(v, shape(2, 1, head_dim, 0, 0.0), KvType::F16);
+        }
+    }
+}
+
+fn prefill(v: &Variant, shape: AttentionShape, kv: KvType, start: u32, t_rows: u32) {
+    let gpu: &Gpu = &v.gpu;
+    if !attention_prefill_fits(gpu, shape.head_dim) {
+        assert!(shape.head_dim > 128, "heads of {} must fit everywhere", shape.head_dim);
+        return;
+    }
+    let mut rng = Rng(u64::from(shape.head_dim + start * 3 + t_rows));
+    let rows: Vec<(u32, u32)> = (0..t_rows).map(|i| (1, start + i)).collect();
+    // Slot 0 holds something else.
+    let c = cache(gpu, &mut rng, &shape, kv, &[0..40, first(&shape, start)..start + t_rows]);
+    let n = (t_rows * shape.n_head * shape.head_dim) as usize;
+    let q = queries(&mut rng, n);
+    let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
+    let d = attention_prefill(
+        gpu,
+        shape,
+        t_rows,
+        Pages {
+            rows: (&rb).into(),
+            tables: (&c.tables).into(),
+            table_stride: c.table_stride,
+            kv_type: kv,
+            k: (&c.kb).into(),
+            v: (&c.vb).into(),
+        },
+        (&qb).into(),
+        (&y).into(),
+    );
+    run(gpu, d);
+    let mut want = attention64(&shape, &c, &rows, &q);
+    want.push(f64::from(UNTOUCHED).into());
+    let what = format!("prefill {start}+{t_rows} {shape:?} {kv:?} ({})", v.name);
+    close(&what, &download(gpu, &y, n + 1), &want, 1e-6, 1e-5);
+}
+
+#[test]
+fn prefill_of_every_length_head_and_option() {
+    for v in variants() {
+        for (i, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+            for kv in KV_TYPES {
+                if !v.full {
+                    prefill(v, shape(4, 2, head_dim, [0, 20][i % 2], [3.0, 0.0][i % 2]), kv, 29, 40);
+                    continue;
+                }
+                for (start, t_rows) in [(0, 1), (0, 15), (0, 17), (2048, 1), (31, 2), (100, 5), (2001, 48)] {
+                    prefill(v, shape(4, 2, head_dim, 0, 0.0), kv, start, t_rows);
+                }
+                for (n_head, n_kv) in [(2, 2), (4, 1)] {
+                    prefill(v, shape(n_head, n_kv, head_dim, 0, 0.0), kv, 33, 30);
+                }
+                for (window, softcap) in [(1, 0.0), (33, 0.0), (100, 2.0), (0, 5.0)] {
+                    prefill(v, shape(2, 1, head_dim, window, softcap), kv, 90, 50);
+                }
+            }
+        }
+        if v.full {
+            for t_rows in LENGTHS.into_iter().filter(|&n| n < 2000) {
+                prefill(v, shape(2, 1, 64, 0, 0.0), KvType::F16, 0, t_rows);
+            }
+            prefill(v, shape(1, 1, 16, 0, 0.0), KvType::F32, 0, 2049);
+        }
+    }
+}
+
+#[test]
+fn attention_refuses_shapes_that_disagree() {
+    let Some(v) = full() else { return };
+    let gpu: &Gpu = &v.gpu;
+    let b = untouched(gpu, 256);
+    let s = || (&b).into();
+    let pages = || Pages { rows: s(), tables: s(), table_stride: 1, kv_type: KvType::F16, k: s(), v: s() };
+    for (shape, rows) in [
+        (shape(3, 2, 16, 0, 0.0), 1),
+        (shape(2, 0, 16, 0, 0.0), 1),
+        (shape(2, 1, 6, 0, 0.0), 1),
+        (shape(2, 1, 2048, 0, 0.0), 1),
+        (shape(2, 1, 64, 0, 0.0), 3),
+    ] {
+        assert!(attention_decode(shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
+        assert!(attention_prefill(gpu, shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
+    }
+    assert!(!attention_prefill_fits(gpu, 20), "the tiled kernel wants multiples of 16");
+    assert!(!attention_prefill_fits(gpu, 272), "larger heads take the other kernel");
+    assert!(attention_prefill(gpu, shape(2, 1, 20, 0, 0.0), 1, pages(), s(), s()).is_err());
+}

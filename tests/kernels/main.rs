@@ -1,0 +1,12 @@
+//! Every kernel against a reference in f64, on a device, in every variant of the device's abilities.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attention;
+mod elementwise;
+mod matmul;
+mod norm;
+mod record;
+mod rope;
+mod weights;

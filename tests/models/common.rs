@@ -1,0 +1,111 @@
+//! Opening devices and reading references.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
+use doppler::model::KvType;
+use doppler::session::{Context, Model, ModelOptions, Session, SessionOptions};
+use safetensors::SafeTensors;
+
+/// `../shared`, or `None` with a note that the test was skipped.
+pub fn shared(part: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared").join(part);
+    if !path.exists() {
+        println!("skipped: ../shared/{part} is absent");
+        return None;
+    }
+    Some(path)
+}
+
+/// A context on any adapter; `None` (with a note) only where DOPPLER_NO_GPU=1 says that there is none.
+pub fn context(features: Features, guard: Guard) -> Option<Context> {
+    let options = GpuOptions {
+        adapter: AdapterChoice { allow_software: true, ..Default::default() },
+        features,
+        guard,
+        ..Default::default()
+    };
+    match Context::open(&options) {
+        Ok(c) => Some(c),
+        Err(e) if std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1") => {
+            println!("skipped: {e}");
+            None
+        }
+        Err(e) => panic!("{e}; install a driver (Debian: mesa-vulkan-drivers) or set DOPPLER_NO_GPU=1"),
+    }
+}
+
+/// The device with everything on, and with each ability switched off.
+pub fn feature_sets() -> Vec<(&'static str, Features)> {
+    let all = Features::ALL;
+    vec![
+        ("all", all),
+        ("no subgroups", Features { subgroups: false, ..all }),
+        ("no f16", Features { f16: false, ..all }),
+        ("no immediates", Features { immediates: false, ..all }),
+        ("no timestamps", Features { timestamps: false, ..all }),
+    ]
+}
+
+pub fn load(context: &Context, path: &std::path::Path, kv_type: KvType, n_ctx: u32, chunk: u32) -> Model {
+    let options = ModelOptions { n_ctx, prefill_chunk: chunk, kv_type, prewarm: false };
+    context.load_model(path, &options, &mut |_, _| Ok(())).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+pub fn session(model: &Model) -> Session {
+    model.open_session(&SessionOptions::default()).expect("session")
+}
+
+/// Logits of all positions: `[ids, n_vocab]`.
+pub fn logits(session: &mut Session, ids: &[u32]) -> Vec<f32> {
+    let mut out = Vec::new();
+    session
+        .eval(ids, &mut |rows| {
+            out.extend_from_slice(rows);
+            Ok(())
+        })
+        .expect("eval");
+    out
+}
+
+/// A safetensors file of references.
+pub struct Reference(Arc<Vec<u8>>);
+
+impl Reference {
+    pub fn open(path: PathBuf) -> Self {
+        Self(Arc::new(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+    }
+
+    fn words(&self, name: &str) -> Vec<[u8; 4]> {
+        let file = SafeTensors::deserialize(&self.0).expect("safetensors");
+        let view = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        view.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        self.words(name).into_iter().map(|w| i32::from_le_bytes(w) as u32).collect()
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        self.words(name).into_iter().map(f32::from_le_bytes).collect()
+    }
+}
+
+/// Largest difference.
+pub fn max_error(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
+}
+
+/// Greedy tokens must agree up to the first step whose margin the numerical error could overturn.
+pub fn assert_greedy(what: &str, got: &[u32], want: &[u32], margins: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}: number of tokens");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        if margins[i] < tolerance {
+            println!("{what}: compared {i} of {} greedy tokens (margin {} there)", want.len(), margins[i]);
+            return;
+        }
+        assert_eq!(g, w, "{what}: greedy token {i} (margin {})", margins[i]);
+    }
+}

@@ -1,0 +1,6 @@
+//! Whole models against outsiders: reference logits, greedy tokens and perplexities.
+
+mod common;
+mod golden;
+mod hearth;
+mod loading;
