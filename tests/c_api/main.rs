@@ -60,7 +60,10 @@ fn finish(mut command: Command, what: &str) -> Output {
     // Outputs go to one file: pipes that nobody reads would stop a program that talks much.
     command.stdin(Stdio::null()).stdout(errors.try_clone().expect("a log file")).stderr(errors);
     let mut child = command.spawn().unwrap_or_else(|e| {
-        panic!("{what}: {:?} does not start ({e}); this test needs a C and a C++ compiler (CC, CXX)", command.get_program())
+        panic!(
+            "{what}: {:?} does not start ({e}); this test needs a C and a C++ compiler (CC, CXX)",
+            command.get_program()
+        )
     });
     let status = loop {
         if let Some(status) = child.try_wait().expect("waiting") {
@@ -95,6 +98,13 @@ fn build(source: &Path, language: Language, sanitize: bool) -> PathBuf {
     program
 }
 
+/// Cargo's search path for libraries goes before the program's own, and may lead to an older library.
+fn at_the_fresh_library(command: &mut Command) {
+    for variable in ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"] {
+        command.env_remove(variable);
+    }
+}
+
 fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
     let name = program.file_name().and_then(|n| n.to_str()).expect("a file name").to_string();
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -108,6 +118,7 @@ fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
         }
         None => Command::new(program),
     };
+    at_the_fresh_library(&mut command);
     // What drivers keep until the process ends is not a leak of the program.
     command.env("ASAN_OPTIONS", "detect_leaks=0").args(arguments);
     String::from_utf8_lossy(&finish(command, &format!("running {name}")).stdout).into_owned()
@@ -203,7 +214,9 @@ fn examples() {
 #[test]
 fn an_example_that_fails_says_why() {
     let program = build(&root().join("examples/c/generate.c"), Language::C11, false);
-    let output = Command::new(program).arg("/no/such/model.gguf").output().expect("the program");
+    let mut command = Command::new(program);
+    at_the_fresh_library(&mut command);
+    let output = command.arg("/no/such/model.gguf").output().expect("the program");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("DOPPLER_STATUS_IO") && text.contains("/no/such/model.gguf"), "{text}");
