@@ -90,17 +90,16 @@ fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
     let q = lab.blank(POSITIONS.len() * (n_head * head_dim) as usize)?;
     let words = pack(kv, &vec![BLANK; pages.elements()]);
     let (kb, vb) = (lab.words(&words)?, lab.words(&words)?);
-    lab.run([kernels::rope(
-        shape,
-        kv,
-        Matrix::new(&xb, POSITIONS.len() as u32, width),
-        (&rows).into(),
-        (&table).into(),
-        pages.table.len() as u32,
-        (&ab).into(),
-        (&q).into(),
-        ((&kb).into(), (&vb).into()),
-    )?])?;
+    let bound = kernels::Pages {
+        rows: (&rows).into(),
+        tables: (&table).into(),
+        table_stride: pages.table.len() as u32,
+        kv_type: kv,
+        k: (&kb).into(),
+        v: (&vb).into(),
+    };
+    let qkv = Matrix::new(&xb, POSITIONS.len() as u32, width);
+    lab.run([kernels::rope(shape, qkv, bound, (&ab).into(), (&q).into())?])?;
 
     let mut want_q = Vec::new();
     let mut want_k = vec![Want::from(f64::from(BLANK)); pages.elements()];
@@ -183,13 +182,19 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], pr
     let (qb, yb) = (lab.floats(&q)?, lab.blank(q.len())?);
     let (rows, table) = (lab.words(&row_words(positions))?, lab.words(&pages.table)?);
     let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
-    let (t, stride) = (positions.len() as u32, pages.table.len() as u32);
-    let (q_in, rows, table, y) = ((&qb).into(), (&rows).into(), (&table).into(), (&yb).into());
-    let cache = ((&kb).into(), (&vb).into());
+    let bound = kernels::Pages {
+        rows: (&rows).into(),
+        tables: (&table).into(),
+        table_stride: pages.table.len() as u32,
+        kv_type: kv,
+        k: (&kb).into(),
+        v: (&vb).into(),
+    };
+    let (t, q_in, y) = (positions.len() as u32, (&qb).into(), (&yb).into());
     lab.run([if prefill {
-        kernels::attention_prefill(&lab.gpu, shape, kv, t, q_in, rows, table, stride, cache, y)?
+        kernels::attention_prefill(&lab.gpu, shape, t, bound, q_in, y)?
     } else {
-        kernels::attention_decode(shape, kv, t, q_in, rows, table, stride, cache, y)?
+        kernels::attention_decode(shape, t, bound, q_in, y)?
     }])?;
     let (k, v) = (unpack(kv, &kw), unpack(kv, &vw));
     let want: Vec<Want> =
