@@ -3,3 +3,5 @@
 mod common;
 mod golden;
 mod hearth;
+mod perplexity;
+mod sampling;
