@@ -7,7 +7,8 @@ override HEAD_DIM: u32 = 64u;
 #import state
 #import activation
 struct Params {
-    groups: u32, n_head: u32, n_kv: u32, block_tokens: u32, table_stride: u32, window: u32, scale: f32, softcap: f32,
+    groups: u32, t_rows: u32, n_head: u32, n_kv: u32, block_tokens: u32, table_stride: u32, window: u32, scale: f32,
+    softcap: f32,
 }
 @group(0) @binding(auto) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;

@@ -1,7 +1,7 @@
-// y[r, :] = W[r, :] in f32. One thread decodes one block of 32.
+// y[r, :] = W[r, :] in f32, from y_offset on. One thread decodes one block of 32.
 #import thread
 override WG: u32 = 64u;
-struct Params { rows: u32, cols: u32, k_blocks: u32 }
+struct Params { rows: u32, cols: u32, k_blocks: u32, y_offset: u32 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 #slot weight
 
@@ -12,7 +12,7 @@ fn main(t: Thread) {
     if (row >= params.rows) { return; }
     let block = i % params.k_blocks;
     var w = weight_block(i);
-    let base = row * params.cols + block * 32u;
+    let base = params.y_offset + row * params.cols + block * 32u;
     let n = min(params.cols - block * 32u, 32u);
     for (var j = 0u; j < n; j++) { y[base + j] = w[j >> 2u][j & 3u]; }
 }

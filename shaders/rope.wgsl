@@ -4,6 +4,7 @@
 // NEOX rotates (i, i + n_rot/2), else pairs (2i, 2i + 1); dimensions from n_rot on pass through. NOPE: nothing is rotated.
 // Angles: position = 256 * hi + lo; the table holds cos and sin for lo in rows 0..255 (times the magnitude scale) and for 256 * hi after
 // them, combined by the addition theorem: exact to f32 rounding at any position, where sin(large) is not.
+#set KV_WRITE
 #import thread
 #import state
 override WG: u32 = 64u;

@@ -224,6 +224,13 @@ pub struct BufferSlice<'a> {
     pub size: u64,
 }
 
+impl BufferSlice<'_> {
+    /// True if the range lies inside its buffer.
+    pub(crate) fn fits(&self) -> bool {
+        self.offset.checked_add(self.size).is_some_and(|end| end <= self.buffer.size())
+    }
+}
+
 impl<'a> From<&'a Buffer> for BufferSlice<'a> {
     fn from(buffer: &'a Buffer) -> Self {
         buffer.whole()

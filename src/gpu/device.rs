@@ -258,6 +258,11 @@ impl Gpu {
         self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) & !255
     }
 
+    /// Bytes that a binding's offset must be a multiple of.
+    pub(crate) fn binding_align(&self) -> u64 {
+        self.limits.min_storage_buffer_offset_alignment.into()
+    }
+
     /// Most threads in a workgroup.
     pub fn max_workgroup_threads(&self) -> u32 {
         self.limits.max_compute_invocations_per_workgroup.min(self.limits.max_compute_workgroup_size_x)
@@ -303,6 +308,14 @@ impl Gpu {
         self.create_buffer(label, size, class, Usage::Storage, scope)
     }
 
+    /// Makes a storage buffer that can also hold the workgroup counts of [`crate::gpu::Grid::Indirect`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn indirect(&self, label: &str, size: u64, scope: &Scope) -> Result<Buffer> {
+        self.create_buffer(label, size, MemoryClass::Other, Usage::Indirect, scope)
+    }
+
     /// Makes a buffer that the host can map to read.
     ///
     /// # Errors
@@ -343,14 +356,16 @@ impl Gpu {
     /// # Errors
     /// [`Error::Internal`] if the bytes do not fit.
     pub fn upload(&self, target: BufferSlice<'_>, bytes: &[u8], scope: &Scope) -> Result<()> {
-        if bytes.len() as u64 > target.size || bytes.len() % 4 != 0 || !target.offset.is_multiple_of(4) {
+        let aligned = bytes.len().is_multiple_of(4) && target.offset.is_multiple_of(4);
+        if bytes.len() as u64 > target.size || !aligned || !target.fits() {
             bail!(
                 Internal,
-                "upload of {} bytes to offset {} of \"{}\", whose range has {}",
+                "upload of {} bytes to bytes {}+{} of \"{}\" ({} bytes)",
                 bytes.len(),
                 target.offset,
+                target.size,
                 target.buffer.label(),
-                target.size
+                target.buffer.size()
             );
         }
         if !bytes.is_empty() {
@@ -402,7 +417,7 @@ impl Gpu {
         self.guard.gate(class, source.buffer.label())?;
         let lease = self.lease_readback(source.size, scope)?;
         let mut recorder = self.recorder("download", scope);
-        recorder.copy(source, lease.buffer().slice(0, source.size));
+        recorder.copy(source, lease.buffer().slice(0, source.size))?;
         let submission = recorder.submit()?;
         let mut bytes = vec![0; source.size as usize];
         self.read_staging(lease.buffer(), &submission, &mut bytes, class, scope)?;

@@ -188,10 +188,13 @@ impl PipelineCache {
         // the same pipeline both compile it, and the first one in stays.
         let started = Instant::now();
         let (key, assembled) = self.key(kernel, variant)?;
-        if let Some(p) = self.tables.lock().pipelines.get(&key).cloned() {
-            self.hits.fetch_add(1, Relaxed);
-            self.tables.lock().calls.insert(call, p.clone());
-            return Ok(p);
+        {
+            let mut t = self.tables.lock();
+            if let Some(p) = t.pipelines.get(&key).cloned() {
+                self.hits.fetch_add(1, Relaxed);
+                t.calls.insert(call, p.clone());
+                return Ok(p);
+            }
         }
         let pipeline = Arc::new(self.compile(device, kernel.name, &key, assembled)?);
         let ns = started.elapsed().as_nanos() as u64;
@@ -236,7 +239,8 @@ impl PipelineCache {
     ) -> Result<Pipeline> {
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let module = self.tables.lock().modules.get(&key.source).cloned().unwrap_or_else(|| {
+        let module = self.tables.lock().modules.get(&key.source).cloned();
+        let module = module.unwrap_or_else(|| {
             device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some(name),
                 source: wgpu::ShaderSource::Wgsl(assembled.source.as_str().into()),

@@ -179,12 +179,13 @@ impl<'g> Recorder<'g> {
                 d.params.len()
             );
         }
-        let limit = self.gpu.max_binding_bytes();
+        let (limit, align) = (self.gpu.max_binding_bytes(), self.gpu.binding_align());
         for (name, s) in &d.bindings {
-            if s.size > limit || s.offset + s.size > s.buffer.size() {
+            // Size 0 would mean the rest of the buffer to wgpu.
+            if s.size == 0 || s.size > limit || !s.offset.is_multiple_of(align) || !s.fits() {
                 bail!(
                     Internal,
-                    "dispatch of {}: {name} binds bytes {}+{} of \"{}\" ({} bytes); the adapter binds {limit} at most",
+                    "dispatch of {}: {name} binds bytes {}+{} of \"{}\" ({} bytes); the adapter binds up to {limit} from a multiple of {align} on",
                     d.kernel.name,
                     s.offset,
                     s.size,
@@ -224,20 +225,44 @@ impl<'g> Recorder<'g> {
         cache.groups.lock().entry(key).or_insert_with(make).clone()
     }
 
-    /// Appends a copy between buffers; both ranges must be equally long and multiples of 4 bytes.
-    pub fn copy(&mut self, source: BufferSlice<'_>, target: BufferSlice<'_>) {
+    /// Appends a copy between two ranges of one length, a multiple of 4 bytes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if the ranges differ in length, are not aligned to 4 bytes or reach past their buffers.
+    pub fn copy(&mut self, source: BufferSlice<'_>, target: BufferSlice<'_>) -> Result<()> {
+        let aligned = [source.offset, source.size, target.offset].iter().all(|n| n.is_multiple_of(4));
+        if source.size != target.size || !aligned || !source.fits() || !target.fits() {
+            bail!(
+                Internal,
+                "copy of bytes {}+{} of \"{}\" to {}+{} of \"{}\"",
+                source.offset,
+                source.size,
+                source.buffer.label(),
+                target.offset,
+                target.size,
+                target.buffer.label()
+            );
+        }
         self.commands.push(Command::Copy(Copy {
             source: source.buffer.clone(),
             source_offset: source.offset,
             target: target.buffer.clone(),
             target_offset: target.offset,
-            size: source.size.min(target.size),
+            size: source.size,
         }));
+        Ok(())
     }
 
     /// Appends a fill with zeros.
-    pub fn clear(&mut self, slice: BufferSlice<'_>) {
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if the range is not aligned to 4 bytes or reaches past its buffer.
+    pub fn clear(&mut self, slice: BufferSlice<'_>) -> Result<()> {
+        if !slice.fits() || !slice.offset.is_multiple_of(4) || !slice.size.is_multiple_of(4) {
+            bail!(Internal, "clearing bytes {}+{} of \"{}\"", slice.offset, slice.size, slice.buffer.label());
+        }
         self.commands.push(Command::Clear(slice.buffer.clone(), slice.offset..slice.offset + slice.size));
+        Ok(())
     }
 
     /// Appends a plan's commands.

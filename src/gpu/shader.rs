@@ -1,8 +1,9 @@
 //! Assembling WGSL: imports, flags, fragments, binding numbers, parameters.
 //!
-//! Shaders are plain files. Four kinds of line are ours, each beginning with `#`:
+//! Shaders are plain files. Five kinds of line are ours, each beginning with `#`:
 //! `#import name` (a file of `shaders/lib`, once), `#if FLAG` / `#else` / `#endif` (no nesting of meaning, nesting of
-//! blocks allowed), and `#slot name` (a fragment chosen by the caller: a weight format, a KV type). `@binding(auto)` counts up in
+//! blocks allowed), `#slot name` (a fragment chosen by the caller: a weight format, a KV type), and `#set FLAG` (a flag that this shader
+//! always has, for the lines after it). `@binding(auto)` counts up in
 //! the order of the text. A shader declares `struct Params` and uses `params`; the variable is added here, as immediate data
 //! where the device has it and as a uniform at group 1 otherwise. `enable` lines are moved to the top, as WGSL wants them.
 
@@ -51,7 +52,7 @@ const LIBRARY: &[(&str, &str)] = &[
 ];
 
 struct Assembler<'a> {
-    flags: &'a [&'static str],
+    flags: Vec<&'a str>,
     slots: &'a [(&'static str, &'static Fragment)],
     imported: HashSet<String>,
     filled: HashSet<&'static str>,
@@ -72,7 +73,7 @@ pub fn assemble(
     immediates: bool,
 ) -> Result<Assembled> {
     let mut a = Assembler {
-        flags,
+        flags: flags.to_vec(),
         slots,
         imported: HashSet::new(),
         filled: HashSet::new(),
@@ -100,8 +101,8 @@ pub fn assemble(
     Ok(Assembled { source, bindings: a.bindings, has_params })
 }
 
-impl Assembler<'_> {
-    fn text(&mut self, name: &str, source: &str) -> Result<()> {
+impl<'a> Assembler<'a> {
+    fn text(&mut self, name: &str, source: &'a str) -> Result<()> {
         // One entry a nested block: is this branch taken, and was the condition true?
         let mut blocks: Vec<(bool, bool)> = Vec::new();
         for (number, line) in source.lines().enumerate() {
@@ -121,6 +122,8 @@ impl Assembler<'_> {
             } else if trimmed == "#endif" {
                 blocks.pop().ok_or_else(|| fail("#endif without #if"))?;
             } else if !taken {
+            } else if let Some(flag) = trimmed.strip_prefix("#set ") {
+                self.flags.push(flag.trim());
             } else if let Some(lib) = trimmed.strip_prefix("#import ") {
                 let lib = lib.trim();
                 if self.imported.insert(lib.to_string()) {
@@ -191,6 +194,8 @@ mod tests {
         assert!(a.source.contains("var<immediate> params"));
         let names: Vec<_> = a.bindings.iter().map(|b| (b.name.as_str(), b.read_only)).collect();
         assert_eq!(names, [("y", false), ("w", true)]);
+        let set = "#set A\n#if A\nyes\n#endif\n#if B\n#set C\n#endif\n#if C\nno\n#endif\n";
+        assert_eq!(assemble("t", set, &[], &[], true).unwrap().source, "yes\n");
         let b = assemble("t", text, &[], &[("weight", &FRAGMENT)], false).unwrap();
         assert!(b.source.contains("no\n") && b.source.contains("@group(1) @binding(0) var<uniform> params"));
     }

@@ -54,16 +54,17 @@ impl Timer {
     /// Reads all pending pairs.
     pub(crate) fn collect(&self, gpu: &Gpu) -> Result<()> {
         let mut pending = self.pending.lock();
-        let scopes = std::mem::take(&mut pending.scopes);
-        if scopes.is_empty() {
+        if pending.scopes.is_empty() {
             return Ok(());
         }
+        // Before anything is taken: a refusal keeps the times for later.
+        gpu.guard().gate(ReadbackClass::Profile, "pass times")?;
+        let scopes = std::mem::take(&mut pending.scopes);
         if pending.dropped > 0 {
             log::warn!("{} passes were not timed: the query set was full", pending.dropped);
             pending.dropped = 0;
         }
         let other = gpu.scope(Phase::Other);
-        gpu.guard().gate(ReadbackClass::Profile, "pass times")?;
         let bytes = scopes.len() as u64 * 16;
         let resolved = gpu.create_buffer("pass times", bytes, MemoryClass::Other, Usage::Queries, &other)?;
         let staging = gpu.lease_readback(bytes, &other)?;

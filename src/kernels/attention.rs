@@ -2,7 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Gpu, Kernel, linear_grid, params};
-use crate::kernels::KvType;
+use crate::kernels::Pages;
 use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS, THREADS};
 
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
@@ -11,7 +11,7 @@ pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     flags: &[],
     constants: &["WG", "HEAD_DIM"],
     slots: &["kv"],
-    params: DecodeParams::FIELDS,
+    params: AttentionParams::FIELDS,
 };
 
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
@@ -20,20 +20,10 @@ pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     flags: &[],
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
-    params: PrefillParams::FIELDS,
+    params: AttentionParams::FIELDS,
 };
 
-params!(DecodeParams {
-    groups: u32,
-    n_head: u32,
-    n_kv: u32,
-    block_tokens: u32,
-    table_stride: u32,
-    window: u32,
-    scale: f32,
-    softcap: f32,
-});
-params!(PrefillParams {
+params!(AttentionParams {
     groups: u32,
     t_rows: u32,
     n_head: u32,
@@ -63,59 +53,62 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn check(&self, t_rows: u32, q: BufferSlice<'_>, rows: BufferSlice<'_>, y: BufferSlice<'_>) -> Result<()> {
+    /// What both kernels have in common: `groups` workgroups over `t_rows` rows.
+    fn dispatch<'a>(
+        &self,
+        kernel: &'static Kernel,
+        groups: u32,
+        t_rows: u32,
+        pages: Pages<'a>,
+        q: BufferSlice<'a>,
+        y: BufferSlice<'a>,
+    ) -> Result<Dispatch<'a>> {
         let bytes = u64::from(t_rows) * u64::from(self.n_head) * u64::from(self.head_dim) * 4;
         let heads = self.n_kv > 0 && self.n_head.is_multiple_of(self.n_kv) && self.head_dim > 0;
         if !heads || !self.head_dim.is_multiple_of(4) || self.head_dim > 1024 {
             bail!(InvalidArgument, "attention: {self:?}");
         }
-        if q.size < bytes || y.size < bytes || rows.size < u64::from(t_rows) * 8 {
+        if q.size < bytes || y.size < bytes || pages.rows.size < u64::from(t_rows) * 8 {
             bail!(InvalidArgument, "attention: {t_rows} rows with {} bytes of q, {} of y", q.size, y.size);
         }
-        Ok(())
+        let params = AttentionParams {
+            groups,
+            t_rows,
+            n_head: self.n_head,
+            n_kv: self.n_kv,
+            block_tokens: KV_BLOCK_TOKENS,
+            table_stride: pages.table_stride,
+            window: self.window,
+            scale: self.scale,
+            softcap: self.softcap,
+        };
+        Ok(Dispatch::new(kernel, &params, linear_grid(groups.into()))
+            .constant("HEAD_DIM", self.head_dim)
+            .slot("kv", pages.kv_type.fragment())
+            .bind("q", q)
+            .bind("rows", pages.rows)
+            .bind("tables", pages.tables)
+            .bind("y", y)
+            .bind("kv_k", pages.k)
+            .bind("kv_v", pages.v))
     }
 }
 
-/// Attention of `t_rows` rows, each at its own slot and position.
+/// Attention of `t_rows` rows, each at its own slot and position: `q` and `y` are dense `[t_rows, n_head, head_dim]`.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
-#[expect(clippy::too_many_arguments, reason = "each buffer is a different thing; a struct would only rename them")]
 pub fn attention_decode<'a>(
     shape: AttentionShape,
-    kv_type: KvType,
     t_rows: u32,
+    pages: Pages<'a>,
     q: BufferSlice<'a>,
-    rows: BufferSlice<'a>,
-    tables: BufferSlice<'a>,
-    table_stride: u32,
-    kv: (BufferSlice<'a>, BufferSlice<'a>),
     y: BufferSlice<'a>,
 ) -> Result<Dispatch<'a>> {
-    shape.check(t_rows, q, rows, y)?;
-    let groups = t_rows * shape.n_head;
-    let params = DecodeParams {
-        groups,
-        n_head: shape.n_head,
-        n_kv: shape.n_kv,
-        block_tokens: KV_BLOCK_TOKENS,
-        table_stride,
-        window: shape.window,
-        scale: shape.scale,
-        softcap: shape.softcap,
-    };
     // Every four dimensions of a value need a thread.
     let threads = (shape.head_dim / 4).next_power_of_two().max(THREADS);
-    Ok(Dispatch::new(&ATTENTION_DECODE, &params, linear_grid(groups.into()))
-        .constant("WG", threads)
-        .constant("HEAD_DIM", shape.head_dim)
-        .slot("kv", kv_type.fragment())
-        .bind("q", q)
-        .bind("rows", rows)
-        .bind("tables", tables)
-        .bind("y", y)
-        .bind("kv_k", kv.0)
-        .bind("kv_v", kv.1))
+    let dispatch = shape.dispatch(&ATTENTION_DECODE, t_rows * shape.n_head, t_rows, pages, q, y)?;
+    Ok(dispatch.constant("WG", threads))
 }
 
 /// Largest head of the tiled kernel: 16 times `MAX_PIECES` of its shader.
@@ -137,47 +130,21 @@ pub fn attention_prefill_fits(gpu: &Gpu, head_dim: u32) -> bool {
     key_tile(gpu, head_dim).is_some()
 }
 
-/// Attention of `t_rows` rows of one sequence at consecutive positions.
+/// Attention of `t_rows` rows of one sequence at consecutive positions; else as [`attention_decode`].
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree, or the head does not fit ([`attention_prefill_fits`]).
-#[expect(clippy::too_many_arguments, reason = "each buffer is a different thing; a struct would only rename them")]
 pub fn attention_prefill<'a>(
     gpu: &Gpu,
     shape: AttentionShape,
-    kv_type: KvType,
     t_rows: u32,
+    pages: Pages<'a>,
     q: BufferSlice<'a>,
-    rows: BufferSlice<'a>,
-    tables: BufferSlice<'a>,
-    table_stride: u32,
-    kv: (BufferSlice<'a>, BufferSlice<'a>),
     y: BufferSlice<'a>,
 ) -> Result<Dispatch<'a>> {
-    shape.check(t_rows, q, rows, y)?;
     let Some(kt) = key_tile(gpu, shape.head_dim) else {
         bail!(InvalidArgument, "attention: heads of {} do not fit the tiled kernel", shape.head_dim);
     };
     let groups = t_rows.div_ceil(ATTENTION_ROWS) * shape.n_head;
-    let params = PrefillParams {
-        groups,
-        t_rows,
-        n_head: shape.n_head,
-        n_kv: shape.n_kv,
-        block_tokens: KV_BLOCK_TOKENS,
-        table_stride,
-        window: shape.window,
-        scale: shape.scale,
-        softcap: shape.softcap,
-    };
-    Ok(Dispatch::new(&ATTENTION_PREFILL, &params, linear_grid(groups.into()))
-        .constant("HEAD_DIM", shape.head_dim)
-        .constant("KT", kt)
-        .slot("kv", kv_type.fragment())
-        .bind("q", q)
-        .bind("rows", rows)
-        .bind("tables", tables)
-        .bind("y", y)
-        .bind("kv_k", kv.0)
-        .bind("kv_v", kv.1))
+    Ok(shape.dispatch(&ATTENTION_PREFILL, groups, t_rows, pages, q, y)?.constant("KT", kt))
 }

@@ -14,3 +14,5 @@ pub const TILE: (u32, u32) = (32, 64);
 pub const ATTENTION_ROWS: u32 = 16;
 /// Tokens in a block of the KV cache.
 pub const KV_BLOCK_TOKENS: u32 = 32;
+/// Bindings start at multiples of this: the largest alignment an adapter may ask for.
+pub const BINDING_ALIGN: u64 = 256;

@@ -2,7 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
-use crate::kernels::constants::THREADS;
+use crate::kernels::constants::{BINDING_ALIGN, THREADS};
 use crate::kernels::weight::Weight;
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::Format;
@@ -34,7 +34,7 @@ params!(GatherParams {
     y_stride: u32,
     scale: f32
 });
-params!(DequantParams { rows: u32, cols: u32, k_blocks: u32 });
+params!(DequantParams { rows: u32, cols: u32, k_blocks: u32, y_offset: u32 });
 
 /// `y[t, :] = scale · W[tokens[t], :]`, one dispatch for each part of the table. Ids are not checked here: an id beyond the
 /// table leaves its row as it was.
@@ -81,12 +81,20 @@ pub fn dequant<'a>(w: &'a Weight, y: BufferSlice<'a>) -> Result<Vec<Dispatch<'a>
     let mut dispatches = Vec::with_capacity(w.parts().len());
     for part in w.parts() {
         let row_bytes = u64::from(w.k()) * 4;
-        let out = y.buffer.slice(y.offset + u64::from(part.row_start) * row_bytes, u64::from(part.rows) * row_bytes);
+        // Bound from an aligned byte on, so that a result beyond the largest binding can still be written part by part.
+        let start = y.offset + u64::from(part.row_start) * row_bytes;
+        let aligned = start & !(BINDING_ALIGN - 1);
+        let out = y.buffer.slice(aligned, start - aligned + u64::from(part.rows) * row_bytes);
+        let y_offset = ((start - aligned) / 4) as u32;
         let groups = (u64::from(part.rows) * u64::from(k_blocks)).div_ceil(u64::from(THREADS));
-        let d = Dispatch::new(&DEQUANT, &DequantParams { rows: part.rows, cols: w.k(), k_blocks }, linear_grid(groups))
-            .constant("WG", THREADS)
-            .slot("weight", weight_fragment(part.format)?)
-            .bind("y", out);
+        let d = Dispatch::new(
+            &DEQUANT,
+            &DequantParams { rows: part.rows, cols: w.k(), k_blocks, y_offset },
+            linear_grid(groups),
+        )
+        .constant("WG", THREADS)
+        .slot("weight", weight_fragment(part.format)?)
+        .bind("y", out);
         dispatches.push(part.bind(d));
     }
     Ok(dispatches)

@@ -111,6 +111,23 @@ pub fn fragments_of(slot: &str) -> Vec<&'static Fragment> {
     }
 }
 
+/// Where a layer's keys and values are: the rows of a batch with their slots and positions, the slots' block tables, and the pages.
+#[derive(Debug, Clone, Copy)]
+pub struct Pages<'a> {
+    /// [`sample::Row`] of each row of the batch.
+    pub rows: BufferSlice<'a>,
+    /// Block numbers, `[slot][table_stride]`.
+    pub tables: BufferSlice<'a>,
+    /// Entries of one slot's table.
+    pub table_stride: u32,
+    /// Storage of keys and values.
+    pub kv_type: KvType,
+    /// Keys, `[block][kv head][position in block][dimension]`.
+    pub k: BufferSlice<'a>,
+    /// Values, likewise.
+    pub v: BufferSlice<'a>,
+}
+
 /// An f32 matrix in a buffer: row `r`, column `c` stands at float `offset + r * stride + c`.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {

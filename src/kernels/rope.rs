@@ -3,12 +3,12 @@
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
 use crate::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
-use crate::kernels::{KvType, Matrix};
+use crate::kernels::{Matrix, Pages};
 
 pub(super) static ROPE: Kernel = Kernel {
     name: "rope",
     source: include_str!("../../shaders/rope.wgsl"),
-    flags: &["NEOX", "NOPE", "KV_WRITE"],
+    flags: &["NEOX", "NOPE"],
     constants: &["WG"],
     slots: &["kv"],
     params: RopeParams::FIELDS,
@@ -79,22 +79,16 @@ impl AngleTable {
     }
 }
 
-/// Rotates q and k of `qkv` (columns at the given offsets), writes q densely to `q_out`, and k and v to the pages that `tables`
-/// names for each row's slot and position.
+/// Rotates q and k of `qkv` (`[q heads, k heads, v heads]` in each row), writes q densely to `q_out`, and k and v to their pages.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
-#[expect(clippy::too_many_arguments, reason = "each buffer is a different thing; a struct would only rename them")]
 pub fn rope<'a>(
     shape: RopeShape,
-    kv_type: KvType,
     qkv: Matrix<'a>,
-    rows: BufferSlice<'a>,
-    tables: BufferSlice<'a>,
-    table_stride: u32,
+    pages: Pages<'a>,
     angles: BufferSlice<'a>,
     q_out: BufferSlice<'a>,
-    kv: (BufferSlice<'a>, BufferSlice<'a>),
 ) -> Result<Dispatch<'a>> {
     qkv.check_vec4("rope: qkv")?;
     let RopeShape { n_head, n_kv, head_dim, n_rot, pairs } = shape;
@@ -102,8 +96,8 @@ pub fn rope<'a>(
     if qkv.cols != width || !head_dim.is_multiple_of(4) || n_rot > head_dim || !n_rot.is_multiple_of(4) {
         bail!(InvalidArgument, "rope: {shape:?} on rows of {}", qkv.cols);
     }
-    if rows.size < u64::from(qkv.rows) * 8 || q_out.size < u64::from(qkv.rows * n_head * head_dim) * 4 {
-        bail!(InvalidArgument, "rope: {} rows, {} bytes of row data, {} of q", qkv.rows, rows.size, q_out.size);
+    if pages.rows.size < u64::from(qkv.rows) * 8 || q_out.size < u64::from(qkv.rows * n_head * head_dim) * 4 {
+        bail!(InvalidArgument, "rope: {} rows, {} bytes of row data, {} of q", qkv.rows, pages.rows.size, q_out.size);
     }
     let params = RopeParams {
         t_rows: qkv.rows,
@@ -116,20 +110,19 @@ pub fn rope<'a>(
         k_offset: qkv.offset + n_head * head_dim,
         v_offset: qkv.offset + (n_head + n_kv) * head_dim,
         block_tokens: KV_BLOCK_TOKENS,
-        table_stride,
+        table_stride: pages.table_stride,
     };
     let threads = u64::from(qkv.rows) * u64::from(width) / 2;
     Ok(Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("NEOX", pairs == RopePairs::Halves)
         .flag("NOPE", pairs == RopePairs::None)
-        .flag("KV_WRITE", true)
-        .slot("kv", kv_type.fragment())
+        .slot("kv", pages.kv_type.fragment())
         .bind("x", qkv.data)
-        .bind("rows", rows)
-        .bind("tables", tables)
+        .bind("rows", pages.rows)
+        .bind("tables", pages.tables)
         .bind("angles", angles)
         .bind("q_out", q_out)
-        .bind("kv_k", kv.0)
-        .bind("kv_v", kv.1))
+        .bind("kv_k", pages.k)
+        .bind("kv_v", pages.v))
 }

@@ -6,10 +6,9 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Scope};
+use crate::kernels::constants::BINDING_ALIGN;
 use crate::quant::Format;
 
-/// Planes start at multiples of this: the largest binding alignment an adapter may ask for.
-const PLANE_ALIGN: u64 = 256;
 /// Rows in a part are a multiple of this, so that biases of parts stay aligned.
 const PART_ROWS: u64 = 64;
 /// Host bytes repacked before they are handed to the device.
@@ -135,6 +134,9 @@ impl<'a> WeightUploader<'a> {
                     s.data.len()
                 );
             }
+            if let Some(b) = s.bias.filter(|b| b.len() != s.rows as usize) {
+                bail!(BadFile, "tensor {name}: a bias of {} values for {} rows", b.len(), s.rows);
+            }
         }
         let mut parts = Vec::new();
         let mut row_start = 0u32;
@@ -178,16 +180,13 @@ impl<'a> WeightUploader<'a> {
             for p in format.planes {
                 let bytes = (p.block_bytes as u64 * blocks * rows).next_multiple_of(4);
                 planes.push((size, bytes));
-                size = (size + bytes).next_multiple_of(PLANE_ALIGN);
+                size = (size + bytes).next_multiple_of(BINDING_ALIGN);
             }
             let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
             self.fill(&buffer, &planes, format, blocks as usize, start..start + rows, &data)?;
             let bias = match &bias {
                 Some(values) => {
                     let slice = values.get(start as usize..(start + rows) as usize).unwrap_or_default();
-                    if slice.len() as u64 != rows {
-                        bail!(BadFile, "tensor {name}: its bias has {} values for {total} rows", values.len());
-                    }
                     Some(self.vector(&format!("{name}.bias"), slice)?)
                 }
                 None => None,

@@ -311,7 +311,7 @@ impl Engine {
         let mut recorder = self.record_run(n, scope)?;
         self.forward().logits(&mut recorder, n - 1, 1)?;
         self.forward().sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
-        recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8));
+        recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let submission = recorder.submit()?;
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -331,7 +331,6 @@ impl Engine {
         sequence: &mut Sequence,
         tokens: &[u32],
         pos: u32,
-        first_row: u32,
         scope: &Scope,
         sink: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
@@ -340,7 +339,7 @@ impl Engine {
         let recorder = self.record_run(tokens.len() as u32, scope)?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
-        let mut first = first_row;
+        let mut first = 0;
         while first < n {
             let rows = (n - first).min(LOGIT_ROWS);
             let mut recorder = self.gpu.recorder("logits", scope).with_groups(&self.groups);
@@ -427,7 +426,7 @@ impl Engine {
         let step = u64::from(n) * 8;
         for i in 0..u64::from(tokens) {
             recorder.replay(&plan);
-            recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step));
+            recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step))?;
         }
         let submission = recorder.submit()?;
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
 use crate::kernels::sample::{Chunks, SamplingBuffers, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    AttentionShape, Matrix, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
+    AttentionShape, Matrix, Pages, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
     matmul, rmsnorm, rope,
 };
 use crate::model::kv_cache::KvPool;
@@ -68,18 +68,24 @@ impl<'a> Forward<'a> {
         let normed = self.norm(r, x, &w.attn_norm)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
         Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
-        let kv = self.kv.layer(layer)?;
-        let (tables, stride) = (self.slots.tables.whole(), self.slots.table_stride());
-        let rope_shape = RopeShape {
+        let (k, v) = self.kv.layer(layer)?;
+        let pages = Pages {
+            rows: s.row_data.whole(),
+            tables: self.slots.tables.whole(),
+            table_stride: self.slots.table_stride(),
+            kv_type: self.kv.kv_type(),
+            k,
+            v,
+        };
+        let rotation = RopeShape {
             n_head: a.n_head,
             n_kv: a.n_kv,
             head_dim: a.head_dim,
             n_rot: self.spec.rope.n_rot,
             pairs: self.spec.rope.pairs,
         };
-        let (rows, q, angles) = (s.row_data.whole(), s.q.whole(), self.weights.angles.whole());
-        let kv_type = self.kv.kv_type();
-        r.record(rope(rope_shape, kv_type, qkv, rows, tables, stride, angles, q, kv)?.label("attn.rope"))?;
+        let (q, out) = (s.q.whole(), s.attn.whole());
+        r.record(rope(rotation, qkv, pages, self.weights.angles.whole(), q)?.label("attn.rope"))?;
         let shape = AttentionShape {
             n_head: a.n_head,
             n_kv: a.n_kv,
@@ -88,11 +94,10 @@ impl<'a> Forward<'a> {
             scale: a.scale,
             softcap: a.softcap,
         };
-        let out = s.attn.whole();
         let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
-            attention_prefill(r.gpu(), shape, kv_type, n, q, rows, tables, stride, kv, out)?
+            attention_prefill(r.gpu(), shape, n, pages, q, out)?
         } else {
-            attention_decode(shape, kv_type, n, q, rows, tables, stride, kv, out)?
+            attention_decode(shape, n, pages, q, out)?
         };
         r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());

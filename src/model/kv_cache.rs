@@ -88,8 +88,8 @@ impl KvPool {
         if !self.layers.is_empty() {
             let mut recorder = gpu.recorder("kv.grow", scope);
             for (old, new) in self.layers.iter().zip(&grown) {
-                recorder.copy(old.0.whole(), new.0.slice(0, old.0.size()));
-                recorder.copy(old.1.whole(), new.1.slice(0, old.1.size()));
+                recorder.copy(old.0.whole(), new.0.slice(0, old.0.size()))?;
+                recorder.copy(old.1.whole(), new.1.slice(0, old.1.size()))?;
             }
             recorder.submit()?;
         }

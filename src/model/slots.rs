@@ -64,7 +64,7 @@ impl Slots {
         let mut grown = Self::new(gpu, self.used.len() as u32 * 2, self.n_ctx, scope)?;
         let mut recorder = gpu.recorder("slots.grow", scope);
         for (old, new) in self.buffers().into_iter().zip(grown.buffers()) {
-            recorder.copy(old.whole(), new.slice(0, old.size()));
+            recorder.copy(old.whole(), new.slice(0, old.size()))?;
         }
         recorder.submit()?;
         grown.used[..self.used.len()].copy_from_slice(&self.used);

@@ -85,7 +85,11 @@ impl Session {
         let generation = self.generation.take();
         let (reason, stop_string) = result?;
         let Some(generation) = generation else { bail!(Internal, "a generation ended without its state") };
-        self.remember_reply(&generation.text);
+        if generation.render_special {
+            self.remember_reply(&self.model.tokenizer().decode(&generation.tokens, false)?);
+        } else {
+            self.remember_reply(&generation.text);
+        }
         Ok(Generated { reason, stop_string, tokens: generation.tokens, text: generation.text })
     }
 
@@ -200,7 +204,7 @@ impl Session {
         self.tally.decode_ns += started.elapsed().as_nanos() as u64;
         self.tally.decode_tokens += drawn.len() as u64;
         let cost = self.counters.phase(Phase::Decode).since(&before);
-        // Tokens of a refused batch are not delivered, so the session does not get them either.
+        // Before anything is taken over: a refused batch leaves the session as it was.
         self.guard.check_decode(&cost, 1, tokens.into())?;
         self.accept(&drawn)
     }
@@ -217,7 +221,8 @@ impl Session {
             g.tokens.push(d.token);
             self.tally.generated_tokens += 1;
             let ends = d.stop == Stop::Token;
-            // An end token is not part of the text, unless special tokens are shown.
+            // An end token is not part of the text, unless special tokens are shown; a row of the table that the tokenizer
+            // does not know (padding of the vocabulary) has no text.
             let bytes = if ends && !g.render_special {
                 Vec::new()
             } else {

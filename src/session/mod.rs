@@ -4,6 +4,7 @@
 //! A context and a model may be used from any thread; a session from one thread at a time (its [`CancelHandle`] from any).
 
 mod context;
+mod file;
 mod generation;
 mod model;
 mod options;
@@ -11,6 +12,7 @@ mod state;
 mod stats;
 
 pub use context::{Context, ContextOptions};
+pub use file::{chat_template_of, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, Message, ModelOptions, SessionOptions};

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use once_cell::sync::OnceCell;
 
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
 use crate::gpu::{Mutex, Phase};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
@@ -77,7 +77,7 @@ pub struct ModelInfo {
 /// The vocabulary of a file.
 ///
 /// # Errors
-/// [`crate::Error::BadFile`] naming a key that is missing or of a wrong type.
+/// [`Error::BadFile`] naming a key that is missing or of a wrong type.
 pub(crate) fn read_vocab(file: &Gguf) -> Result<Vocab> {
     let id = |key: &str| file.get_u32(&format!("tokenizer.ggml.{key}_token_id"));
     let flag = |key: &str| file.get_bool(&format!("tokenizer.ggml.{key}"));
@@ -113,13 +113,12 @@ impl Model {
         let spec = Arc::new(model::arch::read_spec(&file)?);
         let sizes = model::measure(&file, &spec)?;
         let vocab = read_vocab(&file)?;
-        let tokenizer = Tokenizer::new(vocab).map_err(|e| e.within(file.name()))?;
-        if tokenizer.vocab_size() as u64 > u64::from(spec.n_vocab) {
+        if vocab.tokens.len() as u64 > u64::from(spec.n_vocab) {
             bail!(
                 BadFile,
                 "{}: the tokenizer has {} tokens, the embedding table {} rows",
                 file.name(),
-                tokenizer.vocab_size(),
+                vocab.tokens.len(),
                 spec.n_vocab
             );
         }
@@ -132,15 +131,14 @@ impl Model {
             bail!(InvalidArgument, "n_ctx {n_ctx} and prefill_chunk {chunk}: at most 4194304 and 16384");
         }
         let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type: options.kv_type };
-        let mut engine = model::load(context.gpu(), &file, spec.clone(), engine_options, progress)?;
-        if options.prewarm {
-            let scope = context.gpu().scope(Phase::Load);
-            // A sequence is opened so that there is a cache to bind; its pages are kept for the first session.
-            let sequence = engine.open(n_ctx, &scope)?;
-            let prepared = engine.prewarm(&scope);
-            engine.close(sequence);
-            prepared?;
-        }
+        // A large vocabulary takes a second to index: that happens beside the upload.
+        let (tokenizer, engine) = std::thread::scope(|s| {
+            let indexing = s.spawn(|| Tokenizer::new(vocab));
+            let engine = Self::load_engine(context, &file, &spec, engine_options, options.prewarm, progress);
+            let tokenizer = indexing.join().unwrap_or_else(|_| Err(Error::Internal("the tokenizer panicked".into())));
+            (tokenizer, engine)
+        });
+        let (engine, tokenizer) = (engine?, tokenizer.map_err(|e| e.within(file.name()))?);
         Ok(Self(Arc::new(Inner {
             context: context.clone(),
             tokenizer,
@@ -152,6 +150,26 @@ impl Model {
             load_ns: started.elapsed().as_nanos() as u64,
             spec,
         })))
+    }
+
+    fn load_engine(
+        context: &Context,
+        file: &Gguf,
+        spec: &Arc<ModelSpec>,
+        options: EngineOptions,
+        prewarm: bool,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Engine> {
+        let mut engine = model::load(context.gpu(), file, spec.clone(), options, progress)?;
+        if prewarm {
+            let scope = context.gpu().scope(Phase::Load);
+            // A sequence is opened so that there is a cache to bind; its pages are kept for the first session.
+            let sequence = engine.open(options.n_ctx, &scope)?;
+            let prepared = engine.prewarm(&scope);
+            engine.close(sequence);
+            prepared?;
+        }
+        Ok(engine)
     }
 
     /// The context it was loaded into.
@@ -196,7 +214,7 @@ impl Model {
     /// The chat template of the file.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] if the file has none, [`crate::Error::Template`] if it does not compile.
+    /// [`Error::Unsupported`] if the file has none, [`Error::Template`] if it does not compile.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         let Some(source) = &self.0.template_source else {
             bail!(Unsupported, "the file has no chat template (key tokenizer.chat_template)");
@@ -209,7 +227,7 @@ impl Model {
     /// Renders a conversation through the file's chat template.
     ///
     /// # Errors
-    /// As [`Model::chat_template`]; [`crate::Error::Template`] with the template's own message.
+    /// As [`Model::chat_template`]; [`Error::Template`] with the template's own message.
     pub fn format_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let messages = crate::text::messages_from(messages.iter().map(|m| (m.role.as_str(), m.content.as_str())));
         self.chat_template()?.render(&messages, None, add_generation_prompt, &serde_json::Map::new())
@@ -228,7 +246,7 @@ impl Model {
     /// Opens a session.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
+    /// [`Error::InvalidArgument`] for a context beyond the model's, [`Error::OutOfMemory`].
     pub fn open_session(&self, options: &SessionOptions) -> Result<Session> {
         Session::open(self, options)
     }

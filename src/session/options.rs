@@ -41,7 +41,7 @@ impl Default for SessionOptions {
 }
 
 /// How to generate.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerateOptions {
     /// Tokens to generate, at most; 0 = as many as the context holds.
     pub max_tokens: u32,
@@ -53,18 +53,6 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Show control tokens in the text.
     pub render_special: bool,
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
-        Self {
-            max_tokens: 0,
-            sampling: SamplingOptions::default(),
-            stop: Vec::new(),
-            ignore_eos: false,
-            render_special: false,
-        }
-    }
 }
 
 /// One message of a conversation.

@@ -274,7 +274,7 @@ impl Session {
             let sequence =
                 self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
             let piece = &self.tokens[from..from + n];
-            self.model.0.engine.lock().prefill_logits(sequence, piece, from as u32, 0, &scope, sink)?;
+            self.model.0.engine.lock().prefill_logits(sequence, piece, from as u32, &scope, sink)?;
             from += n;
             self.cached = from as u32;
             self.tally.prefill_tokens += n as u64;

@@ -82,7 +82,13 @@ pub(super) fn byte_char(byte: u8) -> char {
 }
 
 impl Bpe {
-    pub fn new(tokens: &[Arc<str>], kinds: &[Kind], merges: &[String], pre: Pre, byte_level: bool) -> Result<Self> {
+    pub(super) fn new(
+        tokens: &[Arc<str>],
+        kinds: &[Kind],
+        merges: &[String],
+        pre: Pre,
+        byte_level: bool,
+    ) -> Result<Self> {
         // Text becomes ordinary tokens only; user-defined ones were taken out of it before.
         let usable = |k: &Kind| matches!(k, Kind::Normal | Kind::Byte) || (!byte_level && *k == Kind::UserDefined);
         let mut vocab = Vocab::default();
@@ -139,7 +145,7 @@ impl Bpe {
         Ok(Self { model, cuts, byte_level, characters, all_bytes })
     }
 
-    pub fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         let text: Cow<'_, str> = if self.byte_level { text.into() } else { text.replace(' ', "\u{2581}").into() };
         let mut known: HashMap<&str, (usize, usize)> = HashMap::new();
         for piece in self.pieces(&text) {

@@ -11,7 +11,7 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    pub fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32)>) -> Self {
+    pub(super) fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32)>) -> Self {
         let mut by_first: Vec<Vec<(Box<str>, u32)>> = vec![Vec::new(); 256];
         for (text, id) in tokens {
             if let Some(slot) = text.bytes().next().and_then(|b| by_first.get_mut(usize::from(b))) {
@@ -23,7 +23,7 @@ impl Finder {
     }
 
     /// The next match at or after byte `from`: where it begins, where it ends, which token.
-    pub fn next(&self, text: &str, from: usize) -> Option<(usize, usize, u32)> {
+    pub(super) fn next(&self, text: &str, from: usize) -> Option<(usize, usize, u32)> {
         let bytes = text.as_bytes();
         for (at, first) in bytes.iter().enumerate().skip(from) {
             let Some(candidates) = self.by_first.get(usize::from(*first)) else { continue };

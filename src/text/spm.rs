@@ -66,7 +66,7 @@ impl Eq for Pair {}
 
 impl Spm {
     /// `unknown` stands for what neither a token nor byte tokens can spell.
-    pub fn new(tokens: &[Arc<str>], kinds: &[Kind], scores: &[f32], unknown: Option<u32>) -> Self {
+    pub(super) fn new(tokens: &[Arc<str>], kinds: &[Kind], scores: &[f32], unknown: Option<u32>) -> Self {
         let mut pieces = HashMap::with_capacity(tokens.len());
         let mut bytes = vec![None; 256];
         let mut longest = 0;
@@ -92,7 +92,7 @@ impl Spm {
         Self { pieces, longest, bytes, unknown, by_words }
     }
 
-    pub fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         if !self.by_words {
             return self.encode_whole(text, out);
         }

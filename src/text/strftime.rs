@@ -29,11 +29,11 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 impl Moment {
-    pub fn from_unix(seconds: i64) -> Self {
+    pub(super) fn from_unix(seconds: i64) -> Self {
         Self { days: seconds.div_euclid(86_400), second_of_day: seconds.rem_euclid(86_400) }
     }
 
-    pub fn now() -> Self {
+    pub(super) fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from_unix(i64::try_from(since.as_secs()).unwrap_or(0))
     }
@@ -61,7 +61,7 @@ impl Moment {
         before.get(index).copied().unwrap_or(0) + i64::from(leap && month > 2) + day
     }
 
-    pub fn format(self, pattern: &str) -> String {
+    pub(super) fn format(self, pattern: &str) -> String {
         let (year, month, day) = self.date();
         let (hour, minute, second) = (self.second_of_day / 3600, self.second_of_day / 60 % 60, self.second_of_day % 60);
         let weekday = (self.days + 4).rem_euclid(7);

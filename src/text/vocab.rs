@@ -102,7 +102,7 @@ const ENDS: &[&str] = &[
 const HARMONY_SHOWN: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 impl Kinds {
-    pub fn new(vocab: &Vocab, by_text: &HashMap<Arc<str>, u32>) -> Self {
+    pub(super) fn new(vocab: &Vocab, by_text: &HashMap<Arc<str>, u32>) -> Self {
         let types = vocab.token_types.as_deref().unwrap_or_default();
         let mut kinds: Vec<Kind> = (0..vocab.tokens.len())
             .map(|i| match types.get(i) {

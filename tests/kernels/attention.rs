@@ -2,7 +2,7 @@
 
 use doppler::gpu::{Buffer, Gpu};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::kernels::{AttentionShape, KvType, attention_decode, attention_prefill, attention_prefill_fits};
+use doppler::kernels::{AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits};
 
 use crate::common::*;
 use crate::rope::{KV_TYPES, kv_words};
@@ -129,13 +129,16 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
     let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
     let d = attention_decode(
         shape,
-        kv,
         rows.len() as u32,
+        Pages {
+            rows: (&rb).into(),
+            tables: (&c.tables).into(),
+            table_stride: c.table_stride,
+            kv_type: kv,
+            k: (&c.kb).into(),
+            v: (&c.vb).into(),
+        },
         (&qb).into(),
-        (&rb).into(),
-        (&c.tables).into(),
-        c.table_stride,
-        ((&c.kb).into(), (&c.vb).into()),
         (&y).into(),
     );
     run(gpu, d);
@@ -194,13 +197,16 @@ fn prefill(v: &Variant, shape: AttentionShape, kv: KvType, start: u32, t_rows: u
     let d = attention_prefill(
         gpu,
         shape,
-        kv,
         t_rows,
+        Pages {
+            rows: (&rb).into(),
+            tables: (&c.tables).into(),
+            table_stride: c.table_stride,
+            kv_type: kv,
+            k: (&c.kb).into(),
+            v: (&c.vb).into(),
+        },
         (&qb).into(),
-        (&rb).into(),
-        (&c.tables).into(),
-        c.table_stride,
-        ((&c.kb).into(), (&c.vb).into()),
         (&y).into(),
     );
     run(gpu, d);
@@ -245,6 +251,7 @@ fn attention_refuses_shapes_that_disagree() {
     let gpu: &Gpu = &v.gpu;
     let b = untouched(gpu, 256);
     let s = || (&b).into();
+    let pages = || Pages { rows: s(), tables: s(), table_stride: 1, kv_type: KvType::F16, k: s(), v: s() };
     for (shape, rows) in [
         (shape(3, 2, 16, 0, 0.0), 1),
         (shape(2, 0, 16, 0, 0.0), 1),
@@ -252,13 +259,10 @@ fn attention_refuses_shapes_that_disagree() {
         (shape(2, 1, 2048, 0, 0.0), 1),
         (shape(2, 1, 64, 0, 0.0), 3),
     ] {
-        assert!(attention_decode(shape, KvType::F16, rows, s(), s(), s(), 1, (s(), s()), s()).is_err(), "{shape:?}");
-        assert!(
-            attention_prefill(gpu, shape, KvType::F16, rows, s(), s(), s(), 1, (s(), s()), s()).is_err(),
-            "{shape:?}"
-        );
+        assert!(attention_decode(shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
+        assert!(attention_prefill(gpu, shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
     }
     assert!(!attention_prefill_fits(gpu, 20), "the tiled kernel wants multiples of 16");
     assert!(!attention_prefill_fits(gpu, 272), "larger heads take the other kernel");
-    assert!(attention_prefill(gpu, shape(2, 1, 20, 0, 0.0), KvType::F16, 1, s(), s(), s(), 1, (s(), s()), s()).is_err());
+    assert!(attention_prefill(gpu, shape(2, 1, 20, 0, 0.0), 1, pages(), s(), s()).is_err());
 }

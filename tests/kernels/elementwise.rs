@@ -121,7 +121,13 @@ fn residual_and_bias() {
             run(gpu, add_bias(rows, cols, (&ab).into(), bb.slice(0, u64::from(cols) * 4), (&y).into()));
             let want: Vec<Want> =
                 (0..n as usize).map(|i| sum_of(&[a[i].into(), b[i % cols as usize].into()])).collect();
-            close(&format!("add_bias {rows} x {cols} ({})", v.name), &download(gpu, &y, n as usize), &want, 1e-30, 2e-7);
+            close(
+                &format!("add_bias {rows} x {cols} ({})", v.name),
+                &download(gpu, &y, n as usize),
+                &want,
+                1e-30,
+                2e-7,
+            );
         }
     }
     let Some(v) = full() else { return };
@@ -153,9 +159,8 @@ fn casts_of_every_length_parity() {
             run(gpu, cast(Cast::F32ToF16, n, (&xb).into(), (&y).into()));
             let got = download_words(gpu, &y, words + 1);
             assert_eq!(got[words], UNTOUCHED.to_bits(), "wrote past the end");
-            let halves: Vec<f32> = (0..n as usize)
-                .map(|i| half::f16::from_bits((got[i / 2] >> (16 * (i % 2))) as u16).to_f32())
-                .collect();
+            let halves: Vec<f32> =
+                (0..n as usize).map(|i| half::f16::from_bits((got[i / 2] >> (16 * (i % 2))) as u16).to_f32()).collect();
             let want: Vec<Want> = x.iter().map(|&x| f64::from(x).into()).collect();
             close(&format!("f32 to f16, {n} ({})", v.name), &halves, &want, 6e-8, 1.0 / 2048.0);
             if n % 2 == 1 {
@@ -226,11 +231,8 @@ fn large_grids() {
         .collect();
     close("large residual", &download(gpu, &y, n as usize + 1), &want, 1e-30, 2e-7);
     run(gpu, silu(Matrix::new(&ab, 1, n), Matrix::new(&y, 1, n)));
-    let want: Vec<Want> = a
-        .iter()
-        .map(|&x| activation_want(x, silu64(x.into())))
-        .chain([f64::from(UNTOUCHED).into()])
-        .collect();
+    let want: Vec<Want> =
+        a.iter().map(|&x| activation_want(x, silu64(x.into()))).chain([f64::from(UNTOUCHED).into()]).collect();
     close("large silu", &download(gpu, &y, n as usize + 1), &want, 1e-30, 1e-5);
     let n = 65_535u32 * 128 + 4_321;
     let bits: Vec<u16> = (0..n).map(|i| 0x3c00 + (i % 0x1003) as u16).collect();

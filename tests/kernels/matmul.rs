@@ -1,7 +1,7 @@
 //! Products with weights, by both paths.
 
 use doppler::gpu::Gpu;
-use doppler::kernels::{Matrix, MatmulPath, matmul, matmul_with};
+use doppler::kernels::{MatmulPath, Matrix, matmul, matmul_with};
 use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;
@@ -81,7 +81,14 @@ fn every_shape(format: &'static Format) {
                     if v.full {
                         check(v, path, &plain, &Case::dense(t_rows, k));
                     }
-                    let gaps = Case { x_offset: 8, x_gap: 4, y_offset: 5, y_gap: 2, accumulate: true, ..Case::dense(t_rows, k) };
+                    let gaps = Case {
+                        x_offset: 8,
+                        x_gap: 4,
+                        y_offset: 5,
+                        y_gap: 2,
+                        accumulate: true,
+                        ..Case::dense(t_rows, k)
+                    };
                     check(v, path, &biased, &gaps);
                 }
             }
@@ -162,7 +169,10 @@ fn auto_takes_both_paths_and_shapes_are_checked() {
         let d = matmul(gpu, Matrix::new(&x, t, 64), &w.weight, Matrix::new(&y, t, 12), false).unwrap();
         d[0].kernel.name
     };
-    assert_eq!((kernel(1), kernel(4), kernel(5), kernel(40)), ("matmul_vec", "matmul_vec", "matmul_tile", "matmul_tile"));
+    assert_eq!(
+        (kernel(1), kernel(4), kernel(5), kernel(40)),
+        ("matmul_vec", "matmul_vec", "matmul_tile", "matmul_tile")
+    );
     for (mx, my) in [
         (Matrix::new(&x, 2, 60), Matrix::new(&y, 2, 12)),
         (Matrix::new(&x, 2, 64), Matrix::new(&y, 2, 11)),

@@ -18,21 +18,22 @@ fn rmsnorm_of_odd_row_counts_and_many_widths() {
         for cols in [4u32, 36, 64, 1024, 1028, 4096] {
             for (rows, gap) in [(1u32, 0u32), (3, 0), (5, 8)] {
                 let mut rng = Rng(u64::from(cols * 8 + rows));
-                let stride = cols + gap;
+                // Columns in the middle of a larger matrix.
+                let (stride, offset) = (cols + gap, gap / 2);
                 // Rows of very different size: only the row's own values count.
-                let x: Vec<f32> = (0..rows * stride)
-                    .map(|i| rng.unit() * [1.0, 1e-3, 1e3][(i / stride % 3) as usize])
-                    .collect();
+                let x: Vec<f32> =
+                    (0..rows * stride).map(|i| rng.unit() * [1.0, 1e-3, 1e3][(i / stride % 3) as usize]).collect();
                 let w = rng.floats(cols as usize);
                 let (xb, wb) = (upload(gpu, &x), upload(gpu, &w));
                 let y = untouched(gpu, (rows * stride) as usize);
-                let mx = Matrix { stride, ..Matrix::new(&xb, rows, cols) };
-                let my = Matrix { stride, ..Matrix::new(&y, rows, cols) };
+                let mx = Matrix::new(&xb, rows, stride).columns(offset, cols);
+                let my = Matrix::new(&y, rows, stride).columns(offset, cols);
                 run(gpu, rmsnorm(mx, (&wb).into(), my, 1e-5));
                 let want: Vec<Want> = x
                     .chunks(stride as usize)
                     .flat_map(|row| {
-                        let mut r = rmsnorm64(&row[..cols as usize], &w, 1e-5);
+                        let mut r = vec![f64::from(UNTOUCHED).into(); offset as usize];
+                        r.extend(rmsnorm64(&row[offset as usize..][..cols as usize], &w, 1e-5));
                         r.resize(stride as usize, f64::from(UNTOUCHED).into());
                         r
                     })
@@ -107,14 +108,13 @@ fn softmax_of_ordinary_and_extreme_rows() {
     for v in variants() {
         for cols in [1usize, 3, 255, 256, 257, 1000] {
             let mut rng = Rng(cols as u64);
-            let mut rows: Vec<Vec<f32>> =
-                (0..3).map(|_| rng.floats(cols).iter().map(|x| x * 10.0).collect()).collect();
+            let mut rows: Vec<Vec<f32>> = (0..3).map(|_| rng.floats(cols).iter().map(|x| x * 10.0).collect()).collect();
             rows.push(vec![-inf; cols]);
             rows.push(vec![f32::NAN; cols]);
             rows.push(vec![3.0e38; cols]);
             rows.push(vec![-3.4e38; cols]);
             // One live element among −∞ and NaN; a mask in the middle; extremes side by side.
-            let dead = |i: usize| if i % 2 == 0 { -inf } else { f32::NAN };
+            let dead = |i: usize| if i.is_multiple_of(2) { -inf } else { f32::NAN };
             rows.push((0..cols).map(|i| if i == cols / 2 { -5.0 } else { dead(i) }).collect());
             rows.push((0..cols).map(|i| if i % 3 == 1 { -inf } else { rng.unit() }).collect());
             rows.push((0..cols).map(|i| if i % 2 == 0 { 3.0e38 } else { -3.0e38 }).collect());
@@ -130,8 +130,7 @@ fn softmax_of_ordinary_and_extreme_rows() {
 fn softmax_of_long_rows() {
     for v in variants().iter().filter(|v| v.full || v.own_shaders) {
         let mut rng = Rng(151);
-        let rows: Vec<Vec<f32>> =
-            (0..2).map(|_| rng.floats(151_937).iter().map(|x| x * 12.0).collect()).collect();
+        let rows: Vec<Vec<f32>> = (0..2).map(|_| rng.floats(151_937).iter().map(|x| x * 12.0).collect()).collect();
         check_softmax(v, "of a vocabulary", &rows, 0.8);
     }
 }

@@ -2,7 +2,7 @@
 
 use doppler::gpu::{Buffer, Dispatch, Gpu, Phase};
 use doppler::kernels::{
-    Activation, AngleTable, AttentionShape, Cast, KvType, Matrix, MatmulPath, RopePairs, RopeShape, add_bias,
+    Activation, AngleTable, AttentionShape, Cast, KvType, MatmulPath, Matrix, Pages, RopePairs, RopeShape, add_bias,
     attention_decode, attention_prefill, cast, dequant, gather, gelu, glu, matmul_with, residual, rmsnorm, rope, silu,
     softmax,
 };
@@ -10,6 +10,10 @@ use doppler::quant::by_name;
 
 use crate::common::*;
 use crate::weights::weight;
+
+fn pages<'a>(rows: &'a Buffer, tables: &'a Buffer, k: &'a Buffer, v: &'a Buffer) -> Pages<'a> {
+    Pages { rows: rows.into(), tables: tables.into(), table_stride: 2, kv_type: KvType::F32, k: k.into(), v: v.into() }
+}
 
 type Make<'a> = Box<dyn Fn(&'a Buffer) -> Vec<Dispatch<'a>> + 'a>;
 
@@ -58,25 +62,25 @@ fn run_and_record_give_the_same_bits() {
             (
                 "rope",
                 Box::new(|y| {
-                    let kv = ((&kw).into(), (&vw).into());
-                    let (r, t, a) = ((&row_data).into(), (&tables).into(), (&angles).into());
-                    vec![rope(turn, KvType::F32, mx, r, t, 2, a, y.into(), kv).unwrap()]
+                    vec![rope(turn, mx, pages(&row_data, &tables, &kw, &vw), (&angles).into(), y.into()).unwrap()]
                 }),
             ),
             (
                 "attention_decode",
                 Box::new(|y| {
-                    let kv = ((&k).into(), (&val).into());
-                    let (q, r, t) = ((&x).into(), (&row_data).into(), (&tables).into());
-                    vec![attention_decode(heads, KvType::F32, rows, q, r, t, 2, kv, y.into()).unwrap()]
+                    vec![
+                        attention_decode(heads, rows, pages(&row_data, &tables, &k, &val), (&x).into(), y.into())
+                            .unwrap(),
+                    ]
                 }),
             ),
             (
                 "attention_prefill",
                 Box::new(|y| {
-                    let kv = ((&k).into(), (&val).into());
-                    let (q, r, t) = ((&x).into(), (&row_data).into(), (&tables).into());
-                    vec![attention_prefill(gpu, heads, KvType::F32, rows, q, r, t, 2, kv, y.into()).unwrap()]
+                    vec![
+                        attention_prefill(gpu, heads, rows, pages(&row_data, &tables, &k, &val), (&x).into(), y.into())
+                            .unwrap(),
+                    ]
                 }),
             ),
         ];

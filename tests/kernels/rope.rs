@@ -2,7 +2,7 @@
 
 use doppler::gpu::{Buffer, Gpu};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::kernels::{AngleTable, KvType, Matrix, RopePairs, RopeShape, rope};
+use doppler::kernels::{AngleTable, KvType, Matrix, Pages, RopePairs, RopeShape, rope};
 
 use crate::common::*;
 
@@ -57,7 +57,9 @@ fn rotated(head: &[f32], shape: &RopeShape, steps: &[f64], magnitude: f64, pos: 
 }
 
 /// (slot, position) of each row; slot 1 is left out, so tables of three slots are read at their stride.
-const ROWS: [(u32, u32); 7] = [(0, 0), (0, 1), (2, 255), (2, 256), (0, 511), (2, 70_000), (0, 31)];
+const ROWS: [(u32, u32); 8] = [(0, 0), (0, 1), (2, 255), (2, 256), (0, 511), (2, 70_000), (0, 31), (0, BEYOND)];
+/// A position past the end of its table: q is rotated, nothing is written.
+const BEYOND: u32 = 70_100;
 
 fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     let gpu: &Gpu = &v.gpu;
@@ -69,7 +71,7 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     let table_stride = 70_000 / bt + 3;
     let mut free = rng.permutation(9);
     let mut tables = vec![u32::MAX; 3 * table_stride as usize];
-    for (slot, pos) in ROWS {
+    for (slot, pos) in ROWS.into_iter().filter(|r| r.1 != BEYOND) {
         let entry = &mut tables[(slot * table_stride + pos / bt) as usize];
         if *entry == u32::MAX {
             *entry = free.pop().unwrap();
@@ -88,7 +90,7 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     let rows: Vec<u32> = ROWS.iter().flat_map(|&(s, p)| [s, p]).collect();
     let (rb, tb) = (upload_words(gpu, &rows), upload_words(gpu, &tables));
     let steps = steps(shape.n_rot);
-    let table = AngleTable::new(&steps, magnitude, 70_001);
+    let table = AngleTable::new(&steps, magnitude, BEYOND + 1);
     let ab = upload_words(gpu, bytemuck::cast_slice(&table.values));
     let q_len = ROWS.len() * (n_head * head_dim) as usize;
     let q = untouched(gpu, q_len + 1);
@@ -97,14 +99,10 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     let qkv = Matrix::new(&xb, ROWS.len() as u32, stride).columns(offset, width);
     let d = rope(
         shape,
-        kv,
         qkv,
-        (&rb).into(),
-        (&tb).into(),
-        table_stride,
+        Pages { rows: (&rb).into(), tables: (&tb).into(), table_stride, kv_type: kv, k: (&kb).into(), v: (&vb).into() },
         (&ab).into(),
         (&q).into(),
-        ((&kb).into(), (&vb).into()),
     );
     run(gpu, d);
 
@@ -119,7 +117,7 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
                 want_q[(t * n_head as usize + h as usize) * hd + d] =
                     rotated(head(h), &shape, &steps, magnitude, pos, d);
             }
-            for h in 0..n_kv {
+            for h in (0..n_kv).filter(|_| pos != BEYOND) {
                 let at = page(slot, pos, h) + d;
                 want_k[at] = rotated(head(n_head + h), &shape, &steps, magnitude, pos, d);
                 want_v[at] = f64::from(head(n_head + n_kv + h)[d]).into();
@@ -180,17 +178,9 @@ fn rope_refuses_shapes_that_disagree() {
         (s(2, 16, 16), 64, 65),
     ] {
         let m = Matrix::new(&b, rows, cols);
-        let d = rope(
-            shape,
-            KvType::F32,
-            m,
-            (&b).into(),
-            (&b).into(),
-            1,
-            (&b).into(),
-            (&b).into(),
-            ((&b).into(), (&b).into()),
-        );
+        let all = || (&b).into();
+        let pages = Pages { rows: all(), tables: all(), table_stride: 1, kv_type: KvType::F32, k: all(), v: all() };
+        let d = rope(shape, m, pages, (&b).into(), (&b).into());
         assert!(d.is_err(), "{shape:?} on {cols}");
     }
 }

@@ -1,7 +1,7 @@
 //! Reading weights: lookup, decoding of whole weights, uploading.
 
 use doppler::gpu::Gpu;
-use doppler::kernels::{Matrix, RowSource, Weight, WeightUploader, dequant, gather, matmul_with, MatmulPath};
+use doppler::kernels::{MatmulPath, Matrix, RowSource, Weight, WeightUploader, dequant, gather, matmul_with};
 use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;

@@ -3,5 +3,6 @@
 mod common;
 mod golden;
 mod hearth;
+mod loading;
 mod perplexity;
 mod sampling;

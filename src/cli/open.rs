@@ -1,0 +1,165 @@
+//! Opening devices and models the way the flags say.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use clap::ValueEnum;
+use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
+use doppler::kernels::KvType;
+use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::outcome::Outcome;
+
+/// Flags of every verb that opens a device.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct DeviceArgs {
+    /// Adapter by its number in `doppler adapters`, or a part of its name
+    #[arg(long, global = true, value_name = "INDEX|NAME")]
+    adapter: Option<String>,
+    /// Refuse adapters that compute on the CPU
+    #[arg(long, global = true)]
+    no_software: bool,
+    /// Prefer a frugal or a fast adapter
+    #[arg(long, global = true, value_enum, default_value = "high")]
+    power: Power,
+    /// Do without these abilities of the device
+    #[arg(long, global = true, value_enum, value_delimiter = ',', value_name = "ABILITY,…")]
+    disable: Vec<Ability>,
+    /// Most bytes on the device; 0 = no limit
+    #[arg(long, global = true, value_name = "BYTES", default_value_t = 0)]
+    memory_budget: u64,
+    /// Take GPU times with timestamp queries (costs a readback now and then)
+    #[arg(long, global = true)]
+    gpu_timing: bool,
+    /// What happens when decoding breaks its budget
+    #[arg(long, global = true, value_enum, default_value = "off")]
+    guard: GuardArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Power {
+    Low,
+    High,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Ability {
+    Subgroups,
+    F16,
+    Immediates,
+    Timestamps,
+    PipelineCache,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum GuardArg {
+    Off,
+    Warn,
+    Strict,
+}
+
+impl DeviceArgs {
+    fn options(&self) -> ContextOptions {
+        let on = |a| !self.disable.contains(&a);
+        let index = self.adapter.as_ref().and_then(|a| a.parse().ok());
+        ContextOptions {
+            adapter: AdapterChoice {
+                index,
+                name: self.adapter.clone().filter(|_| index.is_none()),
+                power: match self.power {
+                    Power::Low => PowerPreference::LowPower,
+                    Power::High => PowerPreference::HighPerformance,
+                },
+                allow_software: !self.no_software,
+            },
+            features: Features {
+                subgroups: on(Ability::Subgroups),
+                f16: on(Ability::F16),
+                immediates: on(Ability::Immediates),
+                timestamps: on(Ability::Timestamps),
+                pipeline_cache: on(Ability::PipelineCache),
+            },
+            memory_budget: self.memory_budget,
+            timing: self.gpu_timing,
+            guard: Guard {
+                mode: match self.guard {
+                    GuardArg::Off => GuardMode::Off,
+                    GuardArg::Warn => GuardMode::Warn,
+                    GuardArg::Strict => GuardMode::Strict,
+                },
+                ..Guard::default()
+            },
+        }
+    }
+
+    /// Opens the device, and says so on stderr if it computes on the CPU.
+    pub(super) fn open(&self) -> Outcome<Context> {
+        let context = Context::open(&self.options())?;
+        let adapter = context.gpu().adapter();
+        if adapter.is_software() {
+            eprintln!("doppler: note: {} computes on the CPU", adapter.name);
+        }
+        if self.gpu_timing && !context.gpu().timed() {
+            eprintln!("doppler: note: this device takes no GPU times");
+        }
+        Ok(context)
+    }
+}
+
+/// Storage of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum KvArg {
+    F16,
+    F32,
+}
+
+impl From<KvArg> for KvType {
+    fn from(k: KvArg) -> Self {
+        match k {
+            KvArg::F16 => KvType::F16,
+            KvArg::F32 => KvType::F32,
+        }
+    }
+}
+
+/// Flags of every verb that runs a model.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(super) struct EngineArgs {
+    /// Storage of keys and values
+    #[arg(long, value_enum, default_value = "f16")]
+    kv: KvArg,
+    /// Context length; 0 = what the model was trained for, at most 4096
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) ctx: u32,
+    /// Prompt tokens in one submit; 0 = 256
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    chunk: u32,
+}
+
+impl EngineArgs {
+    pub(super) fn model_options(&self) -> ModelOptions {
+        ModelOptions { n_ctx: self.ctx, prefill_chunk: self.chunk, kv_type: self.kv.into(), ..Default::default() }
+    }
+}
+
+pub(super) fn session_options(tokens_per_submit: u32) -> SessionOptions {
+    SessionOptions { tokens_per_submit, ..Default::default() }
+}
+
+/// Loads a model, with a progress bar where stderr is a terminal.
+pub(super) fn model(context: &Context, path: &Path, options: &ModelOptions) -> Outcome<Model> {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("loading {bar:32} {bytes}/{total_bytes}") {
+        bar.set_style(style);
+    }
+    let model = context.load_model(path, options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        Ok(())
+    });
+    bar.finish_and_clear();
+    Ok(model?)
+}

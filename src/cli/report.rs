@@ -1,0 +1,126 @@
+//! Counters and times as tables and as JSON.
+
+use std::io::{self, Write};
+
+use doppler::gpu::{CounterSnapshot, MemoryClass, MemorySnapshot, Phase, PhaseSnapshot, ReadbackClass};
+use doppler::session::SessionStats;
+use serde_json::{Map, Value, json};
+
+/// Milliseconds.
+pub(super) fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+/// Things a second; `None` where nothing was timed.
+pub(super) fn rate(n: u64, ns: u64) -> Option<f64> {
+    (n > 0 && ns > 0).then(|| n as f64 * 1e9 / ns as f64)
+}
+
+fn by_class<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str, value: impl Fn(usize) -> u64) -> Value {
+    let object: Map<_, _> = all.iter().enumerate().map(|(i, &c)| (name(c).to_string(), value(i).into())).collect();
+    object.into()
+}
+
+/// One phase's counters.
+pub(super) fn phase_json(p: &PhaseSnapshot, gpu_timed: bool) -> Value {
+    json!({
+        "submits": p.submits, "dispatches": p.dispatches, "passes": p.passes,
+        "buffers": p.buffers, "buffer_bytes": p.buffer_bytes, "bind_groups": p.bind_groups,
+        "pipelines": p.pipelines, "pipeline_ms": ms(p.pipeline_ns),
+        "uploads": p.uploads, "upload_bytes": p.upload_bytes,
+        "submit_cpu_ms": ms(p.submit_cpu_ns), "submit_cpu_max_ms": ms(p.submit_cpu_max_ns),
+        "record_cpu_ms": ms(p.record_cpu_ns),
+        "gpu_ms": gpu_timed.then(|| ms(p.gpu_ns)), "gpu_time_source": gpu_time_source(gpu_timed),
+        "readbacks": by_class(&ReadbackClass::ALL, ReadbackClass::name, |i| p.readbacks[i]),
+        "readback_bytes": by_class(&ReadbackClass::ALL, ReadbackClass::name, |i| p.readback_bytes[i]),
+    })
+}
+
+/// Where GPU times come from; a CPU clock is never called one.
+pub(super) fn gpu_time_source(gpu_timed: bool) -> &'static str {
+    if gpu_timed { "timestamp" } else { "none" }
+}
+
+/// All phases' counters.
+pub(super) fn counters_json(c: &CounterSnapshot, gpu_timed: bool) -> Value {
+    let object: Map<_, _> =
+        Phase::ALL.iter().map(|&p| (p.name().to_string(), phase_json(c.phase(p), gpu_timed))).collect();
+    object.into()
+}
+
+/// Device memory by class.
+pub(super) fn memory_json(m: &MemorySnapshot) -> Value {
+    json!({
+        "total": m.total, "peak": m.peak, "live_buffers": m.live_buffers,
+        "by_class": by_class(&MemoryClass::ALL, MemoryClass::name, |i| m.current[i]),
+    })
+}
+
+/// A session's times.
+pub(super) fn timings_json(s: &SessionStats, load_ns: u64) -> Value {
+    json!({
+        "load_ms": ms(load_ns),
+        "prefill_tokens": s.prefill_tokens, "prefill_ms": ms(s.prefill_ns),
+        "prefill_tokens_per_s": rate(s.prefill_tokens, s.prefill_ns),
+        "first_token_ms": ms(s.first_token_ns), "generated_tokens": s.generated_tokens,
+        "decode_tokens": s.decode_tokens, "decode_ms": ms(s.decode_ns),
+        "decode_tokens_per_s": rate(s.decode_tokens, s.decode_ns),
+    })
+}
+
+/// Counters by phase as a table on stderr, with device memory below.
+pub(super) fn print_counters(c: &CounterSnapshot, memory: &MemorySnapshot, gpu_timed: bool) -> io::Result<()> {
+    type Field = fn(&PhaseSnapshot) -> String;
+    let rows: [(&str, Field); 13] = [
+        ("submits", |p| p.submits.to_string()),
+        ("dispatches", |p| p.dispatches.to_string()),
+        ("passes", |p| p.passes.to_string()),
+        ("record CPU ms", |p| format!("{:.2}", ms(p.record_cpu_ns))),
+        ("submit CPU ms", |p| format!("{:.2}", ms(p.submit_cpu_ns))),
+        ("buffers created", |p| p.buffers.to_string()),
+        ("  their bytes", |p| p.buffer_bytes.to_string()),
+        ("bind groups", |p| p.bind_groups.to_string()),
+        ("pipelines", |p| p.pipelines.to_string()),
+        ("  their CPU ms", |p| format!("{:.1}", ms(p.pipeline_ns))),
+        ("bytes uploaded", |p| p.upload_bytes.to_string()),
+        ("readbacks", |p| p.readbacks.iter().sum::<u64>().to_string()),
+        ("bytes read back", |p| p.readback_bytes.iter().sum::<u64>().to_string()),
+    ];
+    let mut out = io::stderr().lock();
+    write!(out, "{:<16}", "")?;
+    for p in Phase::ALL {
+        write!(out, "{:>14}", p.name())?;
+    }
+    writeln!(out)?;
+    let mut row = |name: &str, field: &dyn Fn(&PhaseSnapshot) -> String| -> io::Result<()> {
+        write!(out, "{name:<16}")?;
+        for p in Phase::ALL {
+            write!(out, "{:>14}", field(c.phase(p)))?;
+        }
+        writeln!(out)
+    };
+    for (name, field) in rows {
+        row(name, &field)?;
+    }
+    let gpu = |p: &PhaseSnapshot| if gpu_timed { format!("{:.2}", ms(p.gpu_ns)) } else { "-".to_string() };
+    row("GPU ms", &gpu)?;
+    let classes: Vec<_> =
+        MemoryClass::ALL.iter().map(|&m| format!("{} {}", m.name(), memory.current[m as usize])).collect();
+    writeln!(out, "device memory: {} bytes now, {} at most ({})", memory.total, memory.peak, classes.join(", "))
+}
+
+/// A session's times in two lines on stderr.
+pub(super) fn print_times(s: &SessionStats, load_ns: u64) -> io::Result<()> {
+    let per_s = |n, ns| rate(n, ns).map_or("-".to_string(), |r| format!("{r:.1}"));
+    let mut out = io::stderr().lock();
+    writeln!(out, "load {:.0} ms, first token {:.1} ms", ms(load_ns), ms(s.first_token_ns))?;
+    writeln!(
+        out,
+        "prompt {} tokens at {} tok/s, then {} tokens at {} tok/s; {} tokens in the session",
+        s.prefill_tokens,
+        per_s(s.prefill_tokens, s.prefill_ns),
+        s.decode_tokens,
+        per_s(s.decode_tokens, s.decode_ns),
+        s.tokens
+    )
+}

@@ -1,0 +1,237 @@
+//! Rotary embedding with the write to the paged cache, and attention over it.
+
+use doppler::Result;
+use doppler::kernels::constants::KV_BLOCK_TOKENS;
+use doppler::kernels::{self, AngleTable, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
+
+use super::{BLANK, Lab, Measured, Rng, Want, compare};
+
+const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::F32];
+
+/// Values as words of a cache of this type.
+fn pack(kv: KvType, values: &[f32]) -> Vec<u32> {
+    match kv {
+        KvType::F32 => values.iter().map(|v| v.to_bits()).collect(),
+        KvType::F16 => {
+            let half = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
+            values.chunks_exact(2).map(|p| half(p[0]) | half(p[1]) << 16).collect()
+        }
+    }
+}
+
+fn unpack(kv: KvType, words: &[u32]) -> Vec<f32> {
+    match kv {
+        KvType::F32 => words.iter().map(|&w| f32::from_bits(w)).collect(),
+        KvType::F16 => {
+            words.iter().flat_map(|&w| [w as u16, (w >> 16) as u16]).map(|h| half::f16::from_bits(h).to_f32()).collect()
+        }
+    }
+}
+
+/// Blocks of one sequence, in random places.
+struct Pages {
+    table: Vec<u32>,
+    n_kv: u32,
+    head_dim: u32,
+}
+
+impl Pages {
+    fn new(rng: &mut Rng, positions: u32, n_kv: u32, head_dim: u32) -> Self {
+        Self { table: rng.permutation(positions.div_ceil(KV_BLOCK_TOKENS)), n_kv, head_dim }
+    }
+
+    fn elements(&self) -> usize {
+        self.table.len() * (KV_BLOCK_TOKENS * self.n_kv * self.head_dim) as usize
+    }
+
+    /// First element of a head at a position.
+    fn at(&self, pos: u32, head: u32) -> usize {
+        let block = self.table[(pos / KV_BLOCK_TOKENS) as usize];
+        (((block * self.n_kv + head) * KV_BLOCK_TOKENS + pos % KV_BLOCK_TOKENS) * self.head_dim) as usize
+    }
+}
+
+/// Slot and position of each row.
+fn row_words(positions: &[u32]) -> Vec<u32> {
+    positions.iter().flat_map(|&p| [0, p]).collect()
+}
+
+/// A head after rotation, in f64.
+fn rotated(head: &[f32], shape: &RopeShape, steps: &[f64], pos: u32) -> Vec<Want> {
+    let mut out: Vec<Want> = head.iter().map(|&v| f64::from(v).into()).collect();
+    for (i, step) in steps.iter().enumerate() {
+        let (a, b) = match shape.pairs {
+            RopePairs::Adjacent => (2 * i, 2 * i + 1),
+            RopePairs::Halves => (i, i + steps.len()),
+            RopePairs::None => return out,
+        };
+        let (sin, cos) = (f64::from(pos) * step).sin_cos();
+        let (x, y) = (f64::from(head[a]), f64::from(head[b]));
+        out[a] = Want(x * cos - y * sin, x.abs() + y.abs());
+        out[b] = Want(x * sin + y * cos, x.abs() + y.abs());
+    }
+    out
+}
+
+fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
+    const POSITIONS: [u32; 5] = [0, 31, 255, 256, 9001];
+    let RopeShape { n_head, n_kv, head_dim, n_rot, .. } = shape;
+    let hd = head_dim as usize;
+    let mut rng = Rng::new(u64::from(head_dim + n_rot));
+    let pages = Pages::new(&mut rng, 9002, n_kv, head_dim);
+    let width = (n_head + 2 * n_kv) * head_dim;
+    let x = rng.units(POSITIONS.len() * width as usize);
+    let steps: Vec<f64> =
+        (0..n_rot / 2).map(|i| 10_000f64.powf(-2.0 * f64::from(i) / f64::from(n_rot.max(1)))).collect();
+    let angles = AngleTable::new(&steps, 1.0, 9002);
+    let xb = lab.floats(&x)?;
+    let (rows, table) = (lab.words(&row_words(&POSITIONS))?, lab.words(&pages.table)?);
+    let ab = lab.words(bytemuck::cast_slice(&angles.values))?;
+    let q = lab.blank(POSITIONS.len() * (n_head * head_dim) as usize)?;
+    let words = pack(kv, &vec![BLANK; pages.elements()]);
+    let (kb, vb) = (lab.words(&words)?, lab.words(&words)?);
+    lab.run([kernels::rope(
+        shape,
+        kv,
+        Matrix::new(&xb, POSITIONS.len() as u32, width),
+        (&rows).into(),
+        (&table).into(),
+        pages.table.len() as u32,
+        (&ab).into(),
+        (&q).into(),
+        ((&kb).into(), (&vb).into()),
+    )?])?;
+
+    let mut want_q = Vec::new();
+    let mut want_k = vec![Want::from(f64::from(BLANK)); pages.elements()];
+    let mut want_v = want_k.clone();
+    for (row, &pos) in x.chunks_exact(width as usize).zip(&POSITIONS) {
+        for (i, head) in row.chunks_exact(hd).enumerate() {
+            let i = i as u32;
+            if i < n_head {
+                want_q.extend(rotated(head, &shape, &steps, pos));
+            } else if i < n_head + n_kv {
+                let at = pages.at(pos, i - n_head);
+                want_k[at..at + hd].copy_from_slice(&rotated(head, &shape, &steps, pos));
+            } else {
+                let at = pages.at(pos, i - n_head - n_kv);
+                for (w, &v) in want_v[at..at + hd].iter_mut().zip(head) {
+                    *w = f64::from(v).into();
+                }
+            }
+        }
+    }
+    let case = |what| format!("{what} {:?}, heads {n_head}/{n_kv} of {head_dim}, {}", shape.pairs, kv.name());
+    // An element of the cache is half a unit of an f16 off at most.
+    let rel = if kv == KvType::F16 { 1.02 / 2048.0 } else { 2e-6 };
+    let got_k = unpack(kv, &lab.read_words(&kb, words.len())?);
+    let got_v = unpack(kv, &lab.read_words(&vb, words.len())?);
+    Ok([
+        compare(case("q"), &lab.read(&q, want_q.len())?, &want_q, 1e-7, 2e-6),
+        compare(case("k"), &got_k, &want_k, 1e-7, rel),
+        compare(case("v"), &got_v, &want_v, 1e-7, rel),
+    ])
+}
+
+pub(super) fn rope(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for kv in KV_TYPES {
+        for pairs in [RopePairs::Adjacent, RopePairs::Halves, RopePairs::None] {
+            for (n_head, n_kv, head_dim, n_rot) in [(3, 1, 20, 12), (4, 2, 64, 64)] {
+                all.extend(rope_case(lab, RopeShape { n_head, n_kv, head_dim, n_rot, pairs }, kv)?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// One row's attention, in f64.
+fn attend(shape: &AttentionShape, pages: &Pages, k: &[f32], v: &[f32], q: &[f32], pos: u32) -> Vec<Want> {
+    let hd = shape.head_dim as usize;
+    let low = if shape.window == 0 { 0 } else { (pos + 1).saturating_sub(shape.window) };
+    let mut out = Vec::new();
+    for (h, q) in q.chunks_exact(hd).enumerate() {
+        let kv_head = h as u32 / (shape.n_head / shape.n_kv);
+        let scores: Vec<f64> = (low..=pos)
+            .map(|p| {
+                let key = &k[pages.at(p, kv_head)..][..hd];
+                let dot: f64 = q.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                let s = dot * f64::from(shape.scale);
+                let cap = f64::from(shape.softcap);
+                if cap > 0.0 { cap * (s / cap).tanh() } else { s }
+            })
+            .collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for d in 0..hd {
+            let terms = weights.iter().zip(low..).map(|(w, p)| w / total * f64::from(v[pages.at(p, kv_head) + d]));
+            out.push(terms.fold(Want(0.0, 0.0), |Want(sum, size), t| Want(sum + t, size + t.abs())));
+        }
+    }
+    out
+}
+
+fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], prefill: bool) -> Result<Measured> {
+    let AttentionShape { n_head, n_kv, head_dim, .. } = shape;
+    let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
+    let last = positions.iter().copied().max().unwrap_or(0);
+    let pages = Pages::new(&mut rng, last + 1, n_kv, head_dim);
+    let (kw, vw) = (pack(kv, &rng.units(pages.elements())), pack(kv, &rng.units(pages.elements())));
+    let width = (n_head * head_dim) as usize;
+    let q: Vec<f32> = rng.units(positions.len() * width).iter().map(|v| v * 2.0).collect();
+    let (qb, yb) = (lab.floats(&q)?, lab.blank(q.len())?);
+    let (rows, table) = (lab.words(&row_words(positions))?, lab.words(&pages.table)?);
+    let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
+    let (t, stride) = (positions.len() as u32, pages.table.len() as u32);
+    let (q_in, rows, table, y) = ((&qb).into(), (&rows).into(), (&table).into(), (&yb).into());
+    let cache = ((&kb).into(), (&vb).into());
+    lab.run([if prefill {
+        kernels::attention_prefill(&lab.gpu, shape, kv, t, q_in, rows, table, stride, cache, y)?
+    } else {
+        kernels::attention_decode(shape, kv, t, q_in, rows, table, stride, cache, y)?
+    }])?;
+    let (k, v) = (unpack(kv, &kw), unpack(kv, &vw));
+    let want: Vec<Want> =
+        q.chunks_exact(width).zip(positions).flat_map(|(q, &pos)| attend(&shape, &pages, &k, &v, q, pos)).collect();
+    let case =
+        format!("heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}", shape.window, kv.name());
+    Ok(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, 2e-5))
+}
+
+/// Two shapes: plain, and with everything on.
+fn shapes(first: u32) -> [AttentionShape; 2] {
+    let shape = |n_head, n_kv, head_dim: u32, window, softcap| AttentionShape {
+        n_head,
+        n_kv,
+        head_dim,
+        window,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        softcap,
+    };
+    [shape(3, 1, first, 0, 0.0), shape(4, 2, 64, 37, 15.0)]
+}
+
+pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for kv in KV_TYPES {
+        for shape in shapes(20) {
+            all.push(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn prefill(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for kv in KV_TYPES {
+        for shape in shapes(80) {
+            if kernels::attention_prefill_fits(&lab.gpu, shape.head_dim) {
+                for positions in [0..17u32, 55..96] {
+                    all.push(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), true)?);
+                }
+            }
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,197 @@
+//! Activations, sums, casts, and the reductions over rows.
+
+use doppler::Result;
+use doppler::gpu::Dispatch;
+use doppler::kernels::{self, Activation, Cast, Matrix};
+
+use super::{BLANK, Lab, Measured, Rng, Want, compare};
+
+/// Rows and columns, odd where a kernel allows it.
+const ODD: [(usize, usize); 2] = [(1, 17), (7, 333)];
+
+/// Runs a kernel from one matrix to another of the same shape.
+fn map(
+    lab: &Lab,
+    (rows, cols): (usize, usize),
+    x: &[f32],
+    f: impl for<'a> Fn(Matrix<'a>, Matrix<'a>) -> Result<Dispatch<'a>>,
+) -> Result<Vec<f32>> {
+    let (xb, yb) = (lab.floats(x)?, lab.blank(rows * cols)?);
+    let d = f(Matrix::new(&xb, rows as u32, cols as u32), Matrix::new(&yb, rows as u32, cols as u32))?;
+    lab.run([d])?;
+    lab.read(&yb, rows * cols)
+}
+
+fn silu_of(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu_of(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+/// Inputs of activations: small ones, and some far out.
+fn wide(rng: &mut Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|i| rng.unit() * if i % 5 == 0 { 60.0 } else { 4.0 }).collect()
+}
+
+fn activation(
+    lab: &Lab,
+    f: impl for<'a> Fn(Matrix<'a>, Matrix<'a>) -> Result<Dispatch<'a>>,
+    reference: fn(f64) -> f64,
+) -> Result<Vec<Measured>> {
+    ODD.iter()
+        .map(|&(rows, cols)| {
+            let x = wide(&mut Rng::new(cols as u64), rows * cols);
+            let got = map(lab, (rows, cols), &x, &f)?;
+            let want: Vec<Want> = x.iter().map(|&v| Want(reference(v.into()), f64::from(v.abs()))).collect();
+            Ok(compare(format!("{rows} x {cols}"), &got, &want, 1e-6, 5e-6))
+        })
+        .collect()
+}
+
+pub(super) fn silu(lab: &Lab) -> Result<Vec<Measured>> {
+    activation(lab, kernels::silu, silu_of)
+}
+
+pub(super) fn gelu(lab: &Lab) -> Result<Vec<Measured>> {
+    activation(lab, kernels::gelu, gelu_of)
+}
+
+pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for (which, reference) in [(Activation::Silu, silu_of as fn(f64) -> f64), (Activation::GeluTanh, gelu_of)] {
+        for (rows, cols) in ODD {
+            let x = wide(&mut Rng::new(cols as u64 + 9), rows * cols * 2);
+            let (xb, yb) = (lab.floats(&x)?, lab.blank(rows * cols)?);
+            let both = Matrix::new(&xb, rows as u32, 2 * cols as u32);
+            let c = cols as u32;
+            let d = kernels::glu(which, both.columns(0, c), both.columns(c, c), Matrix::new(&yb, rows as u32, c))?;
+            lab.run([d])?;
+            let mut want = Vec::new();
+            for row in x.chunks_exact(2 * cols) {
+                let (gate, up) = row.split_at(cols);
+                want.extend(gate.iter().zip(up).map(|(&g, &u)| {
+                    let (g, u) = (f64::from(g), f64::from(u));
+                    Want(reference(g) * u, (g * u).abs())
+                }));
+            }
+            all.push(compare(format!("{which:?} {rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-6, 5e-6));
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn residual(lab: &Lab) -> Result<Vec<Measured>> {
+    [17usize, 2331]
+        .into_iter()
+        .map(|n| {
+            let mut rng = Rng::new(n as u64);
+            let (a, b) = (rng.units(n), rng.units(n));
+            let (ab, bb, yb) = (lab.floats(&a)?, lab.floats(&b)?, lab.blank(n + 1)?);
+            lab.run([kernels::residual(n as u32, (&ab).into(), (&bb).into(), (&yb).into(), 0.75)?])?;
+            let sum = |(&a, &b): (&f32, &f32)| {
+                let (a, b) = (f64::from(a), 0.75 * f64::from(b));
+                Want(a + b, a.abs() + b.abs())
+            };
+            let mut want: Vec<Want> = a.iter().zip(&b).map(sum).collect();
+            // What lies beyond the last element stays.
+            want.push(f64::from(BLANK).into());
+            Ok(compare(format!("{n}"), &lab.read(&yb, n + 1)?, &want, 0.0, 2e-7))
+        })
+        .collect()
+}
+
+pub(super) fn add_bias(lab: &Lab) -> Result<Vec<Measured>> {
+    ODD.iter()
+        .map(|&(rows, cols)| {
+            let mut rng = Rng::new(cols as u64);
+            let (x, b) = (rng.units(rows * cols), rng.units(cols));
+            let (xb, bb, yb) = (lab.floats(&x)?, lab.floats(&b)?, lab.blank(rows * cols)?);
+            let d = kernels::add_bias(rows as u32, cols as u32, (&xb).into(), (&bb).into(), (&yb).into())?;
+            lab.run([d])?;
+            let want: Vec<Want> = x
+                .iter()
+                .zip(b.iter().cycle())
+                .map(|(&x, &b)| Want(f64::from(x) + f64::from(b), f64::from(x.abs() + b.abs())))
+                .collect();
+            Ok(compare(format!("{rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 0.0, 2e-7))
+        })
+        .collect()
+}
+
+pub(super) fn softmax(lab: &Lab) -> Result<Vec<Measured>> {
+    [(1usize, 333usize), (5, 2049)]
+        .into_iter()
+        .map(|(rows, cols)| {
+            let mut x: Vec<f32> = Rng::new(cols as u64).units(rows * cols).iter().map(|v| v * 20.0).collect();
+            x[3] = f32::NEG_INFINITY;
+            let got = map(lab, (rows, cols), &x, |x, y| kernels::softmax(x, y, 0.7))?;
+            let mut want = Vec::new();
+            for row in x.chunks_exact(cols) {
+                let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let e: Vec<f64> = row.iter().map(|&v| ((f64::from(v) - f64::from(top)) / 0.7).exp()).collect();
+                let sum: f64 = e.iter().sum();
+                want.extend(e.iter().map(|v| Want::from(v / sum)));
+            }
+            Ok(compare(format!("{rows} x {cols}"), &got, &want, 1e-7, 2e-5))
+        })
+        .collect()
+}
+
+pub(super) fn rmsnorm(lab: &Lab) -> Result<Vec<Measured>> {
+    [(1usize, 36usize), (5, 2052)]
+        .into_iter()
+        .map(|(rows, cols)| {
+            let mut rng = Rng::new(cols as u64);
+            let (x, w) = (rng.units(rows * cols), rng.units(cols));
+            let wb = lab.floats(&w)?;
+            let (xb, yb) = (lab.floats(&x)?, lab.blank(rows * cols)?);
+            let m = |b| Matrix::new(b, rows as u32, cols as u32);
+            lab.run([kernels::rmsnorm(m(&xb), (&wb).into(), m(&yb), 1e-5)?])?;
+            let mut want = Vec::new();
+            for row in x.chunks_exact(cols) {
+                let mean = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / cols as f64;
+                let scale = 1.0 / (mean + 1e-5).sqrt();
+                want.extend(row.iter().zip(&w).map(|(&v, &w)| Want::from(f64::from(v) * scale * f64::from(w))));
+            }
+            Ok(compare(format!("{rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-7, 5e-6))
+        })
+        .collect()
+}
+
+pub(super) fn cast(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for n in [17usize, 1025] {
+        let x: Vec<f32> = Rng::new(n as u64).units(n).iter().map(|v| v * 100.0).collect();
+        for which in [Cast::F32ToF16, Cast::F16ToF32, Cast::Bf16ToF32] {
+            let pack = |f: fn(f32) -> u16| -> Vec<u32> {
+                let half = |p: &[f32], i: usize| p.get(i).map_or(0, |&v| u32::from(f(v)));
+                x.chunks(2).map(|p| half(p, 0) | half(p, 1) << 16).collect()
+            };
+            let f16 = |v: f32| half::f16::from_f32(v).to_bits();
+            let bf16 = |v: f32| half::bf16::from_f32(v).to_bits();
+            let (from, back): (Vec<u32>, fn(f32) -> f32) = match which {
+                Cast::F32ToF16 => (bytemuck::cast_vec(x.clone()), |v| v),
+                Cast::F16ToF32 => (pack(f16), |v| half::f16::from_f32(v).to_f32()),
+                Cast::Bf16ToF32 => (pack(bf16), |v| half::bf16::from_f32(v).to_f32()),
+            };
+            let (xb, yb) = (lab.words(&from)?, lab.blank(n + 1)?);
+            lab.run([kernels::cast(which, n as u32, (&xb).into(), (&yb).into())?])?;
+            let got = if which == Cast::F32ToF16 {
+                let words = lab.read_words(&yb, n.div_ceil(2))?;
+                let halves = words.iter().flat_map(|w| [*w as u16, (*w >> 16) as u16]);
+                halves.map(|h| half::f16::from_bits(h).to_f32()).take(n).collect()
+            } else {
+                lab.read(&yb, n)?
+            };
+            let want: Vec<Want> = x.iter().map(|&v| f64::from(back(v)).into()).collect();
+            // To f16: half a unit in the last place; widening is exact.
+            let rel = if which == Cast::F32ToF16 { 1.0 / 2048.0 } else { 0.0 };
+            let abs = if which == Cast::F32ToF16 { 1e-7 } else { 0.0 };
+            all.push(compare(format!("{which:?} {n}"), &got, &want, abs, rel));
+        }
+    }
+    Ok(all)
+}

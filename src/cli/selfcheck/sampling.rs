@@ -1,0 +1,186 @@
+//! The choice of tokens against the sampler's reference, and the bookkeeping of decode steps.
+
+use doppler::Result;
+use doppler::kernels::sample::{
+    self as kernel, BIAS_ENTRIES, Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState,
+};
+use doppler::sample::{SampleParams, SamplingOptions, sample_reference};
+
+use super::{Lab, Measured, Rng};
+
+/// Slots whose state the buffers hold; rows use them in another order.
+const SLOTS: usize = 3;
+/// Positions of a slot's history.
+const HISTORY: usize = 160;
+
+/// A draw this near to going the other way may do so: the processor's and the device's `exp` differ in their last bits.
+const NEAR: f64 = 1e-5;
+
+/// Chooses a token for each of [`SLOTS`] rows of random logits, and says how far each choice is from the reference's.
+fn case(lab: &Lab, vocab: usize, options: &SamplingOptions) -> Result<Measured> {
+    let mut rng = Rng::new(vocab as u64 + options.seed);
+    let logits: Vec<f32> = rng.units(SLOTS * vocab).iter().map(|v| v * 6.0).collect();
+    let history: Vec<u32> = (0..SLOTS * HISTORY).map(|_| rng.below(vocab as u32)).collect();
+    let rows: Vec<Row> = [(2, 20), (0, 0), (1, HISTORY as u32 - 1)].map(|(slot, pos)| Row { slot, pos }).to_vec();
+    let params = vec![SampleParams::from(options); SLOTS];
+    let mut bias = vec![[0u32; 2]; SLOTS * BIAS_ENTRIES as usize];
+    for slot in bias.chunks_exact_mut(BIAS_ENTRIES as usize) {
+        for (entry, &(token, value)) in slot.iter_mut().zip(&options.logit_bias) {
+            *entry = [token, value.to_bits()];
+        }
+    }
+    let lb = lab.floats(&logits)?;
+    let (rb, sb) = (lab.words(bytemuck::cast_slice(&rows))?, lab.words(bytemuck::cast_slice(&params))?);
+    let (hb, bb) = (lab.words(&history)?, lab.words(bytemuck::cast_slice(&bias))?);
+    let (n, cut) = (SLOTS as u32, Chunks::of(vocab as u32));
+    let partial = lab.words(&vec![0; SLOTS * cut.chunks as usize * 2])?;
+    let picked = lab.words(&[NO_TOKEN; SLOTS])?;
+    let buffers = SamplingBuffers {
+        rows: (&rb).into(),
+        sampling: (&sb).into(),
+        history: (&hb).into(),
+        history_cap: HISTORY as u32,
+        bias: (&bb).into(),
+    };
+    lab.run([
+        kernel::penalize(n, vocab as u32, (&lb).into(), buffers)?,
+        kernel::argmax(n, vocab as u32, cut, (&lb).into(), (&partial).into())?,
+        kernel::pick(n, vocab as u32, cut, (&lb).into(), buffers, (&partial).into(), (&picked).into())?,
+    ])?;
+    let mut error = 0.0f64;
+    for ((row, logits), &token) in rows.iter().zip(logits.chunks_exact(vocab)).zip(&lab.read_words(&picked, SLOTS)?) {
+        let known = &history[row.slot as usize * HISTORY..][..row.pos as usize + 1];
+        let wanted = sample_reference(logits, known, row.pos + 1, options);
+        if token != wanted.token {
+            // The distance, in probability, that the reference was from this choice.
+            let by_filter = if wanted.margin < NEAR { wanted.margin } else { 1.0 };
+            error = error.max(wanted.distance(token).unwrap_or(by_filter));
+        }
+    }
+    let case = format!("vocabulary of {vocab}, temperature {}, top-k {}", options.temperature, options.top_k);
+    Ok(Measured { case, error, bound: if options.is_greedy() { 0.0 } else { NEAR } })
+}
+
+pub(super) fn greedy(lab: &Lab) -> Result<Vec<Measured>> {
+    let plain = SamplingOptions::greedy();
+    let punished = SamplingOptions {
+        repeat_penalty: 1.3,
+        frequency_penalty: 0.4,
+        presence_penalty: 0.2,
+        logit_bias: vec![(3, f32::NEG_INFINITY), (5, 2.5)],
+        ..SamplingOptions::greedy()
+    };
+    let mut all = Vec::new();
+    for vocab in [333, 9001] {
+        all.push(case(lab, vocab, &plain)?);
+        all.push(case(lab, vocab, &punished)?);
+    }
+    Ok(all)
+}
+
+pub(super) fn draw(lab: &Lab) -> Result<Vec<Measured>> {
+    let open = SamplingOptions { temperature: 1.0, ..SamplingOptions::greedy() };
+    let mut all = Vec::new();
+    for vocab in [333, 9001] {
+        for seed in 1..=4 {
+            let usual = SamplingOptions { seed, repeat_penalty: 1.1, ..SamplingOptions::default() };
+            all.push(case(lab, vocab, &usual)?);
+            all.push(case(lab, vocab, &SamplingOptions { seed, top_p: 0.9, ..open.clone() })?);
+            all.push(case(lab, vocab, &SamplingOptions { seed, min_p: 0.1, temperature: 1.7, ..open.clone() })?);
+            all.push(case(lab, vocab, &SamplingOptions { seed, ..open.clone() })?);
+        }
+    }
+    Ok(all)
+}
+
+/// States of `n` slots: running, at the last position, stopped.
+fn states(n: usize) -> Vec<SeqState> {
+    (0..n as u32)
+        .map(|i| SeqState {
+            token: 100 + i,
+            pos: 10 + i,
+            limit: if i % 4 == 1 { 11 + i } else { 64 },
+            stop: u32::from(i % 4 == 2),
+            n_stop: 2,
+            ..Default::default()
+        })
+        .collect()
+}
+
+fn differences(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len())
+}
+
+pub(super) fn check_stop(lab: &Lab) -> Result<Vec<Measured>> {
+    [3usize, 301]
+        .into_iter()
+        .map(|n| {
+            let rows: Vec<Row> =
+                Rng::new(n as u64).permutation(n as u32).into_iter().map(|slot| Row { slot, pos: 10 + slot }).collect();
+            let picked: Vec<u32> = (0..n as u32).map(|i| 1000 + i).collect();
+            let mut stop_ids = vec![0u32; n * MAX_STOP_IDS as usize];
+            // Every third row draws its slot's second stop id.
+            for (i, row) in rows.iter().enumerate().step_by(3) {
+                stop_ids[row.slot as usize * MAX_STOP_IDS as usize + 1] = picked[i];
+            }
+            let mut want_states = states(n);
+            let mut want_ring = vec![0u32; 2 * (n + 1)];
+            let (pb, rb) = (lab.words(&picked)?, lab.words(bytemuck::cast_slice(&rows))?);
+            let (sb, ib) = (lab.words(bytemuck::cast_slice(&want_states))?, lab.words(&stop_ids)?);
+            let ring = lab.words(&want_ring)?;
+            let bindings = ((&pb).into(), (&rb).into(), (&sb).into(), (&ib).into(), (&ring).into());
+            lab.run([kernel::check_stop(n as u32, 1, bindings.0, bindings.1, bindings.2, bindings.3, bindings.4)?])?;
+            for (i, row) in rows.iter().enumerate() {
+                let s = &mut want_states[row.slot as usize];
+                let mut token = NO_TOKEN;
+                if s.stop == 0 {
+                    token = picked[i];
+                    (s.token, s.pos) = (token, s.pos + 1);
+                    s.stop = if i % 3 == 0 { 1 } else { 2 * u32::from(s.pos >= s.limit) };
+                }
+                want_ring[2 * (i + 1)..2 * (i + 2)].copy_from_slice(&[token, s.stop]);
+            }
+            let want_states: &[u32] = bytemuck::cast_slice(&want_states);
+            let wrong = differences(&lab.read_words(&sb, want_states.len())?, want_states)
+                + differences(&lab.read_words(&ring, want_ring.len())?, &want_ring);
+            Ok(Measured::exact(format!("{n} rows"), wrong))
+        })
+        .collect()
+}
+
+pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {
+    [3usize, 301]
+        .into_iter()
+        .map(|n| {
+            let cap = 64usize;
+            let slots = Rng::new(n as u64).permutation(n as u32);
+            let states: Vec<SeqState> = states(n).into_iter().map(|s| SeqState { pos: s.pos % 64, ..s }).collect();
+            let mut want_history = vec![0u32; n * cap];
+            let (sb, tb) = (lab.words(&slots)?, lab.words(bytemuck::cast_slice(&states))?);
+            let (rb, kb) = (lab.words(&vec![0; 2 * n])?, lab.words(&vec![0; n])?);
+            let hb = lab.words(&want_history)?;
+            lab.run([kernel::step_begin(
+                n as u32,
+                (&sb).into(),
+                (&tb).into(),
+                (&rb).into(),
+                (&kb).into(),
+                (&hb).into(),
+                cap as u32,
+            )?])?;
+            let (mut want_rows, mut want_tokens) = (Vec::new(), Vec::new());
+            for &slot in &slots {
+                let s = &states[slot as usize];
+                want_rows.extend([slot, s.pos]);
+                want_tokens.push(s.token);
+                if s.stop == 0 {
+                    want_history[slot as usize * cap + s.pos as usize] = s.token;
+                }
+            }
+            let wrong = differences(&lab.read_words(&rb, 2 * n)?, &want_rows)
+                + differences(&lab.read_words(&kb, n)?, &want_tokens)
+                + differences(&lab.read_words(&hb, want_history.len())?, &want_history);
+            Ok(Measured::exact(format!("{n} rows"), wrong))
+        })
+        .collect()
+}

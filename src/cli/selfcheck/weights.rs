@@ -1,0 +1,120 @@
+//! Everything that reads weights, in every format.
+
+use doppler::Result;
+use doppler::kernels::{self, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
+use doppler::quant::{FORMATS, Format};
+
+use super::{BLANK, Lab, Measured, Rng, Want, compare};
+
+/// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
+/// so a new format needs nothing here.
+fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+    let blocks = rows * k / format.block_len;
+    let mut bytes = Vec::with_capacity(blocks * format.block_bytes);
+    let mut values = Vec::with_capacity(rows * k);
+    let mut decoded = vec![0.0; format.block_len];
+    while values.len() < rows * k {
+        let block: Vec<u8> = (0..format.block_bytes).map(|_| (rng.word() >> 32) as u8).collect();
+        (format.dequantize)(&block, &mut decoded);
+        let top = decoded.iter().fold(0.0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { f32::INFINITY });
+        if (1e-3..8.0).contains(&top) {
+            bytes.extend_from_slice(&block);
+            values.extend_from_slice(&decoded);
+        }
+    }
+    (bytes, values)
+}
+
+/// A weight on the device and its values.
+fn weight(
+    lab: &Lab,
+    format: &'static Format,
+    rows: usize,
+    k: usize,
+    bias: Option<&[f32]>,
+) -> Result<(Weight, Vec<f32>)> {
+    let (bytes, values) = random_rows(format, &mut Rng::new((rows * k) as u64), rows, k);
+    let mut progress = |_| Ok(());
+    let mut uploader = WeightUploader::new(&lab.gpu, &lab.scope, &mut progress);
+    let source = RowSource { format, rows: rows as u32, data: &bytes, bias };
+    let w = uploader.upload(format.name, k as u32, &[source])?;
+    uploader.finish()?;
+    Ok((w, values))
+}
+
+/// Two widths: a few blocks, an odd number of them.
+fn widths(format: &Format) -> [usize; 2] {
+    if format.block_len == 1 { [36, 420] } else { [format.block_len * 3, format.block_len * 13] }
+}
+
+pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for format in FORMATS.iter().copied() {
+        for k in widths(format) {
+            let rows = 37;
+            let (w, values) = weight(lab, format, rows, k, None)?;
+            let tokens = [36u32, 0, 7, 7, 99];
+            let (tb, yb) = (lab.words(&tokens)?, lab.blank(tokens.len() * k)?);
+            lab.run(kernels::gather(&w, (&tb).into(), Matrix::new(&yb, tokens.len() as u32, k as u32), 1.5)?)?;
+            let mut want = Vec::new();
+            for &t in &tokens {
+                match values.chunks_exact(k).nth(t as usize) {
+                    Some(row) => want.extend(row.iter().map(|&v| Want::from(1.5 * f64::from(v)))),
+                    // An id beyond the table leaves its row as it was.
+                    None => want.extend(vec![Want::from(f64::from(BLANK)); k]),
+                }
+            }
+            all.push(compare(format!("{} {rows} x {k}", format.name), &lab.read(&yb, want.len())?, &want, 1e-9, 3e-7));
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn dequant(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for format in FORMATS.iter().copied() {
+        for k in widths(format) {
+            let rows = 13;
+            let (w, values) = weight(lab, format, rows, k, None)?;
+            let yb = lab.blank(rows * k)?;
+            lab.run(kernels::dequant(&w, (&yb).into())?)?;
+            let want: Vec<Want> = values.iter().map(|&v| f64::from(v).into()).collect();
+            all.push(compare(format!("{} {rows} x {k}", format.name), &lab.read(&yb, rows * k)?, &want, 1e-9, 3e-7));
+        }
+    }
+    Ok(all)
+}
+
+fn matmul(lab: &Lab, path: MatmulPath, t_rows: [usize; 2]) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for format in FORMATS.iter().copied() {
+        for (k, t_rows) in widths(format).into_iter().zip(t_rows) {
+            let n = 67;
+            let mut rng = Rng::new((k * t_rows) as u64);
+            let (bias, x, old) = (rng.units(n), rng.units(t_rows * k), rng.units(t_rows * n));
+            let (w, values) = weight(lab, format, n, k, Some(&bias))?;
+            let (xb, yb) = (lab.floats(&x)?, lab.floats(&old)?);
+            let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
+            lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, true)?)?;
+            let mut want = Vec::new();
+            for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
+                for ((w, &b), &o) in values.chunks_exact(k).zip(&bias).zip(old) {
+                    let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));
+                    let terms = products.chain([f64::from(b), f64::from(o)]);
+                    want.push(terms.fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs())));
+                }
+            }
+            let case = format!("{} {t_rows} x {k} by {n}", format.name);
+            all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn matmul_vec(lab: &Lab) -> Result<Vec<Measured>> {
+    matmul(lab, MatmulPath::Vec, [1, 3])
+}
+
+pub(super) fn matmul_tile(lab: &Lab) -> Result<Vec<Measured>> {
+    matmul(lab, MatmulPath::Tile, [5, 35])
+}

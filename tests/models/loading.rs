@@ -1,0 +1,69 @@
+//! Loading: bounded host memory, progress, cancelling, and files that are refused by name.
+
+use std::path::{Path, PathBuf};
+
+use doppler::Error;
+use doppler::format::GgufWriter;
+use doppler::gpu::{Features, Guard};
+use doppler::session::{Context, ModelOptions};
+
+use crate::common::{context, shared};
+
+/// A folder of this test process for files it makes.
+fn scratch_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()))
+}
+
+#[test]
+fn progress_counts_up_to_the_whole_and_can_cancel() {
+    let Some(dir) = shared("models/hearth") else { return };
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let path = dir.join("hearth-5m-f16.gguf");
+    let mut last = (0, 0);
+    let model = context
+        .load_model(&path, &ModelOptions::default(), &mut |done, total| {
+            assert!(done >= last.0 && done <= total);
+            last = (done, total);
+            Ok(())
+        })
+        .expect("load");
+    assert_eq!(last, (model.info().file_bytes, model.info().file_bytes));
+    let live = context.gpu().memory().snapshot().live_buffers;
+    let err = context
+        .load_model(&path, &ModelOptions::default(), &mut |done, _| match done {
+            0 => Ok(()),
+            _ => Err(Error::Cancelled("by the test".into())),
+        })
+        .expect_err("cancelled");
+    assert_eq!(err, Error::Cancelled("by the test".into()));
+    assert_eq!(context.gpu().memory().snapshot().live_buffers, live, "a cancelled load leaves buffers behind");
+}
+
+fn refused(context: &Context, bytes: Vec<u8>, parts: &[&str]) {
+    let path = scratch_file("refused.gguf");
+    std::fs::write(&path, bytes).expect("write");
+    let err = context.load_model(&path, &ModelOptions::default(), &mut |_, _| Ok(())).expect_err("refused");
+    std::fs::remove_file(&path).expect("remove");
+    let text = err.to_string();
+    for part in parts {
+        assert!(text.contains(part), "\"{text}\" does not name \"{part}\"");
+    }
+    assert!(matches!(err, Error::BadFile(_) | Error::Unsupported(_)), "{err:?}");
+}
+
+#[test]
+fn what_does_not_run_is_refused_by_name() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let base = || GgufWriter::new().key("general.architecture", "llama");
+    refused(&context, GgufWriter::new().to_bytes(), &["general.architecture"]);
+    refused(&context, GgufWriter::new().key("general.architecture", "mamba9").to_bytes(), &["mamba9"]);
+    refused(&context, base().to_bytes(), &["llama.block_count"]);
+    let Some(dir) = shared("models/hearth") else { return };
+    let path = dir.join("hearth-5m-Q2_K.gguf");
+    let err = context.load_model(&path, &ModelOptions::default(), &mut |_, _| Ok(())).expect_err("Q2_K");
+    let text = err.to_string();
+    assert!(matches!(err, Error::Unsupported(_)) && text.contains("_K") && text.contains("tensor"), "{text}");
+    let Some(dir) = shared("golden/mixtral") else { return };
+    let err = context.load_model(&dir.join("model-f16.gguf"), &ModelOptions::default(), &mut |_, _| Ok(()));
+    assert!(err.expect_err("mixtral").to_string().contains("expert"));
+}
