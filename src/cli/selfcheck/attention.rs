@@ -1,6 +1,7 @@
 //! Rotary embedding with the write to the paged cache, and attention over it.
 
 use doppler::Result;
+use doppler::gpu::Buffer;
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
 use doppler::kernels::{self, AngleTable, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
 
@@ -29,19 +30,31 @@ fn unpack(kv: KvType, words: &[u32]) -> Vec<f32> {
 }
 
 /// Blocks of one sequence, in random places.
-struct Pages {
+struct Layout {
     table: Vec<u32>,
     n_kv: u32,
     head_dim: u32,
 }
 
-impl Pages {
+impl Layout {
     fn new(rng: &mut Rng, positions: u32, n_kv: u32, head_dim: u32) -> Self {
         Self { table: rng.permutation(positions.div_ceil(KV_BLOCK_TOKENS)), n_kv, head_dim }
     }
 
     fn elements(&self) -> usize {
         self.table.len() * (KV_BLOCK_TOKENS * self.n_kv * self.head_dim) as usize
+    }
+
+    /// The buffers as kernels take them: rows, block table, keys, values.
+    fn bind<'a>(&self, kv_type: KvType, [rows, tables, k, v]: [&'a Buffer; 4]) -> kernels::Pages<'a> {
+        kernels::Pages {
+            kv_type,
+            rows: rows.into(),
+            tables: tables.into(),
+            table_stride: self.table.len() as u32,
+            k: k.into(),
+            v: v.into(),
+        }
     }
 
     /// First element of a head at a position.
@@ -78,7 +91,7 @@ fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
     let RopeShape { n_head, n_kv, head_dim, n_rot, .. } = shape;
     let hd = head_dim as usize;
     let mut rng = Rng::new(u64::from(head_dim + n_rot));
-    let pages = Pages::new(&mut rng, 9002, n_kv, head_dim);
+    let pages = Layout::new(&mut rng, 9002, n_kv, head_dim);
     let width = (n_head + 2 * n_kv) * head_dim;
     let x = rng.units(POSITIONS.len() * width as usize);
     let steps: Vec<f64> =
@@ -90,17 +103,9 @@ fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
     let q = lab.blank(POSITIONS.len() * (n_head * head_dim) as usize)?;
     let words = pack(kv, &vec![BLANK; pages.elements()]);
     let (kb, vb) = (lab.words(&words)?, lab.words(&words)?);
-    lab.run([kernels::rope(
-        shape,
-        kv,
-        Matrix::new(&xb, POSITIONS.len() as u32, width),
-        (&rows).into(),
-        (&table).into(),
-        pages.table.len() as u32,
-        (&ab).into(),
-        (&q).into(),
-        ((&kb).into(), (&vb).into()),
-    )?])?;
+    let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
+    let qkv = Matrix::new(&xb, POSITIONS.len() as u32, width);
+    lab.run([kernels::rope(shape, qkv, binding, (&ab).into(), (&q).into())?])?;
 
     let mut want_q = Vec::new();
     let mut want_k = vec![Want::from(f64::from(BLANK)); pages.elements()];
@@ -146,7 +151,7 @@ pub(super) fn rope(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 /// One row's attention, in f64.
-fn attend(shape: &AttentionShape, pages: &Pages, k: &[f32], v: &[f32], q: &[f32], pos: u32) -> Vec<Want> {
+fn attend(shape: &AttentionShape, pages: &Layout, k: &[f32], v: &[f32], q: &[f32], pos: u32) -> Vec<Want> {
     let hd = shape.head_dim as usize;
     let low = if shape.window == 0 { 0 } else { (pos + 1).saturating_sub(shape.window) };
     let mut out = Vec::new();
@@ -176,20 +181,19 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], pr
     let AttentionShape { n_head, n_kv, head_dim, .. } = shape;
     let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
     let last = positions.iter().copied().max().unwrap_or(0);
-    let pages = Pages::new(&mut rng, last + 1, n_kv, head_dim);
+    let pages = Layout::new(&mut rng, last + 1, n_kv, head_dim);
     let (kw, vw) = (pack(kv, &rng.units(pages.elements())), pack(kv, &rng.units(pages.elements())));
     let width = (n_head * head_dim) as usize;
     let q: Vec<f32> = rng.units(positions.len() * width).iter().map(|v| v * 2.0).collect();
     let (qb, yb) = (lab.floats(&q)?, lab.blank(q.len())?);
     let (rows, table) = (lab.words(&row_words(positions))?, lab.words(&pages.table)?);
     let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
-    let (t, stride) = (positions.len() as u32, pages.table.len() as u32);
-    let (q_in, rows, table, y) = ((&qb).into(), (&rows).into(), (&table).into(), (&yb).into());
-    let cache = ((&kb).into(), (&vb).into());
+    let t = positions.len() as u32;
+    let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
     lab.run([if prefill {
-        kernels::attention_prefill(&lab.gpu, shape, kv, t, q_in, rows, table, stride, cache, y)?
+        kernels::attention_prefill(&lab.gpu, shape, t, binding, (&qb).into(), (&yb).into())?
     } else {
-        kernels::attention_decode(shape, kv, t, q_in, rows, table, stride, cache, y)?
+        kernels::attention_decode(shape, t, binding, (&qb).into(), (&yb).into())?
     }])?;
     let (k, v) = (unpack(kv, &kw), unpack(kv, &vw));
     let want: Vec<Want> =
