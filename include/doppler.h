@@ -755,6 +755,178 @@ typedef struct doppler_context_stats {
 } doppler_context_stats;
 
 /**
+ * Added to the logit of one token.
+ */
+typedef struct doppler_logit_bias {
+    /**
+     * The token.
+     */
+    uint32_t token;
+    /**
+     * Finite, or -INFINITY to forbid the token.
+     */
+    float bias;
+} doppler_logit_bias;
+
+/**
+ * How to generate. Fill it with doppler_generate_options_init(). What it points to is only read during the call.
+ */
+typedef struct doppler_generate_options {
+    /**
+     * Set by doppler_generate_options_init().
+     */
+    size_t struct_size;
+    /**
+     * Tokens to generate, at most. 0 (default): as many as the context holds.
+     */
+    uint32_t max_tokens;
+    /**
+     * Divides the logits before the draw, 0 to 100. 0 takes the most likely token every time. Default 0.8.
+     */
+    float temperature;
+    /**
+     * Keeps the most likely tokens, this many. 0: all. Default 40.
+     */
+    uint32_t top_k;
+    /**
+     * Keeps the shortest list of most likely tokens that has this share of the probability, 0 to 1. 1: all. Default 0.95.
+     */
+    float top_p;
+    /**
+     * Drops tokens less likely than this share of the most likely one, 0 to 1. 0: none. Default 0.05.
+     */
+    float min_p;
+    /**
+     * Divides the positive logits of recent tokens, multiplies the negative ones, 0.01 to 100. Default 1: off.
+     */
+    float repeat_penalty;
+    /**
+     * Subtracted from a logit for each recent occurrence of its token, -100 to 100. Default 0.
+     */
+    float frequency_penalty;
+    /**
+     * Subtracted from the logit of a token that occurred recently, -100 to 100. Default 0.
+     */
+    float presence_penalty;
+    /**
+     * How many of the newest tokens, prompt included, are "recent". 0: no penalties. Default 64.
+     */
+    uint32_t penalty_last_n;
+    /**
+     * Not 0: do not stop at tokens that end a reply.
+     */
+    uint32_t ignore_eos;
+    /**
+     * The same seed gives the same text. Default 0.
+     */
+    uint64_t seed;
+    /**
+     * Entries for single tokens, each token at most once; may be NULL if `n_logit_bias` is 0.
+     */
+    const struct doppler_logit_bias *logit_bias;
+    /**
+     * How many, at most 256.
+     */
+    size_t n_logit_bias;
+    /**
+     * Texts that end the generation and do not appear in it, NUL-terminated UTF-8; may be NULL if `n_stop` is 0.
+     */
+    const char *const *stop;
+    /**
+     * How many.
+     */
+    size_t n_stop;
+    /**
+     * Not 0: show control tokens in the text.
+     */
+    uint32_t render_special;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} doppler_generate_options;
+
+/**
+ * Text as it arrives. Valid during the callback. New fields are added at the end.
+ */
+typedef struct doppler_token_event {
+    /**
+     * sizeof(doppler_token_event) of the library.
+     */
+    size_t struct_size;
+    /**
+     * Text that became certain with this token: whole UTF-8 characters, possibly none, NUL-terminated. Never part of a stop string.
+     * The texts of all events, joined, are the reply.
+     */
+    const char *text;
+    /**
+     * Its length in bytes, without the NUL.
+     */
+    size_t text_bytes;
+    /**
+     * The token; DOPPLER_NONE in a last event that only brings text held back until the end.
+     */
+    uint32_t token;
+    /**
+     * Its place in this generation, from 0.
+     */
+    uint32_t index;
+} doppler_token_event;
+
+/**
+ * Hears each token of a generation, on the thread that generates. Not 0 ends the generation (reason CALLBACK); the token it was called for
+ * stays in the session. Calls into the same session answer DOPPLER_STATUS_INVALID_STATE, except doppler_session_cancel() and
+ * doppler_session_destroy(). It must return: no exception and no longjmp may leave it.
+ */
+typedef int (*doppler_token_callback)(void *user, const struct doppler_token_event *event);
+
+/**
+ * How a generation went. Set `struct_size` before the call.
+ */
+typedef struct doppler_generate_result {
+    /**
+     * sizeof(doppler_generate_result)
+     */
+    size_t struct_size;
+    /**
+     * A doppler_finish_reason.
+     */
+    uint32_t reason;
+    /**
+     * Which stop string was met, by its place in the options; else DOPPLER_NONE.
+     */
+    uint32_t stop_string;
+    /**
+     * Tokens generated, an end token included.
+     */
+    uint32_t n_tokens;
+    /**
+     * Prompt tokens that had to be evaluated first.
+     */
+    uint32_t prefill_tokens;
+    /**
+     * Wall time of evaluating them, nanoseconds.
+     */
+    uint64_t prefill_ns;
+    /**
+     * Wall time from the start of the call to the first token, nanoseconds.
+     */
+    uint64_t first_token_ns;
+    /**
+     * Tokens that came after the first one.
+     */
+    uint64_t decode_tokens;
+    /**
+     * Wall time of decoding them, without the callbacks, nanoseconds.
+     */
+    uint64_t decode_ns;
+    /**
+     * Wall time of the call, callbacks included, nanoseconds.
+     */
+    uint64_t total_ns;
+} doppler_generate_result;
+
+/**
  * Hears how loading goes on: bytes done, and bytes in all. Called on the thread that loads. Not 0 ends the load.
  * It must return: no exception and no longjmp may leave it.
  */
@@ -943,178 +1115,6 @@ typedef struct doppler_session_options {
 } doppler_session_options;
 
 /**
- * Added to the logit of one token.
- */
-typedef struct doppler_logit_bias {
-    /**
-     * The token.
-     */
-    uint32_t token;
-    /**
-     * Finite, or -INFINITY to forbid the token.
-     */
-    float bias;
-} doppler_logit_bias;
-
-/**
- * How to generate. Fill it with doppler_generate_options_init(). What it points to is only read during the call.
- */
-typedef struct doppler_generate_options {
-    /**
-     * Set by doppler_generate_options_init().
-     */
-    size_t struct_size;
-    /**
-     * Tokens to generate, at most. 0 (default): as many as the context holds.
-     */
-    uint32_t max_tokens;
-    /**
-     * Divides the logits before the draw, 0 to 100. 0 takes the most likely token every time. Default 0.8.
-     */
-    float temperature;
-    /**
-     * Keeps the most likely tokens, this many. 0: all. Default 40.
-     */
-    uint32_t top_k;
-    /**
-     * Keeps the shortest list of most likely tokens that has this share of the probability, 0 to 1. 1: all. Default 0.95.
-     */
-    float top_p;
-    /**
-     * Drops tokens less likely than this share of the most likely one, 0 to 1. 0: none. Default 0.05.
-     */
-    float min_p;
-    /**
-     * Divides the positive logits of recent tokens, multiplies the negative ones, 0.01 to 100. Default 1: off.
-     */
-    float repeat_penalty;
-    /**
-     * Subtracted from a logit for each recent occurrence of its token, -100 to 100. Default 0.
-     */
-    float frequency_penalty;
-    /**
-     * Subtracted from the logit of a token that occurred recently, -100 to 100. Default 0.
-     */
-    float presence_penalty;
-    /**
-     * How many of the newest tokens, prompt included, are "recent". 0: no penalties. Default 64.
-     */
-    uint32_t penalty_last_n;
-    /**
-     * Not 0: do not stop at tokens that end a reply.
-     */
-    uint32_t ignore_eos;
-    /**
-     * The same seed gives the same text. Default 0.
-     */
-    uint64_t seed;
-    /**
-     * Entries for single tokens, each token at most once; may be NULL if `n_logit_bias` is 0.
-     */
-    const struct doppler_logit_bias *logit_bias;
-    /**
-     * How many, at most 256.
-     */
-    size_t n_logit_bias;
-    /**
-     * Texts that end the generation and do not appear in it, NUL-terminated UTF-8; may be NULL if `n_stop` is 0.
-     */
-    const char *const *stop;
-    /**
-     * How many.
-     */
-    size_t n_stop;
-    /**
-     * Not 0: show control tokens in the text.
-     */
-    uint32_t render_special;
-    /**
-     * 0.
-     */
-    uint32_t reserved;
-} doppler_generate_options;
-
-/**
- * Text as it arrives. Valid during the callback. New fields are added at the end.
- */
-typedef struct doppler_token_event {
-    /**
-     * sizeof(doppler_token_event) of the library.
-     */
-    size_t struct_size;
-    /**
-     * Text that became certain with this token: whole UTF-8 characters, possibly none, NUL-terminated. Never part of a stop string.
-     * The texts of all events, joined, are the reply.
-     */
-    const char *text;
-    /**
-     * Its length in bytes, without the NUL.
-     */
-    size_t text_bytes;
-    /**
-     * The token; DOPPLER_NONE in a last event that only brings text held back until the end.
-     */
-    uint32_t token;
-    /**
-     * Its place in this generation, from 0.
-     */
-    uint32_t index;
-} doppler_token_event;
-
-/**
- * Hears each token of a generation, on the thread that generates. Not 0 ends the generation (reason CALLBACK); the token it was called for
- * stays in the session. Calls into the same session answer DOPPLER_STATUS_INVALID_STATE, except doppler_session_cancel() and
- * doppler_session_destroy(). It must return: no exception and no longjmp may leave it.
- */
-typedef int (*doppler_token_callback)(void *user, const struct doppler_token_event *event);
-
-/**
- * How a generation went. Set `struct_size` before the call.
- */
-typedef struct doppler_generate_result {
-    /**
-     * sizeof(doppler_generate_result)
-     */
-    size_t struct_size;
-    /**
-     * A doppler_finish_reason.
-     */
-    uint32_t reason;
-    /**
-     * Which stop string was met, by its place in the options; else DOPPLER_NONE.
-     */
-    uint32_t stop_string;
-    /**
-     * Tokens generated, an end token included.
-     */
-    uint32_t n_tokens;
-    /**
-     * Prompt tokens that had to be evaluated first.
-     */
-    uint32_t prefill_tokens;
-    /**
-     * Wall time of evaluating them, nanoseconds.
-     */
-    uint64_t prefill_ns;
-    /**
-     * Wall time from the start of the call to the first token, nanoseconds.
-     */
-    uint64_t first_token_ns;
-    /**
-     * Tokens that came after the first one.
-     */
-    uint64_t decode_tokens;
-    /**
-     * Wall time of decoding them, without the callbacks, nanoseconds.
-     */
-    uint64_t decode_ns;
-    /**
-     * Wall time of the call, callbacks included, nanoseconds.
-     */
-    uint64_t total_ns;
-} doppler_generate_result;
-
-/**
  * What a session has done since it was created or its statistics reset. Set `struct_size` before the call.
  */
 typedef struct doppler_session_stats {
@@ -1298,6 +1298,35 @@ DOPPLER_API doppler_status doppler_context_reset_stats(struct doppler_context *c
  *
  * Threads: any.
  */
+DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
+
+/**
+ * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
+ *
+ * @param options   NULL: defaults
+ * @param on_token  hears each token; may be NULL
+ * @param user      handed to `on_token`
+ * @param result    filled in on success; set its `struct_size`; may be NULL
+ * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
+ *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_generate(struct doppler_session *session,
+                                        const struct doppler_generate_options *options,
+                                        doppler_token_callback on_token,
+                                        void *user,
+                                        struct doppler_generate_result *result);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
 DOPPLER_API doppler_status doppler_model_options_init(struct doppler_model_options *options, size_t struct_size);
 
 /**
@@ -1479,16 +1508,6 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
 DOPPLER_API doppler_status doppler_session_options_init(struct doppler_session_options *options, size_t struct_size);
 
 /**
- * Fills options with their defaults.
- *
- * @param options      filled in
- * @param struct_size  sizeof *options
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
-
-/**
  * Creates a session.
  *
  * @param model    the model; sessions of one model take turns on the device
@@ -1574,25 +1593,6 @@ doppler_status doppler_session_append_messages(struct doppler_session *session,
                                                size_t n_messages,
                                                uint32_t add_generation_prompt,
                                                uint32_t *n_added);
-
-/**
- * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
- *
- * @param options   NULL: defaults
- * @param on_token  hears each token; may be NULL
- * @param user      handed to `on_token`
- * @param result    filled in on success; set its `struct_size`; may be NULL
- * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
- *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_generate(struct doppler_session *session,
-                                        const struct doppler_generate_options *options,
-                                        doppler_token_callback on_token,
-                                        void *user,
-                                        struct doppler_generate_result *result);
 
 /**
  * Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
@@ -1953,16 +1953,6 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
 DOPPLER_API doppler_status doppler_session_options_init(struct doppler_session_options *options, size_t struct_size);
 
 /**
- * Fills options with their defaults.
- *
- * @param options      filled in
- * @param struct_size  sizeof *options
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
-
-/**
  * Creates a session.
  *
  * @param model    the model; sessions of one model take turns on the device
@@ -2050,25 +2040,6 @@ doppler_status doppler_session_append_messages(struct doppler_session *session,
                                                uint32_t *n_added);
 
 /**
- * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
- *
- * @param options   NULL: defaults
- * @param on_token  hears each token; may be NULL
- * @param user      handed to `on_token`
- * @param result    filled in on success; set its `struct_size`; may be NULL
- * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
- *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_generate(struct doppler_session *session,
-                                        const struct doppler_generate_options *options,
-                                        doppler_token_callback on_token,
-                                        void *user,
-                                        struct doppler_generate_result *result);
-
-/**
  * Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
  * are evaluated first.
  *
@@ -2148,6 +2119,35 @@ doppler_status doppler_session_get_stats(const struct doppler_session *session,
  * Threads: one at a time for each session.
  */
 DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
+
+/**
+ * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
+ *
+ * @param options   NULL: defaults
+ * @param on_token  hears each token; may be NULL
+ * @param user      handed to `on_token`
+ * @param result    filled in on success; set its `struct_size`; may be NULL
+ * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
+ *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_generate(struct doppler_session *session,
+                                        const struct doppler_generate_options *options,
+                                        doppler_token_callback on_token,
+                                        void *user,
+                                        struct doppler_generate_result *result);
 
 #ifdef __cplusplus
 }  // extern "C"

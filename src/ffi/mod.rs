@@ -21,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod adapter;
 pub mod context;
+pub mod generate;
 mod handle;
 pub mod model;
 pub mod session;

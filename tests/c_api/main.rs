@@ -124,8 +124,11 @@ fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
         None => Command::new(program),
     };
     at_the_fresh_library(&mut command);
-    // What drivers keep until the process ends is not a leak of the program.
-    command.env("ASAN_OPTIONS", "detect_leaks=0").args(arguments);
+    if std::env::var_os("ASAN_OPTIONS").is_none() {
+        // What some drivers keep until the process ends is not a leak of the program.
+        command.env("ASAN_OPTIONS", "detect_leaks=0");
+    }
+    command.args(arguments);
     String::from_utf8_lossy(&finish(command, &format!("running {name}"), true).stdout).into_owned()
 }
 
