@@ -650,7 +650,10 @@ pub unsafe extern "C" fn doppler_session_get_tokens(
 ///
 /// Threads: one at a time for each session.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn doppler_session_get_length(session: *const doppler_session, length: *mut u32) -> doppler_status {
+pub unsafe extern "C" fn doppler_session_get_length(
+    session: *const doppler_session,
+    length: *mut u32,
+) -> doppler_status {
     guard(|| {
         let object = SESSIONS.get(session)?;
         // SAFETY: the caller vouches for the pointer.

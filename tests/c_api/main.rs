@@ -60,7 +60,10 @@ fn finish(mut command: Command, what: &str) -> Output {
     // Outputs go to one file: pipes that nobody reads would stop a program that talks much.
     command.stdin(Stdio::null()).stdout(errors.try_clone().expect("a log file")).stderr(errors);
     let mut child = command.spawn().unwrap_or_else(|e| {
-        panic!("{what}: {:?} does not start ({e}); this test needs a C and a C++ compiler (CC, CXX)", command.get_program())
+        panic!(
+            "{what}: {:?} does not start ({e}); this test needs a C and a C++ compiler (CC, CXX)",
+            command.get_program()
+        )
     });
     let status = loop {
         if let Some(status) = child.try_wait().expect("waiting") {
