@@ -13,6 +13,8 @@ pub mod error;
 pub mod gpu;
 
 pub use error::{Error, Result};
+#[allow(unsafe_code, reason = "the C ABI: pointers from C become Rust values here")]
+pub mod ffi;
 pub mod format;
 pub mod kernels;
 pub mod model;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, bail};
 use crate::gpu::adapter::{self, AdapterChoice, AdapterInfo};
@@ -434,18 +434,30 @@ impl Gpu {
         scope: &Scope,
     ) -> Result<()> {
         let slice = staging.raw().slice(0..out.len().next_multiple_of(4) as u64);
-        let state = Arc::new(Mutex::new(None));
-        let sink = state.clone();
-        slice.map_async(wgpu::MapMode::Read, move |r| *sink.lock() = Some(r));
-        self.wait(submission)?;
-        let outcome = state.lock().take();
-        match outcome {
-            Some(Ok(())) => {}
-            other => {
-                staging.raw().unmap();
-                self.check()?;
-                bail!(Gpu, "mapping \"{}\" for reading failed: {other:?}", staging.label());
+        let (done, outcome) = std::sync::mpsc::channel();
+        slice.map_async(wgpu::MapMode::Read, move |r| {
+            // The receiver is gone only if the wait below failed.
+            let _ = done.send(r);
+        });
+        if let Err(e) = self.wait(submission) {
+            // Takes the mapping request back, so that the buffer can be used again.
+            staging.raw().unmap();
+            return Err(e);
+        }
+        // The submission is complete, but another thread's poll may have taken our callback and not called it yet.
+        let outcome = loop {
+            match outcome.recv_timeout(Duration::from_millis(1)) {
+                Ok(o) => break o,
+                Err(_) => {
+                    self.completed();
+                    self.check()?;
+                }
             }
+        };
+        if outcome.is_err() {
+            staging.raw().unmap();
+            self.check()?;
+            bail!(Gpu, "mapping \"{}\" for reading failed", staging.label());
         }
         let view = slice.get_mapped_range().map_err(|e| Error::Gpu(format!("mapped range: {e}")))?;
         out.copy_from_slice(&view[..out.len()]);

@@ -49,6 +49,11 @@ impl Sequence {
     pub fn n_ctx(&self) -> u32 {
         self.n_ctx
     }
+
+    /// Whether penalties or a bias change its logits before the draw.
+    pub fn changes_logits(&self) -> bool {
+        self.penalties
+    }
 }
 
 /// Why a sequence stopped drawing, as the device reports it.

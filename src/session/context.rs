@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{AdapterInfo, Features, Gpu, GpuOptions};
 use crate::session::model::Model;
 use crate::session::options::ModelOptions;
 use crate::session::stats::ContextStats;
@@ -59,5 +59,20 @@ impl Context {
             pool: self.gpu.pool().stats(),
             gpu_timed: self.gpu.timed(),
         }
+    }
+
+    /// The adapter behind the device.
+    pub fn adapter(&self) -> &AdapterInfo {
+        self.gpu.adapter()
+    }
+
+    /// The abilities in use.
+    pub fn features(&self) -> Features {
+        self.gpu.features()
+    }
+
+    /// Sets the counters to zero; memory and caches are what they are.
+    pub fn reset_stats(&self) {
+        self.gpu.counters().reset();
     }
 }

@@ -106,6 +106,8 @@ impl Session {
         // The last token's logits are needed: it is evaluated again if its keys and values are there already.
         let last = self.tokens.len() as u32 - 1;
         self.cached = self.cached.min(last);
+        // Every drawn token needs a place, if only in the next evaluation.
+        let full = self.tokens.len() >= self.n_ctx as usize;
         self.generation = Some(Generation {
             max_tokens: if options.max_tokens == 0 { u32::MAX } else { options.max_tokens },
             render_special: options.render_special,
@@ -116,7 +118,7 @@ impl Session {
             tokens: Vec::new(),
             text: String::new(),
             events: VecDeque::new(),
-            finished: None,
+            finished: full.then_some((FinishReason::ContextFull, None)),
         });
         Ok(())
     }
@@ -169,7 +171,8 @@ impl Session {
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.engine.lock();
         let tail = &self.tokens[self.cached as usize..];
-        let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx, &scope)?;
+        // The last token that fits is drawn from the position before it.
+        let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, &scope)?;
         drop(engine);
         self.cached = self.tokens.len() as u32;
         self.tally.prefill_tokens += last as u64;
@@ -184,14 +187,19 @@ impl Session {
     fn step_decode(&mut self) -> Result<()> {
         let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
         let left = g.max_tokens - g.tokens.len() as u32;
-        let tokens = self.tokens_per_submit.min(left).min(self.n_ctx - self.cached).max(1);
+        let tokens = self.tokens_per_submit.min(left).min(self.n_ctx - self.tokens.len() as u32).max(1);
         let gpu = self.model.context().gpu().clone();
         gpu.timer_rest()?;
         let scope = self.scope(Phase::Decode);
+        let prepare = self.scope(Phase::Prefill);
+        let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
+        let mut engine = self.model.0.engine.lock();
+        // A session opened since the last batch may have replaced buffers; what that costs is no part of steady decode.
+        engine.prepare_decode(1, sequence.changes_logits(), &prepare)?;
         let before = self.counters.phase(Phase::Decode);
         let started = Instant::now();
-        let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
-        let steps = self.model.0.engine.lock().decode(&mut [sequence], &[self.cached], tokens, &scope)?;
+        let steps = engine.decode(&mut [sequence], &[self.cached], tokens, &scope)?;
+        drop(engine);
         let drawn: Vec<Drawn> = steps.into_iter().flatten().flatten().collect();
         self.tally.decode_ns += started.elapsed().as_nanos() as u64;
         self.tally.decode_tokens += drawn.len() as u64;

@@ -11,10 +11,11 @@ mod options;
 mod state;
 mod stats;
 
+pub use crate::model::{KvStats, KvType};
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, Message, ModelOptions, SessionOptions};
 pub use state::{CancelHandle, Session};
-pub use stats::{ContextStats, ModelStats, SessionStats};
+pub use stats::{ContextStats, ModelStats, SessionStats, Timings};

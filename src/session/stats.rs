@@ -2,6 +2,7 @@
 
 use crate::gpu::{CounterSnapshot, MemorySnapshot, PipelineCacheStats, PoolStats};
 use crate::model::KvStats;
+use crate::session::state::Session;
 
 /// A context's counters and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,4 +53,31 @@ pub struct SessionStats {
     pub cached_tokens: u32,
     /// GPU times come from timestamp queries; otherwise there are none.
     pub gpu_timed: bool,
+}
+
+/// The token counts and times of [`SessionStats`] alone: reading them touches no device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "as in SessionStats")]
+pub struct Timings {
+    pub prefill_tokens: u64,
+    pub prefill_ns: u64,
+    pub generated_tokens: u64,
+    pub decode_tokens: u64,
+    pub decode_ns: u64,
+    pub first_token_ns: u64,
+}
+
+impl Session {
+    /// Token counts and times so far.
+    pub fn timings(&self) -> Timings {
+        let t = &self.tally;
+        Timings {
+            prefill_tokens: t.prefill_tokens,
+            prefill_ns: t.prefill_ns,
+            generated_tokens: t.generated_tokens,
+            decode_tokens: t.decode_tokens,
+            decode_ns: t.decode_ns,
+            first_token_ns: t.first_token_ns,
+        }
+    }
 }

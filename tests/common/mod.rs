@@ -12,6 +12,11 @@ use doppler::quant::Format;
 /// Set to 1 to let the tests that need a device pass without one.
 const NO_GPU: &str = "DOPPLER_NO_GPU";
 
+/// Whether DOPPLER_LONG_TESTS=1 asks for all random cases instead of a part of them.
+pub fn long_tests() -> bool {
+    std::env::var("DOPPLER_LONG_TESTS").is_ok_and(|v| v == "1")
+}
+
 /// Opens a device for tests: the adapter of DOPPLER_ADAPTER, or the best one, a software one included. `None` where the user said that
 /// there is none; a missing adapter is a failure otherwise.
 pub fn open(mut options: GpuOptions) -> Option<Arc<Gpu>> {

@@ -9,4 +9,5 @@ mod matmul;
 mod norm;
 mod record;
 mod rope;
+mod sample;
 mod weights;

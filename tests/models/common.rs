@@ -18,6 +18,11 @@ pub fn shared(part: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// Whether DOPPLER_LONG_TESTS=1 asks for tests at full length.
+pub fn long_tests() -> bool {
+    std::env::var("DOPPLER_LONG_TESTS").is_ok_and(|v| v == "1")
+}
+
 /// A context on any adapter; `None` (with a note) only where DOPPLER_NO_GPU=1 says that there is none.
 pub fn context(features: Features, guard: Guard) -> Option<Context> {
     let options = GpuOptions {

@@ -4,3 +4,5 @@ mod common;
 mod golden;
 mod hearth;
 mod loading;
+mod perplexity;
+mod sampling;

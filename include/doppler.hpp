@@ -1,0 +1,395 @@
+/*
+ * Doppler for C++17: owners for the handles of doppler.h, exceptions for its statuses, std::function for its callbacks. Header only.
+ *
+ * Context, Model and Session can be moved, not copied, and may be destroyed in any order. Threads are as in doppler.h: one at a time for each
+ * Session (cancel() from any), everything else from any. An exception that leaves a callback ends the call it was called from, which
+ * then throws it; it does not travel through the library.
+ */
+#ifndef DOPPLER_HPP
+#define DOPPLER_HPP
+
+#include "doppler.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace doppler {
+
+/** A status that is not OK, and its text. */
+class Error : public std::runtime_error {
+  public:
+    Error(doppler_status status, const std::string &text) : std::runtime_error(text), status_(status) {}
+    /** The status, for programs; what() has the text, for people. */
+    doppler_status status() const noexcept { return status_; }
+    /** The status as text, such as "DOPPLER_STATUS_IO". */
+    const char *status_name() const noexcept { return doppler_status_name(status_); }
+
+  private:
+    doppler_status status_;
+};
+
+/** Throws unless the status is OK. */
+inline void check(doppler_status status) {
+    if (status == DOPPLER_STATUS_OK) {
+        return;
+    }
+    std::string text(doppler_last_error(nullptr, 0), '\0');
+    doppler_last_error(&text[0], text.size());
+    text.pop_back();
+    throw Error(status, text);
+}
+
+/** Version of the library in use. */
+inline std::string version() { return doppler_version_string(); }
+
+/** One token as it arrives; valid during the callback. */
+struct TokenEvent {
+    std::string_view text; /**< whole UTF-8 characters, possibly none */
+    std::uint32_t token;   /**< DOPPLER_NONE in a last event that only brings text held back */
+    std::uint32_t index;   /**< from 0 */
+};
+
+/** Hears each token; false ends the generation. */
+using OnToken = std::function<bool(const TokenEvent &)>;
+/** Hears bytes done and bytes in all; false ends the load. */
+using OnProgress = std::function<bool(std::uint64_t, std::uint64_t)>;
+
+/** One message of a conversation. */
+struct Message {
+    std::string role;
+    std::string content;
+};
+
+/** doppler_context_options with their defaults. */
+struct ContextOptions : doppler_context_options {
+    ContextOptions() : doppler_context_options() {
+        check(doppler_context_options_init(this, sizeof(doppler_context_options)));
+    }
+};
+
+/** doppler_model_options with their defaults; on_progress belongs to the wrapper. */
+struct ModelOptions : doppler_model_options {
+    ModelOptions() : doppler_model_options() { check(doppler_model_options_init(this, sizeof(doppler_model_options))); }
+};
+
+/** doppler_session_options with their defaults. */
+struct SessionOptions : doppler_session_options {
+    SessionOptions() : doppler_session_options() {
+        check(doppler_session_options_init(this, sizeof(doppler_session_options)));
+    }
+};
+
+/** How to generate: `raw` has every number, the lists stand beside it. */
+struct GenerateOptions {
+    GenerateOptions() : raw() { check(doppler_generate_options_init(&raw, sizeof raw)); }
+    doppler_generate_options raw;               /**< its `stop` and `logit_bias` are set from the lists below */
+    std::vector<std::string> stop;              /**< texts that end the generation */
+    std::vector<doppler_logit_bias> logit_bias; /**< added to logits */
+};
+
+/** A reply, and how it went. */
+struct Generated {
+    std::string text;
+    doppler_generate_result result;
+};
+
+namespace detail {
+
+template <typename Function> struct Call {
+    const Function &function;
+    std::string *text;
+    std::exception_ptr thrown;
+};
+
+extern "C" inline int doppler_hpp_on_progress(void *user, std::uint64_t done, std::uint64_t total) {
+    auto &call = *static_cast<Call<OnProgress> *>(user);
+    try {
+        return call.function(done, total) ? 0 : 1;
+    } catch (...) {
+        call.thrown = std::current_exception();
+        return 1;
+    }
+}
+
+extern "C" inline int doppler_hpp_on_token(void *user, const doppler_token_event *event) {
+    auto &call = *static_cast<Call<OnToken> *>(user);
+    try {
+        const std::string_view text(event->text, event->text_bytes);
+        call.text->append(text);
+        return !call.function || call.function(TokenEvent{text, event->token, event->index}) ? 0 : 1;
+    } catch (...) {
+        call.thrown = std::current_exception();
+        return 1;
+    }
+}
+
+/** A text of unknown length: asks for the size, then for the text. */
+template <typename Fill> std::string text_from(Fill fill) {
+    std::size_t needed = 0;
+    check(fill(nullptr, 0, &needed));
+    std::string text(needed, '\0');
+    check(fill(&text[0], text.size(), &needed));
+    text.resize(needed - 1);
+    return text;
+}
+
+template <typename Fill> std::vector<std::uint32_t> tokens_from(Fill fill) {
+    std::size_t needed = 0;
+    check(fill(nullptr, 0, &needed));
+    std::vector<std::uint32_t> tokens(needed);
+    if (needed != 0) {
+        check(fill(tokens.data(), tokens.size(), &needed));
+    }
+    return tokens;
+}
+
+inline std::vector<doppler_message> raw_messages(const std::vector<Message> &messages) {
+    std::vector<doppler_message> raw;
+    raw.reserve(messages.size());
+    for (const auto &m : messages) {
+        raw.push_back(doppler_message{m.role.c_str(), m.content.c_str()});
+    }
+    return raw;
+}
+
+template <typename Handle, doppler_status (*destroy)(Handle *)> struct Destroy {
+    void operator()(Handle *handle) const noexcept { destroy(handle); }
+};
+template <typename Handle, doppler_status (*destroy)(Handle *)>
+using Owner = std::unique_ptr<Handle, Destroy<Handle, destroy>>;
+
+} // namespace detail
+
+/** A conversation with a model. */
+class Session {
+  public:
+    /** Takes a handle over. */
+    explicit Session(doppler_session *handle) noexcept : handle_(handle) {}
+    /** The handle, for functions of doppler.h; it stays with this object. */
+    doppler_session *get() const noexcept { return handle_.get(); }
+
+    /** doppler_session_append_text() */
+    std::uint32_t append(std::string_view text, bool parse_special = false) {
+        std::uint32_t added = 0;
+        check(doppler_session_append_text(get(), text.data(), text.size(), parse_special, &added));
+        return added;
+    }
+    /** doppler_session_append_tokens() */
+    void append(const std::vector<std::uint32_t> &tokens) {
+        check(doppler_session_append_tokens(get(), tokens.data(), tokens.size()));
+    }
+    /** doppler_session_append_messages() */
+    std::uint32_t append(const std::vector<Message> &messages, bool add_generation_prompt = true) {
+        const auto raw = detail::raw_messages(messages);
+        std::uint32_t added = 0;
+        check(doppler_session_append_messages(get(), raw.data(), raw.size(), add_generation_prompt, &added));
+        return added;
+    }
+    /** doppler_session_generate(); throws what `on_token` threw. */
+    Generated generate(const GenerateOptions &options = GenerateOptions(), const OnToken &on_token = OnToken()) {
+        std::vector<const char *> stop;
+        stop.reserve(options.stop.size());
+        for (const auto &s : options.stop) {
+            stop.push_back(s.c_str());
+        }
+        doppler_generate_options raw = options.raw;
+        raw.stop = stop.data();
+        raw.n_stop = stop.size();
+        raw.logit_bias = options.logit_bias.data();
+        raw.n_logit_bias = options.logit_bias.size();
+        Generated out{std::string(), doppler_generate_result()};
+        out.result.struct_size = sizeof out.result;
+        detail::Call<OnToken> call{on_token, &out.text, nullptr};
+        const auto status =
+            doppler_session_generate(get(), &raw, detail::doppler_hpp_on_token, &call, &out.result);
+        if (call.thrown) {
+            std::rethrow_exception(call.thrown);
+        }
+        check(status);
+        return out;
+    }
+    /** doppler_session_eval(): tokens.size() rows of n_vocab logits. */
+    std::vector<float> eval(const std::vector<std::uint32_t> &tokens, std::uint32_t n_vocab) {
+        std::vector<float> logits(tokens.size() * n_vocab + 1);
+        check(doppler_session_eval(get(), tokens.data(), tokens.size(), logits.data(), logits.size() - 1));
+        logits.pop_back();
+        return logits;
+    }
+    /** doppler_session_get_tokens() */
+    std::vector<std::uint32_t> tokens() const {
+        return detail::tokens_from([this](std::uint32_t *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_session_get_tokens(get(), to, capacity, needed);
+        });
+    }
+    /** doppler_session_get_length() */
+    std::uint32_t length() const {
+        std::uint32_t n = 0;
+        check(doppler_session_get_length(get(), &n));
+        return n;
+    }
+    /** doppler_session_reset() */
+    void reset() { check(doppler_session_reset(get())); }
+    /** doppler_session_truncate() */
+    void truncate(std::uint32_t n_tokens) { check(doppler_session_truncate(get(), n_tokens)); }
+    /** doppler_session_cancel(): any thread. */
+    void cancel() const { check(doppler_session_cancel(get())); }
+    /** doppler_session_get_stats() */
+    doppler_session_stats stats() const {
+        doppler_session_stats out{};
+        out.struct_size = sizeof out;
+        check(doppler_session_get_stats(get(), &out));
+        return out;
+    }
+    /** doppler_session_reset_stats() */
+    void reset_stats() { check(doppler_session_reset_stats(get())); }
+
+  private:
+    detail::Owner<doppler_session, doppler_session_destroy> handle_;
+};
+
+/** A loaded model. */
+class Model {
+  public:
+    /** Takes a handle over. */
+    explicit Model(doppler_model *handle) noexcept : handle_(handle) {}
+    /** The handle, for functions of doppler.h; it stays with this object. */
+    doppler_model *get() const noexcept { return handle_.get(); }
+
+    /** doppler_session_create() */
+    Session session(const SessionOptions &options = SessionOptions()) const {
+        doppler_session *session = nullptr;
+        check(doppler_session_create(get(), &options, &session));
+        return Session(session);
+    }
+    /** doppler_model_get_info() */
+    doppler_model_info info() const {
+        doppler_model_info out{};
+        out.struct_size = sizeof out;
+        check(doppler_model_get_info(get(), &out));
+        return out;
+    }
+    /** doppler_model_get_stats() */
+    doppler_model_stats stats() const {
+        doppler_model_stats out{};
+        out.struct_size = sizeof out;
+        check(doppler_model_get_stats(get(), &out));
+        return out;
+    }
+    /** doppler_model_tokenize() */
+    std::vector<std::uint32_t> tokenize(std::string_view text, bool add_special = false,
+                                        bool parse_special = false) const {
+        return detail::tokens_from([&](std::uint32_t *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_tokenize(get(), text.data(), text.size(), add_special, parse_special, to, capacity,
+                                          needed);
+        });
+    }
+    /** doppler_model_detokenize() */
+    std::string detokenize(const std::vector<std::uint32_t> &tokens, bool render_special = false) const {
+        return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_detokenize(get(), tokens.data(), tokens.size(), render_special, to, capacity, needed);
+        });
+    }
+    /** doppler_model_token_bytes() */
+    std::string token_bytes(std::uint32_t token, bool render_special = false) const {
+        return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_token_bytes(get(), token, render_special, to, capacity, needed);
+        });
+    }
+    /** doppler_model_token_text() */
+    std::string token_text(std::uint32_t token) const {
+        return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_token_text(get(), token, to, capacity, needed);
+        });
+    }
+    /** doppler_model_is_end_of_generation() */
+    bool is_end_of_generation(std::uint32_t token) const {
+        std::uint32_t ends = 0;
+        check(doppler_model_is_end_of_generation(get(), token, &ends));
+        return ends != 0;
+    }
+    /** doppler_model_format_chat() */
+    std::string format_chat(const std::vector<Message> &messages, bool add_generation_prompt = true) const {
+        const auto raw = detail::raw_messages(messages);
+        return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_format_chat(get(), raw.data(), raw.size(), add_generation_prompt, to, capacity,
+                                             needed);
+        });
+    }
+
+  private:
+    detail::Owner<doppler_model, doppler_model_destroy> handle_;
+};
+
+/** An open device. */
+class Context {
+  public:
+    /** Opens a device. */
+    explicit Context(const ContextOptions &options = ContextOptions()) {
+        doppler_context *context = nullptr;
+        check(doppler_context_create(&options, &context));
+        handle_.reset(context);
+    }
+    /** Takes a handle over. */
+    explicit Context(doppler_context *handle) noexcept : handle_(handle) {}
+    /** The handle, for functions of doppler.h; it stays with this object. */
+    doppler_context *get() const noexcept { return handle_.get(); }
+
+    /** doppler_model_load(); throws what `on_progress` threw. */
+    Model load(const std::string &path, ModelOptions options = ModelOptions(),
+               const OnProgress &on_progress = OnProgress()) const {
+        detail::Call<OnProgress> call{on_progress, nullptr, nullptr};
+        if (on_progress) {
+            options.on_progress = detail::doppler_hpp_on_progress;
+            options.progress_user = &call;
+        }
+        doppler_model *model = nullptr;
+        const auto status = doppler_model_load(get(), path.c_str(), &options, &model);
+        if (call.thrown) {
+            std::rethrow_exception(call.thrown);
+        }
+        check(status);
+        return Model(model);
+    }
+    /** doppler_context_get_adapter_info() */
+    doppler_adapter_info adapter() const {
+        doppler_adapter_info out{};
+        out.struct_size = sizeof out;
+        check(doppler_context_get_adapter_info(get(), &out));
+        return out;
+    }
+    /** doppler_context_get_stats() */
+    doppler_context_stats stats() const {
+        doppler_context_stats out{};
+        out.struct_size = sizeof out;
+        check(doppler_context_get_stats(get(), &out));
+        return out;
+    }
+    /** doppler_context_reset_stats() */
+    void reset_stats() { check(doppler_context_reset_stats(get())); }
+
+  private:
+    detail::Owner<doppler_context, doppler_context_destroy> handle_;
+};
+
+/** The adapters of this machine, in the order of their indices. */
+inline std::vector<doppler_adapter_info> adapters() {
+    std::uint32_t n = 0;
+    check(doppler_adapter_count(&n));
+    std::vector<doppler_adapter_info> list(n);
+    for (std::uint32_t i = 0; i < n; ++i) {
+        list[i].struct_size = sizeof list[i];
+        check(doppler_adapter_get_info(i, &list[i]));
+    }
+    return list;
+}
+
+} // namespace doppler
+
+#endif /* DOPPLER_HPP */

@@ -1,0 +1,95 @@
+// The C++ wrapper: owners move, statuses and exceptions of callbacks are thrown on this side.
+#include <doppler.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <type_traits>
+
+#define REQUIRE(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                               \
+            std::exit(1);                                                                                              \
+        }                                                                                                              \
+    } while (0)
+
+static_assert(!std::is_copy_constructible<doppler::Session>::value, "sessions are not copied");
+static_assert(std::is_nothrow_move_constructible<doppler::Session>::value, "sessions are moved");
+
+template <typename Body> doppler_status status_of(Body body) {
+    try {
+        body();
+    } catch (const doppler::Error &e) {
+        REQUIRE(*e.what() != '\0');
+        return e.status();
+    }
+    return DOPPLER_STATUS_OK;
+}
+
+int main(int argc, char **argv) {
+    REQUIRE(argc == 3);
+    REQUIRE(!doppler::adapters().empty() && !doppler::version().empty());
+    doppler::ContextOptions options;
+    options.allow_software = 1;
+    doppler::Context context(options);
+    REQUIRE(status_of([&] { context.load("/no/such/file.gguf"); }) == DOPPLER_STATUS_IO);
+
+    // What a progress callback throws comes out here.
+    bool thrown = false;
+    try {
+        context.load(argv[1], {}, [](std::uint64_t, std::uint64_t) -> bool { throw 42; });
+    } catch (int n) {
+        thrown = n == 42;
+    }
+    REQUIRE(thrown);
+    REQUIRE(status_of([&] { context.load(argv[1], {}, [](std::uint64_t, std::uint64_t) { return false; }); }) ==
+            DOPPLER_STATUS_CANCELLED);
+
+    doppler::Session session(nullptr);
+    {
+        doppler::Model model = context.load(argv[1]);
+        const auto tokens = model.tokenize("Hello there");
+        REQUIRE(model.detokenize(tokens) == "Hello there" && model.is_end_of_generation(2));
+        REQUIRE(model.token_text(2) == "<|im_end|>" && model.token_bytes(2).empty() && model.tokenize("").empty());
+        REQUIRE(!model.format_chat({{"user", "Hi!"}}).empty());
+        session = model.session();
+        REQUIRE(session.eval(tokens, model.info().n_vocab).size() == tokens.size() * 2048);
+        session.reset();
+    }
+    REQUIRE(status_of([&] { session.generate(); }) == DOPPLER_STATUS_INVALID_STATE);
+
+    doppler::GenerateOptions greedy;
+    greedy.raw.temperature = 0;
+    greedy.raw.max_tokens = 24;
+    session.append({{"user", "Who are you?"}});
+    std::string streamed;
+    const auto reply = session.generate(greedy, [&](const doppler::TokenEvent &e) {
+        streamed += e.text;
+        return true;
+    });
+    REQUIRE(!reply.text.empty() && reply.text == streamed && reply.result.n_tokens > 0);
+
+    session.reset();
+    session.append({{"user", "Who are you?"}});
+    thrown = false;
+    try {
+        session.generate(greedy, [&](const doppler::TokenEvent &) -> bool { throw std::runtime_error("mine"); });
+    } catch (const std::runtime_error &e) {
+        thrown = std::string(e.what()) == "mine";
+    }
+    REQUIRE(thrown && session.length() > 0);
+
+    greedy.stop = {reply.text.substr(4, 4)};
+    session.reset();
+    session.append({{"user", "Who are you?"}});
+    const auto cut = session.generate(greedy);
+    REQUIRE(cut.result.reason == DOPPLER_FINISH_REASON_STOP_STRING && reply.text.rfind(cut.text, 0) == 0);
+    REQUIRE(session.stats().generated_tokens > 0 && context.stats().memory_total > 0);
+
+    doppler::Session moved = std::move(session);
+    REQUIRE(session.get() == nullptr && moved.length() > 0);
+    REQUIRE(status_of([&] { session.reset(); }) == DOPPLER_STATUS_NULL_POINTER);
+    moved.truncate(1);
+    REQUIRE(moved.tokens().size() == 1);
+    return 0;
+}

@@ -1,0 +1,118 @@
+//! Perplexity of the model that ships with the project, against its makers' figures.
+//!
+//! A regular run takes the first windows only; DOPPLER_LONG_TESTS=1 takes all 32.
+
+use std::time::Instant;
+
+use doppler::gpu::{Features, Guard};
+use doppler::model::KvType;
+use doppler::session::{Context, Model};
+
+use crate::common::{Reference, context, load, long_tests, session, shared};
+
+/// Tokens of a window; each is read in an empty context.
+const WINDOW: usize = 512;
+/// Windows that the figures of the model's README are over (column B).
+const WINDOWS: usize = 32;
+/// Column B for the f16 file.
+const F16: f64 = 2.1366;
+/// Windows of a quantised file in a regular run.
+const FEW: usize = 4;
+
+/// Of each window, −ln p of its tokens but the first.
+fn losses(model: &Model, ids: &[u32]) -> Vec<f64> {
+    let vocab = model.info().n_vocab as usize;
+    let mut s = session(model);
+    let mut out = Vec::new();
+    for window in ids.chunks_exact(WINDOW) {
+        s.reset();
+        let mut next = window[1..].iter();
+        s.eval(window, &mut |rows| {
+            for (row, &id) in rows.chunks_exact(vocab).zip(&mut next) {
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+                out.push(sum.ln() - f64::from(row[id as usize] - max));
+            }
+            Ok(())
+        })
+        .expect("eval");
+        assert!(next.next().is_none());
+    }
+    assert_eq!(out.len(), ids.len() / WINDOW * (WINDOW - 1));
+    out
+}
+
+fn perplexity(losses: &[f64]) -> f64 {
+    (losses.iter().sum::<f64>() / losses.len() as f64).exp()
+}
+
+struct Fixture {
+    context: Context,
+    dir: std::path::PathBuf,
+}
+
+impl Fixture {
+    fn open() -> Option<Self> {
+        let dir = shared("models/hearth")?;
+        Some(Self { context: context(Features::ALL, Guard::default())?, dir })
+    }
+
+    fn model(&self, format: &str) -> Model {
+        load(&self.context, &self.dir.join(format!("hearth-5m-{format}.gguf")), KvType::F16, WINDOW as u32, 0)
+    }
+
+    /// The validation text: special tokens parsed, as the model was trained.
+    fn ids(&self, model: &Model) -> Vec<u32> {
+        let text = std::fs::read_to_string(self.dir.join("val.txt")).expect("val.txt");
+        let mut ids = model.tokenizer().encode(&text, false, true).expect("encode");
+        ids.truncate(WINDOW * WINDOWS);
+        ids
+    }
+}
+
+/// Each token's loss against the float64 reference: 8 windows.
+#[test]
+fn f16_file_against_float64() {
+    let Some(f) = Fixture::open() else { return };
+    let reference = Reference::open(f.dir.join("reference.safetensors"));
+    let (ids, want) = (reference.ids("val_ids_4096"), reference.floats("val_nll"));
+    let model = f.model("f16");
+    assert_eq!(f.ids(&model)[..ids.len()], ids, "the tokens of val.txt");
+    let started = Instant::now();
+    let got = losses(&model, &ids);
+    let seconds = started.elapsed().as_secs_f64();
+    assert_eq!(got.len(), want.len());
+    let worst = got.iter().zip(&want).map(|(g, w)| (g - f64::from(*w)).abs()).fold(0.0, f64::max);
+    let p = perplexity(&got);
+    println!("f16: perplexity {p:.6} over 8 windows (reference 2.106126), worst loss {worst:.2e} off, {seconds:.1} s");
+    assert!((p / 2.106125846 - 1.0).abs() < 0.005, "{p}");
+    // Keys and values are rounded to f16.
+    assert!(worst < 0.02, "{worst}");
+}
+
+/// Column B of the README: all 32 windows against it, or the first ones against the float64 losses of the same windows, in the
+/// proportion that column B has to the f16 file's.
+#[test]
+fn quantised_files_against_column_b() {
+    let Some(f) = Fixture::open() else { return };
+    let (windows, base) = if long_tests() {
+        (WINDOWS, F16)
+    } else {
+        let reference = Reference::open(f.dir.join("reference.safetensors"));
+        let exact: Vec<f64> = reference.floats("val_nll")[..FEW * (WINDOW - 1)].iter().map(|&x| x.into()).collect();
+        (FEW, perplexity(&exact))
+    };
+    for (format, column_b) in [("f16", F16), ("Q8_0", 2.1366), ("Q4_0", 2.1497)] {
+        if format == "f16" && !long_tests() {
+            continue; // The other test has these windows.
+        }
+        let model = f.model(format);
+        let ids = f.ids(&model);
+        let started = Instant::now();
+        let p = perplexity(&losses(&model, &ids[..windows * WINDOW]));
+        let seconds = started.elapsed().as_secs_f64();
+        let want = base * column_b / F16;
+        println!("{format}: perplexity {p:.4} over {windows} of {WINDOWS} windows (wanted {want:.4}), {seconds:.1} s");
+        assert!((p / want - 1.0).abs() < 0.01, "{format}: {p}, wanted {want}");
+    }
+}
