@@ -98,6 +98,13 @@ fn build(source: &Path, language: Language, sanitize: bool) -> PathBuf {
     program
 }
 
+/// Cargo's search path for libraries goes before the program's own, and may lead to an older library.
+fn at_the_fresh_library(command: &mut Command) {
+    for variable in ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"] {
+        command.env_remove(variable);
+    }
+}
+
 fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
     let name = program.file_name().and_then(|n| n.to_str()).expect("a file name").to_string();
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -111,6 +118,7 @@ fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
         }
         None => Command::new(program),
     };
+    at_the_fresh_library(&mut command);
     // What drivers keep until the process ends is not a leak of the program.
     command.env("ASAN_OPTIONS", "detect_leaks=0").args(arguments);
     String::from_utf8_lossy(&finish(command, &format!("running {name}")).stdout).into_owned()
@@ -206,7 +214,9 @@ fn examples() {
 #[test]
 fn an_example_that_fails_says_why() {
     let program = build(&root().join("examples/c/generate.c"), Language::C11, false);
-    let output = Command::new(program).arg("/no/such/model.gguf").output().expect("the program");
+    let mut command = Command::new(program);
+    at_the_fresh_library(&mut command);
+    let output = command.arg("/no/such/model.gguf").output().expect("the program");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("DOPPLER_STATUS_IO") && text.contains("/no/such/model.gguf"), "{text}");
