@@ -163,18 +163,18 @@ mod tests {
     #[test]
     fn options_of_other_versions_are_read() {
         let given = |size| Options { struct_size: size, old: 7, new: 8 };
-        let newer = |newest| Newer { options: given(32), newest };
+        let [plain, bent] = [0, 1].map(|newest| Newer { options: given(32), newest });
         // SAFETY: every size is at most that of the structure behind it, but for those that are refused.
         unsafe {
             assert_eq!(read(std::ptr::null(), DEFAULTS).unwrap(), DEFAULTS);
             assert_eq!(read(&given(24), DEFAULTS).unwrap().new, 8);
             let old = read(&given(16), DEFAULTS).unwrap();
             assert_eq!((old.old, old.new), (7, 2));
-            assert_eq!(read((&raw const newer(0)).cast(), DEFAULTS).unwrap().new, 8);
+            assert_eq!(read((&raw const plain).cast(), DEFAULTS).unwrap().new, 8);
             for bad in [0, 8, 15, LARGEST + 1, usize::MAX] {
                 assert_eq!(read(&given(bad), DEFAULTS).unwrap_err().status, doppler_status::BadStructSize);
             }
-            let refused = read((&raw const newer(1)).cast(), DEFAULTS).unwrap_err();
+            let refused = read((&raw const bent).cast(), DEFAULTS).unwrap_err();
             assert_eq!(refused.status, doppler_status::BadStructSize);
         }
     }
