@@ -17,8 +17,9 @@ use crate::ffi::structs::{Versioned, init, optional_slot, output, read, slot};
 use crate::ffi::text::{buffer_out, c_texts_in, doppler_message, messages_in, slice_in, text_in};
 use crate::ffi::{DOPPLER_NONE, guard};
 use crate::gpu::Guard;
-use crate::sample::SamplingOptions;
-use crate::session::{CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, Timings, TokenEvent};
+use crate::session::{
+    CancelHandle, FinishReason, GenerateOptions, SamplingOptions, Session, SessionOptions, Timings, TokenEvent,
+};
 
 /// A conversation with a model: a sequence of tokens and its place in the attention cache.
 #[derive(Debug)]
@@ -650,7 +651,10 @@ pub unsafe extern "C" fn doppler_session_get_tokens(
 ///
 /// Threads: one at a time for each session.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn doppler_session_get_length(session: *const doppler_session, length: *mut u32) -> doppler_status {
+pub unsafe extern "C" fn doppler_session_get_length(
+    session: *const doppler_session,
+    length: *mut u32,
+) -> doppler_status {
     guard(|| {
         let object = SESSIONS.get(session)?;
         // SAFETY: the caller vouches for the pointer.

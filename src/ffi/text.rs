@@ -38,9 +38,8 @@ pub(crate) unsafe fn slice_in<'a, T>(from: *const T, len: usize, name: &str) -> 
 }
 
 fn utf8<'a>(bytes: &'a [u8], name: &str) -> Result<&'a str> {
-    std::str::from_utf8(bytes).map_err(|e| {
-        Failure::new(doppler_status::BadUtf8, format!("{name} is not UTF-8 at byte {}", e.valid_up_to()))
-    })
+    std::str::from_utf8(bytes)
+        .map_err(|e| Failure::new(doppler_status::BadUtf8, format!("{name} is not UTF-8 at byte {}", e.valid_up_to())))
 }
 
 /// A text of known length.
@@ -86,7 +85,10 @@ pub(crate) unsafe fn messages_in(from: *const doppler_message, len: usize) -> Re
     let message = |(i, m): (usize, &doppler_message)| {
         // SAFETY: passed on.
         let (role, content) = unsafe {
-            (c_text_in(m.role, &format!("messages[{i}].role"))?, c_text_in(m.content, &format!("messages[{i}].content"))?)
+            (
+                c_text_in(m.role, &format!("messages[{i}].role"))?,
+                c_text_in(m.content, &format!("messages[{i}].content"))?,
+            )
         };
         Ok(Message::new(role, content))
     };
@@ -201,7 +203,10 @@ mod tests {
             assert_eq!(text_in(std::ptr::null(), 1, "t").unwrap_err().status, doppler_status::NullPointer);
             assert_eq!(text_in(c"a\xff".as_ptr(), 2, "t").unwrap_err().status, doppler_status::BadUtf8);
             assert_eq!(text_in(c"a\xff".as_ptr(), 1, "t").unwrap(), "a");
-            assert_eq!(slice_in(std::ptr::dangling::<u32>(), usize::MAX, "t").unwrap_err().status, doppler_status::InvalidArgument);
+            assert_eq!(
+                slice_in(std::ptr::dangling::<u32>(), usize::MAX, "t").unwrap_err().status,
+                doppler_status::InvalidArgument
+            );
         }
         assert_eq!(fixed::<4>("aéé").map(|c| c as u8), [b'a', 0xc3, 0xa9, 0]);
         assert_eq!(fixed::<3>("aé").map(|c| c as u8), [b'a', 0, 0]);
