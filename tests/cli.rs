@@ -1,0 +1,184 @@
+//! The `doppler` program from outside: what its verbs print, and with which code they end.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/hearth-5m-Q8_0.gguf");
+
+fn doppler(args: &[&str], stdin: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_doppler"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that ends without reading closes the pipe.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// Standard output of a run that succeeds.
+#[track_caller]
+fn out(args: &[&str], stdin: &str) -> String {
+    let o = doppler(args, stdin);
+    assert!(o.status.success(), "{args:?}: {}", String::from_utf8_lossy(&o.stderr));
+    String::from_utf8(o.stdout).unwrap()
+}
+
+/// Exit code and standard error of a run that fails.
+fn fails(args: &[&str]) -> (Option<i32>, String) {
+    let o = doppler(args, "");
+    (o.status.code(), String::from_utf8_lossy(&o.stderr).into_owned())
+}
+
+fn json(args: &[&str], stdin: &str) -> serde_json::Value {
+    serde_json::from_str(&out(args, stdin)).unwrap()
+}
+
+/// A file of this test run.
+fn file(name: &str, text: &str) -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn no_gpu() -> bool {
+    std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1")
+}
+
+#[test]
+fn verbs_without_a_device() {
+    let text = "<|im_start|>hi";
+    assert_eq!(json(&["tokenize", MODEL, "--text-file", "-", "--special", "--json"], text)["ids"][0], 1);
+    let plain = out(&["tokenize", MODEL, "--text", text], "");
+    assert!(plain.split_whitespace().count() > 2 && !plain.starts_with("1 "), "{plain}");
+
+    let info = json(&["info", MODEL, "--json", "--tensors"], "");
+    assert_eq!((&info["runs"], &info["model"]["n_layer"]), (&true.into(), &6.into()));
+    assert!(info["tensors"].as_array().unwrap().len() > 10 && info["why_not"].is_null());
+    assert!(out(&["info", MODEL], "").contains("Q8_0"));
+
+    let messages = file("messages.json", r#"[{"role": "user", "content": "hi"}]"#);
+    let opened = out(&["format", MODEL, "--messages", &messages], "");
+    assert_eq!(opened, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+    let closed = out(&["format", MODEL, "--messages", &messages, "--no-generation-prompt"], "");
+    assert_eq!(closed, "<|im_start|>user\nhi<|im_end|>\n");
+    let template = file("t.jinja", "{{ bos_token }}{{ messages[0].content }}{{ strftime_now('%Y') }}");
+    let text = out(&["format", "--template", &template, "--messages", &messages, "--bos", "B", "--now", "0"], "");
+    assert_eq!(text, "Bhi1970");
+}
+
+#[test]
+fn failures_have_codes_and_say_why() {
+    let (code, text) = fails(&["info", "no/such.gguf"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no/such.gguf"), "{text}");
+    assert_eq!(fails(&["generate", MODEL, "--no-such-flag"]).0, Some(2));
+    assert_eq!(fails(&["generate", MODEL, "--greedy", "--temperature", "1"]).0, Some(2));
+    let ids = file("bad-ids.json", "[1, -1]");
+    assert_eq!(fails(&["generate", MODEL, "--ids", &ids]).0, Some(1));
+    let messages = file("m.json", "[]");
+    let template = file("raising.jinja", "{{ raise_exception('no messages') }}");
+    let (code, text) = fails(&["format", "--template", &template, "--messages", &messages]);
+    assert!(code == Some(1) && text.contains("no messages"), "{text}");
+}
+
+#[test]
+fn nobody_reading_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_doppler"))
+        .args(["info", MODEL, "--tensors"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let o = child.wait_with_output().unwrap();
+    assert!(o.status.success() && o.stderr.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
+}
+
+#[test]
+fn generation_logits_and_perplexity_agree_with_each_other() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let ids = file("prompt.json", r#"{"ids": [1, 1775, 201, 300, 301]}"#);
+    let common = ["generate", MODEL, "--ids", &ids, "-n", "9", "--greedy", "--ignore-eos", "--json", "--kv", "f32"];
+    let one = json(&common, "");
+    assert_eq!((&one["reason"], &one["prompt_tokens"]), (&"max_tokens".into(), &5.into()));
+    assert_eq!(one["ids"].as_array().unwrap().len(), 9);
+    assert_eq!(one["counters"]["decode"]["submits"], 8);
+    let several = json(&[&common[..], &["--tokens-per-submit", "4"]].concat(), "");
+    assert_eq!((&several["ids"], &several["counters"]["decode"]["submits"]), (&one["ids"], &2.into()));
+
+    // The first token is the largest logit of the last position, however the prompt is cut.
+    let target: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logits.safetensors");
+    let target = target.to_string_lossy();
+    out(&["logits", MODEL, "--ids", &ids, "--out", &target, "--kv", "f32", "--chunk", "2"], "");
+    let bytes = std::fs::read(&*target).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let logits = tensors.tensor("logits").unwrap();
+    assert_eq!(logits.shape(), [5, 2048]);
+    let all: Vec<f32> = logits.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let last = &all[4 * 2048..];
+    let best = (0..2048).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+    assert_eq!(one["ids"][0], best);
+
+    // Perplexity of five tokens, from the same logits.
+    let wanted = [1775usize, 201, 300, 301];
+    let nats: f64 = wanted
+        .iter()
+        .zip(all.chunks_exact(2048))
+        .map(|(&t, row)| {
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            sum.ln() - f64::from(row[t])
+        })
+        .sum();
+    let report = json(&["perplexity", MODEL, "--ids", &ids, "--window", "5", "--kv", "f32", "--json"], "");
+    let mean = report["mean_nats"].as_f64().unwrap();
+    assert!((mean - nats / 4.0).abs() < 1e-3, "{mean} {}", nats / 4.0);
+}
+
+#[test]
+fn chat_answers_each_line() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let text = out(&["chat", MODEL, "--greedy", "-n", "12"], "Who are you?\n/reset\nWho are you?\n/quit\nnever\n");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() >= 2 && lines.len() % 2 == 0, "{text}");
+    let (first, second) = lines.split_at(lines.len() / 2);
+    assert_eq!(first, second, "the same question in a fresh conversation has the same answer");
+}
+
+#[test]
+fn the_self_check_passes_and_filters() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let report = json(&["test", "correctness", "--quick", "--json"], "");
+    assert_eq!(report["failed"], 0, "{report}");
+    assert!(out(&["test", "correctness", "--filter", "cast"], "").contains("PASS cast"));
+    assert_eq!(fails(&["test", "correctness", "--filter", "nothing-like-that"]).0, Some(2));
+}
+
+#[test]
+fn bench_reports_what_it_measured() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let flags = ["--runs", "1", "--prompt-tokens", "7", "--gen", "5", "--json", "-"];
+    let report = json(&[&["bench", "inference", MODEL][..], &flags].concat(), "");
+    assert_eq!(report["schema_version"], 1);
+    let workload = &report["models"][0]["workloads"][0];
+    assert_eq!(workload["tokens_agree"], true);
+    let run = &workload["runs"][0];
+    assert_eq!(run["batch_ms_per_token"].as_array().unwrap().len(), 4);
+    let decode = &run["counters"]["decode"];
+    assert_eq!((&decode["submits"], &decode["buffers"], &decode["pipelines"]), (&4.into(), &0.into(), &0.into()));
+}
