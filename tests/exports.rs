@@ -38,7 +38,8 @@ fn exports_are_the_functions_of_the_header() {
             .collect(),
         _ => {
             let strip = |n: &[u8]| String::from_utf8_lossy(n).trim_start_matches('_').to_string();
-            file.exports().expect("exports").iter().map(|e| strip(e.name())).collect()
+            let names = file.exports().expect("exports");
+            names.map(|e| e.expect("an export").name().name().map(strip).unwrap_or_default()).collect()
         }
     };
     let declared = declared();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use doppler::format::Gguf;
-use doppler::gpu::{Phase, PhaseSnapshot};
+use doppler::gpu::{MemoryClass, Phase, PhaseSnapshot};
 use doppler::model::arch;
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, Session, SessionStats};
@@ -247,8 +247,7 @@ fn print_row(w: &Workload, numbers: [f64; 6], last: &Run, args: &Args) -> Outcom
         say(args, &format!("{:>10}{note}", ""))?;
     }
     if args.verbose {
-        let memory = doppler::gpu::MemorySnapshot::default();
-        report::print_counters(&last.stats.counters, &memory, last.stats.gpu_timed)?;
+        report::print_counters(&last.stats.counters, last.stats.gpu_timed)?;
     }
     Ok(())
 }
@@ -276,7 +275,9 @@ fn one_model(context: &Context, file: &Path, args: &Args) -> Outcome<(Value, boo
         agree &= same;
     }
     let memory = context.stats().memory;
-    say(args, &format!("device memory: {} bytes now, {} at most", memory.total, memory.peak))?;
+    let classes: Vec<_> =
+        MemoryClass::ALL.iter().map(|&m| format!("{} {}", m.name(), memory.current[m as usize])).collect();
+    say(args, &format!("device memory: {} bytes, {} at most ({})", memory.total, memory.peak, classes.join(", ")))?;
     let value = json!({
         "file": file.file_name().map(|n| n.to_string_lossy()), "architecture": info.architecture, "name": info.name,
         "format": info.format, "parameters": info.parameters, "weight_bytes": info.file_bytes,

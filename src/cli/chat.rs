@@ -47,7 +47,8 @@ impl Chat<'_> {
         let model = self.session.model();
         report::print_times(&self.session.stats(), model.stats().load_ns)?;
         let c = model.context().stats();
-        report::print_counters(&c.counters, &c.memory, c.gpu_timed)?;
+        report::print_counters(&c.counters, c.gpu_timed)?;
+        report::print_memory(&c.memory);
         Ok(())
     }
 

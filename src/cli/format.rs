@@ -33,6 +33,9 @@ pub(super) struct Args {
     /// Text of the EOS token, for --template
     #[arg(long, value_name = "TEXT", requires = "template")]
     eos: Option<String>,
+    /// The time that templates are told, in seconds since 1970 [default: now]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    now: Option<i64>,
     /// Print JSON: {"text": …}; otherwise exactly the text, with no newline added
     #[arg(long)]
     json: bool,
@@ -68,7 +71,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         (_, Some(file)) => ChatTemplate::new(&input::text(file)?, args.bos.as_deref(), args.eos.as_deref())?,
         _ => return Err(Failure::Usage("a model or --template is needed".into())),
     };
-    let text = template.render(&messages, tools.as_ref(), opened && !args.no_generation_prompt, &extra)?;
+    let opened = opened && !args.no_generation_prompt;
+    let text = template.render_at(&messages, tools.as_ref(), opened, &extra, args.now)?;
     if args.json {
         return input::print_json(&json!({ "text": text }));
     }

@@ -142,7 +142,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     if args.verbose {
         eprintln!("ended by {}", reason_name(generated.reason));
         report::print_times(&stats, model.stats().load_ns)?;
-        report::print_counters(&totals.counters, &totals.memory, totals.gpu_timed)?;
+        report::print_counters(&totals.counters, totals.gpu_timed)?;
+        report::print_memory(&totals.memory);
     }
     Ok(())
 }

@@ -68,8 +68,8 @@ pub(super) fn timings_json(s: &SessionStats, load_ns: u64) -> Value {
     })
 }
 
-/// Counters by phase as a table on stderr, with device memory below.
-pub(super) fn print_counters(c: &CounterSnapshot, memory: &MemorySnapshot, gpu_timed: bool) -> io::Result<()> {
+/// Counters by phase as a table on stderr.
+pub(super) fn print_counters(c: &CounterSnapshot, gpu_timed: bool) -> io::Result<()> {
     type Field = fn(&PhaseSnapshot) -> String;
     let rows: [(&str, Field); 13] = [
         ("submits", |p| p.submits.to_string()),
@@ -103,10 +103,14 @@ pub(super) fn print_counters(c: &CounterSnapshot, memory: &MemorySnapshot, gpu_t
         row(name, &field)?;
     }
     let gpu = |p: &PhaseSnapshot| if gpu_timed { format!("{:.2}", ms(p.gpu_ns)) } else { "-".to_string() };
-    row("GPU ms", &gpu)?;
+    row("GPU ms", &gpu)
+}
+
+/// Device memory by class, on stderr.
+pub(super) fn print_memory(memory: &MemorySnapshot) {
     let classes: Vec<_> =
         MemoryClass::ALL.iter().map(|&m| format!("{} {}", m.name(), memory.current[m as usize])).collect();
-    writeln!(out, "device memory: {} bytes now, {} at most ({})", memory.total, memory.peak, classes.join(", "))
+    eprintln!("device memory: {} bytes now, {} at most ({})", memory.total, memory.peak, classes.join(", "));
 }
 
 /// A session's times in two lines on stderr.

@@ -35,7 +35,7 @@ use status::{Failure, Result, doppler_status};
 pub const ABI_VERSION: u32 = 1;
 
 /// "None" where an index or a token is expected: no adapter index, no token, no stop string.
-pub const DOPPLER_NONE: u32 = 0xffff_ffff;
+pub const DOPPLER_NONE: u32 = u32::MAX;
 
 thread_local! {
     static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };

@@ -17,8 +17,9 @@ use crate::ffi::structs::{Versioned, init, optional_slot, output, read, slot};
 use crate::ffi::text::{buffer_out, c_texts_in, doppler_message, messages_in, slice_in, text_in};
 use crate::ffi::{DOPPLER_NONE, guard};
 use crate::gpu::Guard;
-use crate::sample::SamplingOptions;
-use crate::session::{CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, Timings, TokenEvent};
+use crate::session::{
+    CancelHandle, FinishReason, GenerateOptions, SamplingOptions, Session, SessionOptions, Timings, TokenEvent,
+};
 
 /// A conversation with a model: a sequence of tokens and its place in the attention cache.
 #[derive(Debug)]

@@ -179,6 +179,7 @@ impl Engine {
                 self.options.n_ctx
             );
         }
+        let planned: Vec<(u32, bool)> = self.plans.keys().copied().collect();
         let blocks = n_ctx.div_ceil(KV_BLOCK_TOKENS);
         if self.promised + blocks > self.kv.stats().blocks {
             self.kv.grow(&self.gpu, self.promised + blocks, scope)?;
@@ -195,6 +196,14 @@ impl Engine {
                 }
             }
         };
+        if self.plans.is_empty() {
+            // Growing made new buffers: the plans there were are bound to them now, not in somebody's next decode.
+            let again = planned.into_iter().try_for_each(|(n, penalties)| self.prepare_decode(n, penalties, scope));
+            if let Err(e) = again {
+                self.slots.release(slot);
+                return Err(e);
+            }
+        }
         self.promised += blocks;
         Ok(Sequence { slot, n_ctx, table: BlockTable::default(), penalties: false, n_stop: 0 })
     }

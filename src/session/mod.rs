@@ -12,6 +12,7 @@ mod state;
 mod stats;
 
 pub use crate::model::{KvStats, KvType};
+pub use crate::sample::SamplingOptions;
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};

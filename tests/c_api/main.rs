@@ -52,13 +52,17 @@ fn compiler(language: Language) -> Command {
     command
 }
 
-fn finish(mut command: Command, what: &str) -> Output {
+fn finish(mut command: Command, what: &str, must_succeed: bool) -> Output {
     let started = Instant::now();
-    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.log", what.replace([' ', '/', '(', ')'], "_")));
-    let open = || std::fs::File::create(&log).expect("a log file");
-    let errors = open();
-    // Outputs go to one file: pipes that nobody reads would stop a program that talks much.
-    command.stdin(Stdio::null()).stdout(errors.try_clone().expect("a log file")).stderr(errors);
+    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(what.replace([' ', '/', '(', ')'], "_"));
+    let (words, complaints) = (log.with_extension("out"), log.with_extension("err"));
+    let open = |path: &Path| std::fs::File::create(path).expect("a log file");
+    // Software drivers want a directory for their sockets, and complain without.
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        command.env("XDG_RUNTIME_DIR", env!("CARGO_TARGET_TMPDIR"));
+    }
+    // Outputs go to files: pipes that nobody reads would stop a program that talks much.
+    command.stdin(Stdio::null()).stdout(open(&words)).stderr(open(&complaints));
     let mut child = command.spawn().unwrap_or_else(|e| {
         panic!(
             "{what}: {:?} does not start ({e}); this test needs a C and a C++ compiler (CC, CXX)",
@@ -76,9 +80,10 @@ fn finish(mut command: Command, what: &str) -> Output {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    let text = std::fs::read(&log).unwrap_or_default();
-    assert!(status.success(), "{what}: {status}\n{}", String::from_utf8_lossy(&text));
-    Output { status, stdout: text, stderr: Vec::new() }
+    let (stdout, stderr) = (std::fs::read(&words).unwrap_or_default(), std::fs::read(&complaints).unwrap_or_default());
+    let text = [String::from_utf8_lossy(&stderr), String::from_utf8_lossy(&stdout)].concat();
+    assert!(!must_succeed || status.success(), "{what}: {status}\n{text}");
+    Output { status, stdout, stderr }
 }
 
 /// Compiles one source to a program.
@@ -94,8 +99,15 @@ fn build(source: &Path, language: Language, sanitize: bool) -> PathBuf {
     }
     command.arg(source).arg("-o").arg(&program).arg("-L").arg(&library).args(["-ldoppler", "-lpthread"]);
     command.arg(format!("-Wl,-rpath,{}", library.display()));
-    finish(command, &format!("compiling {stem}{}", if sanitize { " (sanitized)" } else { "" }));
+    finish(command, &format!("compiling {stem}{}", if sanitize { " (sanitized)" } else { "" }), true);
     program
+}
+
+/// Cargo's search path for libraries goes before the program's own, and may lead to an older library.
+fn at_the_fresh_library(command: &mut Command) {
+    for variable in ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"] {
+        command.env_remove(variable);
+    }
 }
 
 fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
@@ -111,9 +123,10 @@ fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
         }
         None => Command::new(program),
     };
+    at_the_fresh_library(&mut command);
     // What drivers keep until the process ends is not a leak of the program.
     command.env("ASAN_OPTIONS", "detect_leaks=0").args(arguments);
-    String::from_utf8_lossy(&finish(command, &format!("running {name}")).stdout).into_owned()
+    String::from_utf8_lossy(&finish(command, &format!("running {name}"), true).stdout).into_owned()
 }
 
 /// Compiles and runs a program of this folder, plain and sanitized.
@@ -181,7 +194,7 @@ fn headers_compile_alone() {
             .expect("a source");
         let mut command = compiler(language);
         command.arg("-fsyntax-only").arg(&source);
-        finish(command, &format!("header {header} {extension} {}", language as u8));
+        finish(command, &format!("header {header} {extension} {}", language as u8), true);
     }
 }
 
@@ -206,7 +219,10 @@ fn examples() {
 #[test]
 fn an_example_that_fails_says_why() {
     let program = build(&root().join("examples/c/generate.c"), Language::C11, false);
-    let output = Command::new(program).arg("/no/such/model.gguf").output().expect("the program");
+    let mut command = Command::new(program);
+    at_the_fresh_library(&mut command);
+    command.arg("/no/such/model.gguf");
+    let output = finish(command, "running generate without a model", false);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("DOPPLER_STATUS_IO") && text.contains("/no/such/model.gguf"), "{text}");

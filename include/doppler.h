@@ -1,0 +1,2156 @@
+/*
+ * Doppler: language models inside other programs, on any GPU that wgpu reaches.
+ *
+ * Generated from src/ffi by tests/tidy_header.rs; do not edit. The C++17 wrapper is doppler.hpp.
+ *
+ * Every function keeps these rules:
+ *
+ *  - It returns a doppler_status (except those that only give a version or a text). After a failure doppler_last_error() has the text for
+ *    people, for the calling thread. No failure ends the process, and no panic crosses this boundary.
+ *  - Outputs are written on success only, with two exceptions: `needed` also says how large a buffer would have been enough, and the logits
+ *    buffer of doppler_session_eval() has no defined content if that call fails half-way.
+ *  - Handles (doppler_context, doppler_model, doppler_session) are opaque. NULL gets DOPPLER_STATUS_NULL_POINTER; a handle that was
+ *    destroyed, or is of another kind, gets DOPPLER_STATUS_BAD_HANDLE. They may be destroyed in any order: a session keeps its model,
+ *    a model its context. Destroying NULL does nothing.
+ *  - Structures begin with `struct_size`. Options: call the matching ..._init(&options, sizeof options), then change fields. Results: set
+ *    `struct_size = sizeof` the structure, then call. Structures only ever grow at their end, so a program built for an older header goes on
+ *    working; one built for a newer header works as long as what this library does not know is zero.
+ *  - Numbers of enums are permanent. Fields that hold them are uint32_t. Flags are uint32_t: 0 is no, everything else yes.
+ *  - Text is UTF-8. Prompts are pointer and length; paths, names and messages end with NUL. Text that comes out always ends with NUL.
+ *  - "Threads: any" functions may be called from all threads at the same time. "One at a time" functions of one object must not overlap;
+ *    if they do, the later one gets DOPPLER_STATUS_INVALID_STATE and does nothing.
+ *  - Memory stays with its side: the library frees no pointer of the caller's and gives none to free. What options point to is only read
+ *    during the call.
+ *  - Sizes are in bytes, times in nanoseconds of wall time, unless they say otherwise.
+ */
+
+
+#ifndef DOPPLER_H
+#define DOPPLER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/** Version of the library that this header belongs to; doppler_version_string() has that of the library in use. */
+#define DOPPLER_VERSION_MAJOR 0
+#define DOPPLER_VERSION_MINOR 1
+#define DOPPLER_VERSION_PATCH 0
+
+/** ABI of this header; doppler_abi_version() must give the same. */
+#define DOPPLER_ABI_VERSION 1
+
+/** Define DOPPLER_DLL before including this header on Windows when linking the DLL's import library. */
+#ifndef DOPPLER_API
+#if defined(_WIN32) && defined(DOPPLER_DLL)
+#define DOPPLER_API __declspec(dllimport)
+#else
+#define DOPPLER_API
+#endif
+#endif
+
+/**
+ * "None" where an index or a token is expected: no adapter index, no token, no stop string.
+ */
+#define DOPPLER_NONE UINT32_MAX
+
+/**
+ * What a function answers. The numbers are permanent; newer libraries may add some, so treat an unknown one as a failure.
+ * doppler_last_error() has the text that belongs to a failure.
+ */
+enum doppler_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Done.
+     */
+    DOPPLER_STATUS_OK = 0,
+    /**
+     * An argument is outside what the function accepts.
+     */
+    DOPPLER_STATUS_INVALID_ARGUMENT = 1,
+    /**
+     * The call is not allowed now: the session is in the middle of another call, or has nothing to continue.
+     */
+    DOPPLER_STATUS_INVALID_STATE = 2,
+    /**
+     * A file could not be opened, read or mapped.
+     */
+    DOPPLER_STATUS_IO = 3,
+    /**
+     * A file's bytes break its format.
+     */
+    DOPPLER_STATUS_BAD_FILE = 4,
+    /**
+     * Well formed, but more than this version can do.
+     */
+    DOPPLER_STATUS_UNSUPPORTED = 5,
+    /**
+     * No adapter satisfies the request.
+     */
+    DOPPLER_STATUS_NO_ADAPTER = 6,
+    /**
+     * The device, the host, or the memory budget has no room.
+     */
+    DOPPLER_STATUS_OUT_OF_MEMORY = 7,
+    /**
+     * The device is gone: destroy everything made from its context.
+     */
+    DOPPLER_STATUS_DEVICE_LOST = 8,
+    /**
+     * The device rejected a command or a shader: a defect of this library or of the driver.
+     */
+    DOPPLER_STATUS_GPU = 9,
+    /**
+     * A guard in strict mode refused a readback, or found a budget broken.
+     */
+    DOPPLER_STATUS_GUARD = 10,
+    /**
+     * The tokens do not fit in the session's context. Nothing was changed: truncate or reset, or append less.
+     */
+    DOPPLER_STATUS_CONTEXT_FULL = 11,
+    /**
+     * A callback or doppler_session_cancel() ended the call.
+     */
+    DOPPLER_STATUS_CANCELLED = 12,
+    /**
+     * The model's chat template failed.
+     */
+    DOPPLER_STATUS_TEMPLATE = 13,
+    /**
+     * A defect of this library.
+     */
+    DOPPLER_STATUS_INTERNAL = 14,
+    /**
+     * A pointer that must not be NULL is NULL.
+     */
+    DOPPLER_STATUS_NULL_POINTER = 100,
+    /**
+     * A defect of this library, caught before it could end the process. The object may be left unusable.
+     */
+    DOPPLER_STATUS_PANIC = 101,
+    /**
+     * A structure's `struct_size` is too small, or it has fields that this library does not know and that are not zero.
+     */
+    DOPPLER_STATUS_BAD_STRUCT_SIZE = 102,
+    /**
+     * The handle is not of this kind, or its object was destroyed.
+     */
+    DOPPLER_STATUS_BAD_HANDLE = 103,
+    /**
+     * A buffer is too small. Where the function has a `needed` output, it says how much is enough.
+     */
+    DOPPLER_STATUS_BUFFER_TOO_SMALL = 104,
+    /**
+     * A text is not valid UTF-8.
+     */
+    DOPPLER_STATUS_BAD_UTF8 = 105,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_status doppler_status;
+#else
+typedef uint32_t doppler_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Kinds of adapters.
+ */
+enum doppler_adapter_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * None of the others.
+     */
+    DOPPLER_ADAPTER_KIND_OTHER = 0,
+    /**
+     * A graphics card with memory of its own.
+     */
+    DOPPLER_ADAPTER_KIND_DISCRETE = 1,
+    /**
+     * A GPU that shares the memory of the CPU.
+     */
+    DOPPLER_ADAPTER_KIND_INTEGRATED = 2,
+    /**
+     * A GPU lent to a virtual machine.
+     */
+    DOPPLER_ADAPTER_KIND_VIRTUAL = 3,
+    /**
+     * A driver that computes on the CPU (llvmpipe, WARP).
+     */
+    DOPPLER_ADAPTER_KIND_SOFTWARE = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_adapter_kind doppler_adapter_kind;
+#else
+typedef uint32_t doppler_adapter_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which kind of adapter is preferred.
+ */
+enum doppler_power_preference
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Discrete first, then integrated.
+     */
+    DOPPLER_POWER_PREFERENCE_HIGH_PERFORMANCE = 0,
+    /**
+     * Integrated first, then discrete.
+     */
+    DOPPLER_POWER_PREFERENCE_LOW_POWER = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_power_preference doppler_power_preference;
+#else
+typedef uint32_t doppler_power_preference;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What happens when decoding costs more than its budget (per submit: 1 submit, 1 readback of at most 16 bytes a token; no buffer, bind
+ * group or pipeline created), or a debug readback is asked for.
+ */
+enum doppler_guard_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Nothing is checked.
+     */
+    DOPPLER_GUARD_MODE_OFF = 0,
+    /**
+     * A warning is logged.
+     */
+    DOPPLER_GUARD_MODE_WARN = 1,
+    /**
+     * The call fails with DOPPLER_STATUS_GUARD.
+     */
+    DOPPLER_GUARD_MODE_STRICT = 2,
+    /**
+     * Sessions only: as the context.
+     */
+    DOPPLER_GUARD_MODE_INHERIT = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_guard_mode doppler_guard_mode;
+#else
+typedef uint32_t doppler_guard_mode;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Classes of device memory: the index of `memory` in doppler_context_stats.
+ */
+enum doppler_memory_class
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Model weights and tables derived from them.
+     */
+    DOPPLER_MEMORY_CLASS_WEIGHTS = 0,
+    /**
+     * Keys and values of the attention cache, and its tables.
+     */
+    DOPPLER_MEMORY_CLASS_KV = 1,
+    /**
+     * Activations, planned once for a model.
+     */
+    DOPPLER_MEMORY_CLASS_SCRATCH = 2,
+    /**
+     * Host-visible buffers for readback.
+     */
+    DOPPLER_MEMORY_CLASS_STAGING = 3,
+    /**
+     * Everything else.
+     */
+    DOPPLER_MEMORY_CLASS_OTHER = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_memory_class doppler_memory_class;
+#else
+typedef uint32_t doppler_memory_class;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How keys and values of the attention cache are stored.
+ */
+enum doppler_kv_type
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Half precision.
+     */
+    DOPPLER_KV_TYPE_F16 = 0,
+    /**
+     * Single precision: twice the memory.
+     */
+    DOPPLER_KV_TYPE_F32 = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_kv_type doppler_kv_type;
+#else
+typedef uint32_t doppler_kv_type;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What GPU work is for: the index of `phases` in statistics.
+ */
+enum doppler_phase
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Loading: weights go up, pipelines are compiled.
+     */
+    DOPPLER_PHASE_LOAD = 0,
+    /**
+     * Evaluating a prompt.
+     */
+    DOPPLER_PHASE_PREFILL = 1,
+    /**
+     * Generating tokens.
+     */
+    DOPPLER_PHASE_DECODE = 2,
+    /**
+     * Everything else.
+     */
+    DOPPLER_PHASE_OTHER = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_phase doppler_phase;
+#else
+typedef uint32_t doppler_phase;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What is read back: the index of `readbacks` and `readback_bytes`.
+ */
+enum doppler_readback_class
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Generated tokens and their stop flags.
+     */
+    DOPPLER_READBACK_CLASS_TOKEN = 0,
+    /**
+     * Logits that were asked for.
+     */
+    DOPPLER_READBACK_CLASS_LOGITS = 1,
+    /**
+     * Embeddings that were asked for.
+     */
+    DOPPLER_READBACK_CLASS_EMBEDDING = 2,
+    /**
+     * State of a sequence.
+     */
+    DOPPLER_READBACK_CLASS_STATE = 3,
+    /**
+     * Intermediate values, for debugging.
+     */
+    DOPPLER_READBACK_CLASS_DEBUG = 4,
+    /**
+     * GPU times.
+     */
+    DOPPLER_READBACK_CLASS_PROFILE = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_readback_class doppler_readback_class;
+#else
+typedef uint32_t doppler_readback_class;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Where GPU times come from.
+ */
+enum doppler_gpu_time_source
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * There are none: `gpu_ns` is 0. A CPU clock is never called a GPU time.
+     */
+    DOPPLER_GPU_TIME_SOURCE_NONE = 0,
+    /**
+     * Timestamp queries of the GPU.
+     */
+    DOPPLER_GPU_TIME_SOURCE_TIMESTAMP = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_gpu_time_source doppler_gpu_time_source;
+#else
+typedef uint32_t doppler_gpu_time_source;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Why a generation ended.
+ */
+enum doppler_finish_reason
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The model ended its reply.
+     */
+    DOPPLER_FINISH_REASON_END_TOKEN = 0,
+    /**
+     * A stop string was met.
+     */
+    DOPPLER_FINISH_REASON_STOP_STRING = 1,
+    /**
+     * `max_tokens` were generated.
+     */
+    DOPPLER_FINISH_REASON_MAX_TOKENS = 2,
+    /**
+     * The context is full.
+     */
+    DOPPLER_FINISH_REASON_CONTEXT_FULL = 3,
+    /**
+     * The callback asked for it.
+     */
+    DOPPLER_FINISH_REASON_CALLBACK = 4,
+    /**
+     * doppler_session_cancel() was called, or the session destroyed.
+     */
+    DOPPLER_FINISH_REASON_CANCELLED = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_finish_reason doppler_finish_reason;
+#else
+typedef uint32_t doppler_finish_reason;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * An open device. Models are loaded into it and keep it alive, so it may be destroyed before them.
+ */
+typedef struct doppler_context doppler_context;
+
+/**
+ * A loaded model. Sessions keep it alive, so it may be destroyed before them.
+ */
+typedef struct doppler_model doppler_model;
+
+/**
+ * A conversation with a model: a sequence of tokens and its place in the attention cache.
+ */
+typedef struct doppler_session doppler_session;
+
+/**
+ * What is known of an adapter. Set `struct_size` before the call.
+ */
+typedef struct doppler_adapter_info {
+    /**
+     * sizeof(doppler_adapter_info)
+     */
+    size_t struct_size;
+    /**
+     * Name, as the driver gives it; NUL-terminated UTF-8.
+     */
+    char name[256];
+    /**
+     * Driver name and version; NUL-terminated UTF-8.
+     */
+    char driver[256];
+    /**
+     * "vulkan", "metal" or "dx12"; NUL-terminated.
+     */
+    char backend[16];
+    /**
+     * A doppler_adapter_kind.
+     */
+    uint32_t kind;
+    /**
+     * PCI vendor id.
+     */
+    uint32_t vendor;
+    /**
+     * PCI device id.
+     */
+    uint32_t device;
+    /**
+     * Smallest subgroup that a shader can meet.
+     */
+    uint32_t subgroup_min;
+    /**
+     * Largest subgroup that a shader can meet.
+     */
+    uint32_t subgroup_max;
+    /**
+     * 1 with subgroup operations (of a context: if they are used).
+     */
+    uint32_t subgroups;
+    /**
+     * 1 with f16 arithmetic in shaders (of a context: if it is used).
+     */
+    uint32_t f16;
+    /**
+     * 1 with immediate data (of a context: if it is used).
+     */
+    uint32_t immediates;
+    /**
+     * 1 with timestamp queries (of a context: if they are allowed).
+     */
+    uint32_t timestamps;
+    /**
+     * 1 if the driver can keep compiled pipelines (of a context: if that is used).
+     */
+    uint32_t pipeline_cache;
+    /**
+     * Largest range that one storage binding can cover, in bytes.
+     */
+    uint64_t max_binding_bytes;
+    /**
+     * Largest buffer, in bytes.
+     */
+    uint64_t max_buffer_bytes;
+} doppler_adapter_info;
+
+/**
+ * How to open a context. Fill it with doppler_context_options_init().
+ */
+typedef struct doppler_context_options {
+    /**
+     * Set by doppler_context_options_init().
+     */
+    size_t struct_size;
+    /**
+     * Part of the adapter's name, case does not matter; NUL-terminated UTF-8, read during the call. NULL: any.
+     */
+    const char *adapter_name;
+    /**
+     * Number of the adapter, see doppler_adapter_get_info(); wins over the name. DOPPLER_NONE: not by number.
+     * Where neither number nor name is given, the environment variable DOPPLER_ADAPTER may give one.
+     */
+    uint32_t adapter_index;
+    /**
+     * A doppler_power_preference among the adapters that are left.
+     */
+    uint32_t power_preference;
+    /**
+     * Not 0: accept an adapter that computes on the CPU. Default 0.
+     */
+    uint32_t allow_software;
+    /**
+     * Not 0: use no subgroup operations.
+     */
+    uint32_t disable_subgroups;
+    /**
+     * Not 0: use no f16 types in shaders.
+     */
+    uint32_t disable_f16;
+    /**
+     * Not 0: use no immediate data.
+     */
+    uint32_t disable_immediates;
+    /**
+     * Not 0: use no timestamp queries.
+     */
+    uint32_t disable_timestamps;
+    /**
+     * Not 0: keep no compiled pipelines in the driver's cache object.
+     */
+    uint32_t disable_pipeline_cache;
+    /**
+     * Most bytes on the device, weights and attention cache included; what would exceed it fails with DOPPLER_STATUS_OUT_OF_MEMORY before
+     * anything is allocated. 0: no limit.
+     */
+    uint64_t memory_budget;
+    /**
+     * Not 0: take the GPU time of every pass, where the adapter has timestamp queries. Costs a readback every few hundred passes.
+     */
+    uint32_t gpu_timing;
+    /**
+     * A doppler_guard_mode. Default OFF.
+     */
+    uint32_t guard_mode;
+} doppler_context_options;
+
+/**
+ * The cost of one phase. This structure stands in arrays, so it does not grow: `reserved` is for what is added.
+ */
+typedef struct doppler_phase_stats {
+    /**
+     * Calls of the queue's submit.
+     */
+    uint64_t submits;
+    /**
+     * Dispatches recorded.
+     */
+    uint64_t dispatches;
+    /**
+     * Compute passes recorded.
+     */
+    uint64_t passes;
+    /**
+     * Buffers created.
+     */
+    uint64_t buffers_created;
+    /**
+     * Bytes of those buffers.
+     */
+    uint64_t buffer_bytes;
+    /**
+     * Bind groups created.
+     */
+    uint64_t bind_groups;
+    /**
+     * Pipelines created (compiled, or taken from the driver's cache).
+     */
+    uint64_t pipelines;
+    /**
+     * CPU time of creating them, nanoseconds.
+     */
+    uint64_t pipeline_ns;
+    /**
+     * Writes of host data into buffers.
+     */
+    uint64_t uploads;
+    /**
+     * Bytes of those writes.
+     */
+    uint64_t upload_bytes;
+    /**
+     * Readbacks, by doppler_readback_class; the last two are reserved and 0.
+     */
+    uint64_t readbacks[8];
+    /**
+     * Bytes read back, by doppler_readback_class; the last two are reserved and 0.
+     */
+    uint64_t readback_bytes[8];
+    /**
+     * CPU time inside submit calls, nanoseconds.
+     */
+    uint64_t submit_cpu_ns;
+    /**
+     * Longest single submit call, nanoseconds.
+     */
+    uint64_t submit_cpu_max_ns;
+    /**
+     * CPU time of recording commands, nanoseconds.
+     */
+    uint64_t record_cpu_ns;
+    /**
+     * GPU time, nanoseconds; see `gpu_time_source` of the structure around this one.
+     */
+    uint64_t gpu_ns;
+    /**
+     * 0.
+     */
+    uint64_t reserved[6];
+} doppler_phase_stats;
+
+/**
+ * What a context has done and holds. Set `struct_size` before the call.
+ */
+typedef struct doppler_context_stats {
+    /**
+     * sizeof(doppler_context_stats)
+     */
+    size_t struct_size;
+    /**
+     * Everything done on the device since the context was created or its statistics reset, by doppler_phase.
+     */
+    struct doppler_phase_stats phases[4];
+    /**
+     * CPU times of submit calls: entry i counts calls of 2^i to 2^(i+1) nanoseconds.
+     */
+    uint64_t submit_histogram[32];
+    /**
+     * Device memory now, in bytes, by doppler_memory_class; the last three are reserved and 0.
+     */
+    uint64_t memory[8];
+    /**
+     * All classes together, in bytes.
+     */
+    uint64_t memory_total;
+    /**
+     * Highest total so far, in bytes.
+     */
+    uint64_t memory_peak;
+    /**
+     * Buffers that exist now.
+     */
+    uint64_t live_buffers;
+    /**
+     * Pipelines held by the pipeline cache.
+     */
+    uint64_t cached_pipelines;
+    /**
+     * Shader modules held by it.
+     */
+    uint64_t cached_modules;
+    /**
+     * Requests that it answered.
+     */
+    uint64_t pipeline_hits;
+    /**
+     * Requests that had to compile.
+     */
+    uint64_t pipeline_misses;
+    /**
+     * CPU time of compiling, nanoseconds.
+     */
+    uint64_t compile_ns;
+    /**
+     * Transient buffers on loan.
+     */
+    uint64_t pool_leased;
+    /**
+     * Transient buffers waiting for reuse.
+     */
+    uint64_t pool_idle;
+    /**
+     * Bytes of those.
+     */
+    uint64_t pool_idle_bytes;
+    /**
+     * Requests for a transient buffer answered with an old one.
+     */
+    uint64_t pool_reuses;
+    /**
+     * Requests that made a new one.
+     */
+    uint64_t pool_misses;
+    /**
+     * A doppler_gpu_time_source.
+     */
+    uint32_t gpu_time_source;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} doppler_context_stats;
+
+/**
+ * Hears how loading goes on: bytes done, and bytes in all. Called on the thread that loads. Not 0 ends the load.
+ * It must return: no exception and no longjmp may leave it.
+ */
+typedef int (*doppler_progress_callback)(void *user, uint64_t done_bytes, uint64_t total_bytes);
+
+/**
+ * How to load a model. Fill it with doppler_model_options_init().
+ */
+typedef struct doppler_model_options {
+    /**
+     * Set by doppler_model_options_init().
+     */
+    size_t struct_size;
+    /**
+     * Longest context of a session, in tokens. 0: the length the model was trained with, at most 4096.
+     */
+    uint32_t n_ctx;
+    /**
+     * Prompt tokens evaluated in one submit. 0: 256.
+     */
+    uint32_t prefill_chunk;
+    /**
+     * A doppler_kv_type. Default F16.
+     */
+    uint32_t kv_type;
+    /**
+     * Not 0: compile the pipelines of decoding while loading, so that the first token compiles nothing. Default 1.
+     */
+    uint32_t prewarm;
+    /**
+     * Hears the progress; may be NULL.
+     */
+    doppler_progress_callback on_progress;
+    /**
+     * Handed to `on_progress`.
+     */
+    void *progress_user;
+} doppler_model_options;
+
+/**
+ * What a model is. Set `struct_size` before the call.
+ */
+typedef struct doppler_model_info {
+    /**
+     * sizeof(doppler_model_info)
+     */
+    size_t struct_size;
+    /**
+     * Name, or empty; NUL-terminated UTF-8.
+     */
+    char name[256];
+    /**
+     * Architecture, such as "llama"; NUL-terminated UTF-8.
+     */
+    char architecture[64];
+    /**
+     * Weight format of most bytes, such as "Q8_0"; NUL-terminated UTF-8.
+     */
+    char format[32];
+    /**
+     * Weights of all matrices.
+     */
+    uint64_t parameters;
+    /**
+     * Bytes of weights in the file.
+     */
+    uint64_t file_bytes;
+    /**
+     * Layers.
+     */
+    uint32_t n_layer;
+    /**
+     * Width of the residual stream.
+     */
+    uint32_t n_embd;
+    /**
+     * Tokens in the vocabulary: logits have this many entries, token ids are below it.
+     */
+    uint32_t n_vocab;
+    /**
+     * Longest context of a session, in tokens, as loaded.
+     */
+    uint32_t n_ctx;
+    /**
+     * Context that the model was trained with, in tokens.
+     */
+    uint32_t n_ctx_train;
+    /**
+     * A doppler_kv_type.
+     */
+    uint32_t kv_type;
+    /**
+     * 1 if the file has a chat template.
+     */
+    uint32_t has_chat_template;
+    /**
+     * The token that begins a text, or DOPPLER_NONE.
+     */
+    uint32_t bos_token;
+    /**
+     * The token that the file names as the end, or DOPPLER_NONE. There may be more: doppler_model_is_end_of_generation().
+     */
+    uint32_t eos_token;
+    /**
+     * 1 if tokenizing with `add_special` puts the BOS token in front.
+     */
+    uint32_t adds_bos;
+} doppler_model_info;
+
+/**
+ * What loading a model cost, and what its attention cache holds. Set `struct_size` before the call.
+ */
+typedef struct doppler_model_stats {
+    /**
+     * sizeof(doppler_model_stats)
+     */
+    size_t struct_size;
+    /**
+     * Wall time of loading, nanoseconds.
+     */
+    uint64_t load_ns;
+    /**
+     * Bytes of weights in the file.
+     */
+    uint64_t file_bytes;
+    /**
+     * Bytes of one block of the attention cache, all layers, keys and values.
+     */
+    uint64_t kv_block_bytes;
+    /**
+     * Tokens in a block.
+     */
+    uint32_t kv_block_tokens;
+    /**
+     * Blocks that exist.
+     */
+    uint32_t kv_blocks;
+    /**
+     * Blocks in use.
+     */
+    uint32_t kv_blocks_used;
+    /**
+     * Most blocks that were ever in use.
+     */
+    uint32_t kv_blocks_high_water;
+} doppler_model_stats;
+
+/**
+ * One message of a conversation. Both texts are NUL-terminated UTF-8 and are only read during the call.
+ */
+typedef struct doppler_message {
+    /**
+     * Who speaks: "system", "user", "assistant", or what else the model's template knows.
+     */
+    const char *role;
+    /**
+     * What is said.
+     */
+    const char *content;
+} doppler_message;
+
+/**
+ * How to create a session. Fill it with doppler_session_options_init().
+ */
+typedef struct doppler_session_options {
+    /**
+     * Set by doppler_session_options_init().
+     */
+    size_t struct_size;
+    /**
+     * Context length in tokens. 0: the model's.
+     */
+    uint32_t n_ctx;
+    /**
+     * Tokens drawn in one submit. They arrive together, and a cancel request waits for them. Default 1.
+     */
+    uint32_t tokens_per_submit;
+    /**
+     * A doppler_guard_mode. Default INHERIT.
+     */
+    uint32_t guard_mode;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} doppler_session_options;
+
+/**
+ * Added to the logit of one token.
+ */
+typedef struct doppler_logit_bias {
+    /**
+     * The token.
+     */
+    uint32_t token;
+    /**
+     * Finite, or -INFINITY to forbid the token.
+     */
+    float bias;
+} doppler_logit_bias;
+
+/**
+ * How to generate. Fill it with doppler_generate_options_init(). What it points to is only read during the call.
+ */
+typedef struct doppler_generate_options {
+    /**
+     * Set by doppler_generate_options_init().
+     */
+    size_t struct_size;
+    /**
+     * Tokens to generate, at most. 0 (default): as many as the context holds.
+     */
+    uint32_t max_tokens;
+    /**
+     * Divides the logits before the draw, 0 to 100. 0 takes the most likely token every time. Default 0.8.
+     */
+    float temperature;
+    /**
+     * Keeps the most likely tokens, this many. 0: all. Default 40.
+     */
+    uint32_t top_k;
+    /**
+     * Keeps the shortest list of most likely tokens that has this share of the probability, 0 to 1. 1: all. Default 0.95.
+     */
+    float top_p;
+    /**
+     * Drops tokens less likely than this share of the most likely one, 0 to 1. 0: none. Default 0.05.
+     */
+    float min_p;
+    /**
+     * Divides the positive logits of recent tokens, multiplies the negative ones, 0.01 to 100. Default 1: off.
+     */
+    float repeat_penalty;
+    /**
+     * Subtracted from a logit for each recent occurrence of its token, -100 to 100. Default 0.
+     */
+    float frequency_penalty;
+    /**
+     * Subtracted from the logit of a token that occurred recently, -100 to 100. Default 0.
+     */
+    float presence_penalty;
+    /**
+     * How many of the newest tokens, prompt included, are "recent". 0: no penalties. Default 64.
+     */
+    uint32_t penalty_last_n;
+    /**
+     * Not 0: do not stop at tokens that end a reply.
+     */
+    uint32_t ignore_eos;
+    /**
+     * The same seed gives the same text. Default 0.
+     */
+    uint64_t seed;
+    /**
+     * Entries for single tokens, each token at most once; may be NULL if `n_logit_bias` is 0.
+     */
+    const struct doppler_logit_bias *logit_bias;
+    /**
+     * How many, at most 256.
+     */
+    size_t n_logit_bias;
+    /**
+     * Texts that end the generation and do not appear in it, NUL-terminated UTF-8; may be NULL if `n_stop` is 0.
+     */
+    const char *const *stop;
+    /**
+     * How many.
+     */
+    size_t n_stop;
+    /**
+     * Not 0: show control tokens in the text.
+     */
+    uint32_t render_special;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} doppler_generate_options;
+
+/**
+ * Text as it arrives. Valid during the callback. New fields are added at the end.
+ */
+typedef struct doppler_token_event {
+    /**
+     * sizeof(doppler_token_event) of the library.
+     */
+    size_t struct_size;
+    /**
+     * Text that became certain with this token: whole UTF-8 characters, possibly none, NUL-terminated. Never part of a stop string.
+     * The texts of all events, joined, are the reply.
+     */
+    const char *text;
+    /**
+     * Its length in bytes, without the NUL.
+     */
+    size_t text_bytes;
+    /**
+     * The token; DOPPLER_NONE in a last event that only brings text held back until the end.
+     */
+    uint32_t token;
+    /**
+     * Its place in this generation, from 0.
+     */
+    uint32_t index;
+} doppler_token_event;
+
+/**
+ * Hears each token of a generation, on the thread that generates. Not 0 ends the generation (reason CALLBACK); the token it was called for
+ * stays in the session. Calls into the same session answer DOPPLER_STATUS_INVALID_STATE, except doppler_session_cancel() and
+ * doppler_session_destroy(). It must return: no exception and no longjmp may leave it.
+ */
+typedef int (*doppler_token_callback)(void *user, const struct doppler_token_event *event);
+
+/**
+ * How a generation went. Set `struct_size` before the call.
+ */
+typedef struct doppler_generate_result {
+    /**
+     * sizeof(doppler_generate_result)
+     */
+    size_t struct_size;
+    /**
+     * A doppler_finish_reason.
+     */
+    uint32_t reason;
+    /**
+     * Which stop string was met, by its place in the options; else DOPPLER_NONE.
+     */
+    uint32_t stop_string;
+    /**
+     * Tokens generated, an end token included.
+     */
+    uint32_t n_tokens;
+    /**
+     * Prompt tokens that had to be evaluated first.
+     */
+    uint32_t prefill_tokens;
+    /**
+     * Wall time of evaluating them, nanoseconds.
+     */
+    uint64_t prefill_ns;
+    /**
+     * Wall time from the start of the call to the first token, nanoseconds.
+     */
+    uint64_t first_token_ns;
+    /**
+     * Tokens that came after the first one.
+     */
+    uint64_t decode_tokens;
+    /**
+     * Wall time of decoding them, without the callbacks, nanoseconds.
+     */
+    uint64_t decode_ns;
+    /**
+     * Wall time of the call, callbacks included, nanoseconds.
+     */
+    uint64_t total_ns;
+} doppler_generate_result;
+
+/**
+ * What a session has done since it was created or its statistics reset. Set `struct_size` before the call.
+ */
+typedef struct doppler_session_stats {
+    /**
+     * sizeof(doppler_session_stats)
+     */
+    size_t struct_size;
+    /**
+     * This session's share of the work, by doppler_phase.
+     */
+    struct doppler_phase_stats phases[4];
+    /**
+     * CPU times of its submit calls: entry i counts calls of 2^i to 2^(i+1) nanoseconds.
+     */
+    uint64_t submit_histogram[32];
+    /**
+     * Prompt tokens evaluated.
+     */
+    uint64_t prefill_tokens;
+    /**
+     * Wall time of evaluating them, nanoseconds.
+     */
+    uint64_t prefill_ns;
+    /**
+     * Tokens generated.
+     */
+    uint64_t generated_tokens;
+    /**
+     * Those of them that came from decoding (the first of each generation comes with its prompt).
+     */
+    uint64_t decode_tokens;
+    /**
+     * Wall time of decoding, nanoseconds.
+     */
+    uint64_t decode_ns;
+    /**
+     * Wall time from the start of the latest generation to its first token, nanoseconds.
+     */
+    uint64_t first_token_ns;
+    /**
+     * Tokens in the session.
+     */
+    uint32_t n_tokens;
+    /**
+     * Those of them that are in the attention cache.
+     */
+    uint32_t cached_tokens;
+    /**
+     * Tokens that it can hold.
+     */
+    uint32_t n_ctx;
+    /**
+     * A doppler_gpu_time_source.
+     */
+    uint32_t gpu_time_source;
+} doppler_session_stats;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The name of a status, such as "DOPPLER_STATUS_OK"; "DOPPLER_STATUS_UNKNOWN" for a number that this library does not have.
+ * The text is never freed. Threads: any.
+ */
+DOPPLER_API
+const char *doppler_status_name(uint32_t status);
+
+/**
+ * The version of the ABI that this library has; `DOPPLER_ABI_VERSION` is the one the header was made for.
+ * They must be equal. Threads: any.
+ */
+DOPPLER_API uint32_t doppler_abi_version(void);
+
+/**
+ * The version of this library as text, such as "0.1.0". The text is never freed. Threads: any.
+ */
+DOPPLER_API const char *doppler_version_string(void);
+
+/**
+ * The text of the latest failure on the calling thread (empty if there was none): which file, argument or limit, for people to read.
+ * A call that succeeds leaves it as it is.
+ *
+ * @param buffer    gets the text, NUL-terminated, UTF-8, cut at a character border if it does not fit; may be NULL
+ * @param capacity  bytes in `buffer`
+ * @return          bytes that the whole text takes, its NUL included
+ *
+ * Threads: any; each has its own text.
+ */
+DOPPLER_API
+size_t doppler_last_error(char *buffer,
+                          size_t capacity);
+
+/**
+ * How many adapters this machine has, software ones included. Asks the drivers anew in each call (tens of milliseconds).
+ *
+ * @param count  gets the number
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_adapter_count(uint32_t *count);
+
+/**
+ * What is known of an adapter before it is opened. Asks the drivers anew in each call.
+ *
+ * @param index  0 .. count - 1, the number that doppler_context_options.adapter_index takes
+ * @param info   filled in; set its `struct_size`
+ * @return       DOPPLER_STATUS_INVALID_ARGUMENT if there is no such adapter
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_adapter_get_info(uint32_t index, struct doppler_adapter_info *info);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_options_init(struct doppler_context_options *options, size_t struct_size);
+
+/**
+ * Opens a device.
+ *
+ * @param options  NULL: defaults
+ * @param context  gets the handle; end it with doppler_context_destroy()
+ * @return         DOPPLER_STATUS_NO_ADAPTER if no adapter fits the options, DOPPLER_STATUS_GPU if the driver refuses the device
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_create(const struct doppler_context_options *options,
+                                      struct doppler_context **context);
+
+/**
+ * Ends a context handle. Models and sessions made from it go on working; the device is closed with the last of them.
+ *
+ * @param context  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_destroy(struct doppler_context *context);
+
+/**
+ * The adapter in use, and which of its abilities are used.
+ *
+ * @param info  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_adapter_info(const struct doppler_context *context,
+                                                struct doppler_adapter_info *info);
+
+/**
+ * Counters, memory and caches of a context. With `gpu_timing` this reads times back from the device.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_stats(const struct doppler_context *context,
+                                         struct doppler_context_stats *stats);
+
+/**
+ * Sets `phases` and `submit_histogram` of a context's statistics to zero; memory and caches are what they are.
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_reset_stats(struct doppler_context *context);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_model_options_init(struct doppler_model_options *options, size_t struct_size);
+
+/**
+ * Loads a model from a GGUF file. The file is only needed during the call.
+ *
+ * @param context  into which device
+ * @param path     NUL-terminated UTF-8
+ * @param options  NULL: defaults
+ * @param model    gets the handle; end it with doppler_model_destroy()
+ * @return         DOPPLER_STATUS_IO, DOPPLER_STATUS_BAD_FILE or DOPPLER_STATUS_UNSUPPORTED (the error text names the file, and the key or tensor),
+ *                 DOPPLER_STATUS_OUT_OF_MEMORY, DOPPLER_STATUS_CANCELLED if `on_progress` asked for it
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_load(struct doppler_context *context,
+                                  const char *path,
+                                  const struct doppler_model_options *options,
+                                  struct doppler_model **model);
+
+/**
+ * Ends a model handle. Its sessions go on working; its memory is freed with the last of them.
+ *
+ * @param model  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_model_destroy(struct doppler_model *model);
+
+/**
+ * What a model is.
+ *
+ * @param info  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_model_get_info(const struct doppler_model *model, struct doppler_model_info *info);
+
+/**
+ * What loading a model cost, and what its attention cache holds.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any; waits for a submit that is under way in one of its sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_get_stats(const struct doppler_model *model,
+                                       struct doppler_model_stats *stats);
+
+/**
+ * The tokens of a text.
+ *
+ * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
+ * @param text_bytes     its length
+ * @param add_special    not 0: BOS before and EOS after it, where the model's file says so
+ * @param parse_special  not 0: the text of control tokens becomes those tokens. Do not set it for text of strangers.
+ * @param tokens         gets the tokens; NULL (with `capacity` 0) to ask for the number
+ * @param capacity       tokens that fit
+ * @param needed         gets the number of tokens, also when they do not fit; may be NULL
+ * @return               DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written), DOPPLER_STATUS_BAD_UTF8
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_tokenize(const struct doppler_model *model,
+                                      const char *text,
+                                      size_t text_bytes,
+                                      uint32_t add_special,
+                                      uint32_t parse_special,
+                                      uint32_t *tokens,
+                                      size_t capacity,
+                                      size_t *needed);
+
+/**
+ * The text of tokens. Bytes that are not UTF-8 become U+FFFD.
+ *
+ * @param tokens          may be NULL if `n_tokens` is 0
+ * @param n_tokens        how many
+ * @param render_special  not 0: control tokens show as text
+ * @param buffer          gets the text, NUL-terminated; NULL (with `capacity` 0) to ask for the size
+ * @param capacity        bytes that fit
+ * @param needed          gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return                DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written), DOPPLER_STATUS_INVALID_ARGUMENT for a token
+ *                        outside the vocabulary
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_detokenize(const struct doppler_model *model,
+                                        const uint32_t *tokens,
+                                        size_t n_tokens,
+                                        uint32_t render_special,
+                                        char *buffer,
+                                        size_t capacity,
+                                        size_t *needed);
+
+/**
+ * The exact bytes of one token, which may be a part of a character, or a zero byte. Streamed output is easier to have from doppler_session_generate().
+ *
+ * @param token           below `n_vocab`
+ * @param render_special  not 0: control tokens show as text
+ * @param buffer          gets the bytes and a NUL behind them; NULL (with `capacity` 0) to ask for the size
+ * @param capacity        bytes that fit
+ * @param needed          gets the number of bytes, NUL included, also when they do not fit; may be NULL
+ * @return                as doppler_model_detokenize()
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_token_bytes(const struct doppler_model *model,
+                                         uint32_t token,
+                                         uint32_t render_special,
+                                         char *buffer,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * The name of a token in the vocabulary, marks for spaces and bytes included: for people, not for output.
+ *
+ * @param token     below `n_vocab`
+ * @param buffer    gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
+ * @param capacity  bytes that fit
+ * @param needed    gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return          as doppler_model_detokenize()
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_token_text(const struct doppler_model *model,
+                                        uint32_t token,
+                                        char *buffer,
+                                        size_t capacity,
+                                        size_t *needed);
+
+/**
+ * Whether a token ends a reply.
+ *
+ * @param token  a token
+ * @param ends   gets 1 or 0
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_is_end_of_generation(const struct doppler_model *model,
+                                                  uint32_t token,
+                                                  uint32_t *ends);
+
+/**
+ * Renders a conversation through the model's chat template. doppler_session_append_messages() does this and appends the result.
+ *
+ * @param messages               the conversation; may be NULL if `n_messages` is 0
+ * @param n_messages             how many
+ * @param add_generation_prompt  not 0: open the assistant's turn at the end
+ * @param buffer                 gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
+ * @param capacity               bytes that fit
+ * @param needed                 gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return                       DOPPLER_STATUS_UNSUPPORTED if the file has no template, DOPPLER_STATUS_TEMPLATE if it fails,
+ *                               DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_format_chat(const struct doppler_model *model,
+                                         const struct doppler_message *messages,
+                                         size_t n_messages,
+                                         uint32_t add_generation_prompt,
+                                         char *buffer,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_session_options_init(struct doppler_session_options *options, size_t struct_size);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
+
+/**
+ * Creates a session.
+ *
+ * @param model    the model; sessions of one model take turns on the device
+ * @param options  NULL: defaults
+ * @param session  gets the handle; end it with doppler_session_destroy()
+ * @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_session_create(struct doppler_model *model,
+                                      const struct doppler_session_options *options,
+                                      struct doppler_session **session);
+
+/**
+ * Ends a session handle. A call that is running in it, on another thread or around the callback that calls this, is cancelled, and
+ * the session is freed when that call returns.
+ *
+ * @param session  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_session_destroy(struct doppler_session *session);
+
+/**
+ * Asks the running call of a session, or else its next one, to end. Takes effect within one submit: doppler_session_generate() then succeeds with
+ * reason CANCELLED, doppler_session_eval() fails with DOPPLER_STATUS_CANCELLED. doppler_session_reset() takes a request back that nothing has answered yet.
+ *
+ * Threads: any, at any time, callbacks included.
+ */
+DOPPLER_API
+doppler_status doppler_session_cancel(const struct doppler_session *session);
+
+/**
+ * Adds text to the end of a session. Nothing is evaluated yet. The first text gets a BOS token in front where the model wants one.
+ *
+ * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
+ * @param text_bytes     its length
+ * @param parse_special  not 0: the text of control tokens becomes those tokens. Do not set it for text of strangers.
+ * @param n_added        gets the number of tokens added; may be NULL
+ * @return               DOPPLER_STATUS_CONTEXT_FULL (nothing is added), DOPPLER_STATUS_BAD_UTF8
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_text(struct doppler_session *session,
+                                           const char *text,
+                                           size_t text_bytes,
+                                           uint32_t parse_special,
+                                           uint32_t *n_added);
+
+/**
+ * Adds tokens to the end of a session. Nothing is evaluated yet.
+ *
+ * @param tokens    may be NULL if `n_tokens` is 0
+ * @param n_tokens  how many
+ * @return          DOPPLER_STATUS_CONTEXT_FULL or DOPPLER_STATUS_INVALID_ARGUMENT (a token outside the vocabulary); nothing is added
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_tokens(struct doppler_session *session,
+                                             const uint32_t *tokens,
+                                             size_t n_tokens);
+
+/**
+ * Adds messages to the conversation of a session, and renders it through the model's chat template. What the session holds already stays, only
+ * what is new is evaluated later. Replies become part of the conversation by themselves: doppler_session_generate() adds them.
+ *
+ * @param messages               the new messages; may be NULL if `n_messages` is 0
+ * @param n_messages             how many
+ * @param add_generation_prompt  not 0: open the assistant's turn, as is wanted before doppler_session_generate()
+ * @param n_added                gets the number of tokens that are new; may be NULL
+ * @return                       DOPPLER_STATUS_CONTEXT_FULL, DOPPLER_STATUS_UNSUPPORTED (no template), DOPPLER_STATUS_TEMPLATE; the conversation is then
+ *                               as before
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_messages(struct doppler_session *session,
+                                               const struct doppler_message *messages,
+                                               size_t n_messages,
+                                               uint32_t add_generation_prompt,
+                                               uint32_t *n_added);
+
+/**
+ * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
+ *
+ * @param options   NULL: defaults
+ * @param on_token  hears each token; may be NULL
+ * @param user      handed to `on_token`
+ * @param result    filled in on success; set its `struct_size`; may be NULL
+ * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
+ *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_generate(struct doppler_session *session,
+                                        const struct doppler_generate_options *options,
+                                        doppler_token_callback on_token,
+                                        void *user,
+                                        struct doppler_generate_result *result);
+
+/**
+ * Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
+ * are evaluated first.
+ *
+ * @param tokens    may be NULL if `n_tokens` is 0
+ * @param n_tokens  how many
+ * @param logits    gets `n_tokens` rows of `n_vocab` numbers, row by row. If the call fails after it began, the content is undefined.
+ * @param capacity  numbers that fit
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (found before any work), DOPPLER_STATUS_CONTEXT_FULL, DOPPLER_STATUS_INVALID_ARGUMENT,
+ *                  DOPPLER_STATUS_CANCELLED. The session then holds the tokens it had.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_eval(struct doppler_session *session,
+                                    const uint32_t *tokens,
+                                    size_t n_tokens,
+                                    float *logits,
+                                    size_t capacity);
+
+/**
+ * The tokens of a session, generated ones included.
+ *
+ * @param tokens    gets the tokens; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  tokens that fit
+ * @param needed    gets the number of tokens, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_tokens(const struct doppler_session *session,
+                                          uint32_t *tokens,
+                                          size_t capacity,
+                                          size_t *needed);
+
+/**
+ * How many tokens a session holds.
+ *
+ * @param length  gets the number
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API doppler_status doppler_session_get_length(const struct doppler_session *session, uint32_t *length);
+
+/**
+ * Forgets everything said: the session is as new. Its statistics go on. A cancel request that nothing has answered yet is forgotten too.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_reset(struct doppler_session *session);
+
+/**
+ * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over.
+ *
+ * @param n_tokens  how many to keep
+ * @return          DOPPLER_STATUS_INVALID_ARGUMENT if there are fewer
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API doppler_status doppler_session_truncate(struct doppler_session *session, uint32_t n_tokens);
+
+/**
+ * Counters and times of a session. With `gpu_timing` this reads times back from the device.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_stats(const struct doppler_session *session,
+                                         struct doppler_session_stats *stats);
+
+/**
+ * Sets the statistics of a session to zero.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
+
+/**
+ * The name of a status, such as "DOPPLER_STATUS_OK"; "DOPPLER_STATUS_UNKNOWN" for a number that this library does not have.
+ * The text is never freed. Threads: any.
+ */
+DOPPLER_API
+const char *doppler_status_name(uint32_t status);
+
+/**
+ * How many adapters this machine has, software ones included. Asks the drivers anew in each call (tens of milliseconds).
+ *
+ * @param count  gets the number
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_adapter_count(uint32_t *count);
+
+/**
+ * What is known of an adapter before it is opened. Asks the drivers anew in each call.
+ *
+ * @param index  0 .. count - 1, the number that doppler_context_options.adapter_index takes
+ * @param info   filled in; set its `struct_size`
+ * @return       DOPPLER_STATUS_INVALID_ARGUMENT if there is no such adapter
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_adapter_get_info(uint32_t index, struct doppler_adapter_info *info);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_options_init(struct doppler_context_options *options, size_t struct_size);
+
+/**
+ * Opens a device.
+ *
+ * @param options  NULL: defaults
+ * @param context  gets the handle; end it with doppler_context_destroy()
+ * @return         DOPPLER_STATUS_NO_ADAPTER if no adapter fits the options, DOPPLER_STATUS_GPU if the driver refuses the device
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_create(const struct doppler_context_options *options,
+                                      struct doppler_context **context);
+
+/**
+ * Ends a context handle. Models and sessions made from it go on working; the device is closed with the last of them.
+ *
+ * @param context  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_destroy(struct doppler_context *context);
+
+/**
+ * The adapter in use, and which of its abilities are used.
+ *
+ * @param info  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_adapter_info(const struct doppler_context *context,
+                                                struct doppler_adapter_info *info);
+
+/**
+ * Counters, memory and caches of a context. With `gpu_timing` this reads times back from the device.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_stats(const struct doppler_context *context,
+                                         struct doppler_context_stats *stats);
+
+/**
+ * Sets `phases` and `submit_histogram` of a context's statistics to zero; memory and caches are what they are.
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_reset_stats(struct doppler_context *context);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_model_options_init(struct doppler_model_options *options, size_t struct_size);
+
+/**
+ * Loads a model from a GGUF file. The file is only needed during the call.
+ *
+ * @param context  into which device
+ * @param path     NUL-terminated UTF-8
+ * @param options  NULL: defaults
+ * @param model    gets the handle; end it with doppler_model_destroy()
+ * @return         DOPPLER_STATUS_IO, DOPPLER_STATUS_BAD_FILE or DOPPLER_STATUS_UNSUPPORTED (the error text names the file, and the key or tensor),
+ *                 DOPPLER_STATUS_OUT_OF_MEMORY, DOPPLER_STATUS_CANCELLED if `on_progress` asked for it
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_load(struct doppler_context *context,
+                                  const char *path,
+                                  const struct doppler_model_options *options,
+                                  struct doppler_model **model);
+
+/**
+ * Ends a model handle. Its sessions go on working; its memory is freed with the last of them.
+ *
+ * @param model  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_model_destroy(struct doppler_model *model);
+
+/**
+ * What a model is.
+ *
+ * @param info  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_model_get_info(const struct doppler_model *model, struct doppler_model_info *info);
+
+/**
+ * What loading a model cost, and what its attention cache holds.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any; waits for a submit that is under way in one of its sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_get_stats(const struct doppler_model *model,
+                                       struct doppler_model_stats *stats);
+
+/**
+ * The tokens of a text.
+ *
+ * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
+ * @param text_bytes     its length
+ * @param add_special    not 0: BOS before and EOS after it, where the model's file says so
+ * @param parse_special  not 0: the text of control tokens becomes those tokens. Do not set it for text of strangers.
+ * @param tokens         gets the tokens; NULL (with `capacity` 0) to ask for the number
+ * @param capacity       tokens that fit
+ * @param needed         gets the number of tokens, also when they do not fit; may be NULL
+ * @return               DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written), DOPPLER_STATUS_BAD_UTF8
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_tokenize(const struct doppler_model *model,
+                                      const char *text,
+                                      size_t text_bytes,
+                                      uint32_t add_special,
+                                      uint32_t parse_special,
+                                      uint32_t *tokens,
+                                      size_t capacity,
+                                      size_t *needed);
+
+/**
+ * The text of tokens. Bytes that are not UTF-8 become U+FFFD.
+ *
+ * @param tokens          may be NULL if `n_tokens` is 0
+ * @param n_tokens        how many
+ * @param render_special  not 0: control tokens show as text
+ * @param buffer          gets the text, NUL-terminated; NULL (with `capacity` 0) to ask for the size
+ * @param capacity        bytes that fit
+ * @param needed          gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return                DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written), DOPPLER_STATUS_INVALID_ARGUMENT for a token
+ *                        outside the vocabulary
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_detokenize(const struct doppler_model *model,
+                                        const uint32_t *tokens,
+                                        size_t n_tokens,
+                                        uint32_t render_special,
+                                        char *buffer,
+                                        size_t capacity,
+                                        size_t *needed);
+
+/**
+ * The exact bytes of one token, which may be a part of a character, or a zero byte. Streamed output is easier to have from doppler_session_generate().
+ *
+ * @param token           below `n_vocab`
+ * @param render_special  not 0: control tokens show as text
+ * @param buffer          gets the bytes and a NUL behind them; NULL (with `capacity` 0) to ask for the size
+ * @param capacity        bytes that fit
+ * @param needed          gets the number of bytes, NUL included, also when they do not fit; may be NULL
+ * @return                as doppler_model_detokenize()
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_token_bytes(const struct doppler_model *model,
+                                         uint32_t token,
+                                         uint32_t render_special,
+                                         char *buffer,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * The name of a token in the vocabulary, marks for spaces and bytes included: for people, not for output.
+ *
+ * @param token     below `n_vocab`
+ * @param buffer    gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
+ * @param capacity  bytes that fit
+ * @param needed    gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return          as doppler_model_detokenize()
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_token_text(const struct doppler_model *model,
+                                        uint32_t token,
+                                        char *buffer,
+                                        size_t capacity,
+                                        size_t *needed);
+
+/**
+ * Whether a token ends a reply.
+ *
+ * @param token  a token
+ * @param ends   gets 1 or 0
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_is_end_of_generation(const struct doppler_model *model,
+                                                  uint32_t token,
+                                                  uint32_t *ends);
+
+/**
+ * Renders a conversation through the model's chat template. doppler_session_append_messages() does this and appends the result.
+ *
+ * @param messages               the conversation; may be NULL if `n_messages` is 0
+ * @param n_messages             how many
+ * @param add_generation_prompt  not 0: open the assistant's turn at the end
+ * @param buffer                 gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
+ * @param capacity               bytes that fit
+ * @param needed                 gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return                       DOPPLER_STATUS_UNSUPPORTED if the file has no template, DOPPLER_STATUS_TEMPLATE if it fails,
+ *                               DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_format_chat(const struct doppler_model *model,
+                                         const struct doppler_message *messages,
+                                         size_t n_messages,
+                                         uint32_t add_generation_prompt,
+                                         char *buffer,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_session_options_init(struct doppler_session_options *options, size_t struct_size);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
+
+/**
+ * Creates a session.
+ *
+ * @param model    the model; sessions of one model take turns on the device
+ * @param options  NULL: defaults
+ * @param session  gets the handle; end it with doppler_session_destroy()
+ * @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_session_create(struct doppler_model *model,
+                                      const struct doppler_session_options *options,
+                                      struct doppler_session **session);
+
+/**
+ * Ends a session handle. A call that is running in it, on another thread or around the callback that calls this, is cancelled, and
+ * the session is freed when that call returns.
+ *
+ * @param session  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_session_destroy(struct doppler_session *session);
+
+/**
+ * Asks the running call of a session, or else its next one, to end. Takes effect within one submit: doppler_session_generate() then succeeds with
+ * reason CANCELLED, doppler_session_eval() fails with DOPPLER_STATUS_CANCELLED. doppler_session_reset() takes a request back that nothing has answered yet.
+ *
+ * Threads: any, at any time, callbacks included.
+ */
+DOPPLER_API
+doppler_status doppler_session_cancel(const struct doppler_session *session);
+
+/**
+ * Adds text to the end of a session. Nothing is evaluated yet. The first text gets a BOS token in front where the model wants one.
+ *
+ * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
+ * @param text_bytes     its length
+ * @param parse_special  not 0: the text of control tokens becomes those tokens. Do not set it for text of strangers.
+ * @param n_added        gets the number of tokens added; may be NULL
+ * @return               DOPPLER_STATUS_CONTEXT_FULL (nothing is added), DOPPLER_STATUS_BAD_UTF8
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_text(struct doppler_session *session,
+                                           const char *text,
+                                           size_t text_bytes,
+                                           uint32_t parse_special,
+                                           uint32_t *n_added);
+
+/**
+ * Adds tokens to the end of a session. Nothing is evaluated yet.
+ *
+ * @param tokens    may be NULL if `n_tokens` is 0
+ * @param n_tokens  how many
+ * @return          DOPPLER_STATUS_CONTEXT_FULL or DOPPLER_STATUS_INVALID_ARGUMENT (a token outside the vocabulary); nothing is added
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_tokens(struct doppler_session *session,
+                                             const uint32_t *tokens,
+                                             size_t n_tokens);
+
+/**
+ * Adds messages to the conversation of a session, and renders it through the model's chat template. What the session holds already stays, only
+ * what is new is evaluated later. Replies become part of the conversation by themselves: doppler_session_generate() adds them.
+ *
+ * @param messages               the new messages; may be NULL if `n_messages` is 0
+ * @param n_messages             how many
+ * @param add_generation_prompt  not 0: open the assistant's turn, as is wanted before doppler_session_generate()
+ * @param n_added                gets the number of tokens that are new; may be NULL
+ * @return                       DOPPLER_STATUS_CONTEXT_FULL, DOPPLER_STATUS_UNSUPPORTED (no template), DOPPLER_STATUS_TEMPLATE; the conversation is then
+ *                               as before
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_messages(struct doppler_session *session,
+                                               const struct doppler_message *messages,
+                                               size_t n_messages,
+                                               uint32_t add_generation_prompt,
+                                               uint32_t *n_added);
+
+/**
+ * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
+ *
+ * @param options   NULL: defaults
+ * @param on_token  hears each token; may be NULL
+ * @param user      handed to `on_token`
+ * @param result    filled in on success; set its `struct_size`; may be NULL
+ * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
+ *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_generate(struct doppler_session *session,
+                                        const struct doppler_generate_options *options,
+                                        doppler_token_callback on_token,
+                                        void *user,
+                                        struct doppler_generate_result *result);
+
+/**
+ * Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
+ * are evaluated first.
+ *
+ * @param tokens    may be NULL if `n_tokens` is 0
+ * @param n_tokens  how many
+ * @param logits    gets `n_tokens` rows of `n_vocab` numbers, row by row. If the call fails after it began, the content is undefined.
+ * @param capacity  numbers that fit
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (found before any work), DOPPLER_STATUS_CONTEXT_FULL, DOPPLER_STATUS_INVALID_ARGUMENT,
+ *                  DOPPLER_STATUS_CANCELLED. The session then holds the tokens it had.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_eval(struct doppler_session *session,
+                                    const uint32_t *tokens,
+                                    size_t n_tokens,
+                                    float *logits,
+                                    size_t capacity);
+
+/**
+ * The tokens of a session, generated ones included.
+ *
+ * @param tokens    gets the tokens; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  tokens that fit
+ * @param needed    gets the number of tokens, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_tokens(const struct doppler_session *session,
+                                          uint32_t *tokens,
+                                          size_t capacity,
+                                          size_t *needed);
+
+/**
+ * How many tokens a session holds.
+ *
+ * @param length  gets the number
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API doppler_status doppler_session_get_length(const struct doppler_session *session, uint32_t *length);
+
+/**
+ * Forgets everything said: the session is as new. Its statistics go on. A cancel request that nothing has answered yet is forgotten too.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_reset(struct doppler_session *session);
+
+/**
+ * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over.
+ *
+ * @param n_tokens  how many to keep
+ * @return          DOPPLER_STATUS_INVALID_ARGUMENT if there are fewer
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API doppler_status doppler_session_truncate(struct doppler_session *session, uint32_t n_tokens);
+
+/**
+ * Counters and times of a session. With `gpu_timing` this reads times back from the device.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_stats(const struct doppler_session *session,
+                                         struct doppler_session_stats *stats);
+
+/**
+ * Sets the statistics of a session to zero.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* DOPPLER_H */
