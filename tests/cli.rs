@@ -149,7 +149,7 @@ fn chat_answers_each_line() {
     }
     let text = out(&["chat", MODEL, "--greedy", "-n", "12"], "Who are you?\n/reset\nWho are you?\n/quit\nnever\n");
     let lines: Vec<&str> = text.lines().collect();
-    assert!(lines.len() >= 2 && lines.len() % 2 == 0, "{text}");
+    assert!(lines.len() >= 2 && lines.len().is_multiple_of(2), "{text}");
     let (first, second) = lines.split_at(lines.len() / 2);
     assert_eq!(first, second, "the same question in a fresh conversation has the same answer");
 }
