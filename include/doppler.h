@@ -539,6 +539,62 @@ typedef struct doppler_adapter_info {
 } doppler_adapter_info;
 
 /**
+ * Upper limits for one submit and what belongs to it. UINT64_MAX: no limit. This structure stands inside others, so it does not grow.
+ */
+typedef struct doppler_budget {
+    /**
+     * Submits. Production: 1.
+     */
+    uint64_t submits;
+    /**
+     * Required readbacks (not debug, not profile). Production: 1.
+     */
+    uint64_t readbacks;
+    /**
+     * Bytes read back for each token drawn. Production: 16.
+     */
+    uint64_t readback_bytes_per_token;
+    /**
+     * Buffers created. Production: 0.
+     */
+    uint64_t buffers;
+    /**
+     * Bind groups created. Production: 0.
+     */
+    uint64_t bind_groups;
+    /**
+     * Pipelines created. Production: 0.
+     */
+    uint64_t pipelines;
+} doppler_budget;
+
+/**
+ * A guard: a mode and two budgets. Fill it with doppler_new_guardit().
+ */
+typedef struct doppler_guard {
+    /**
+     * Set by doppler_new_guardit().
+     */
+    size_t struct_size;
+    /**
+     * A doppler_guard_mode, but not INHERIT.
+     */
+    uint32_t mode;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * For each submit of decoding.
+     */
+    struct doppler_budget decode;
+    /**
+     * For each submit of a prompt; a chunk from which no token is drawn reads nothing back.
+     */
+    struct doppler_budget prefill;
+} doppler_guard;
+
+/**
  * How to open a context. Fill it with doppler_context_options_init().
  */
 typedef struct doppler_context_options {
@@ -593,9 +649,14 @@ typedef struct doppler_context_options {
      */
     uint32_t gpu_timing;
     /**
-     * A doppler_guard_mode. Default OFF.
+     * A doppler_guard_mode with the production budgets; doppler_context_set_guard() sets others. Default OFF.
      */
     uint32_t guard_mode;
+    /**
+     * Folder in which compiled pipelines are kept from one process to the next, where the driver can; it is made if it does not exist.
+     * NUL-terminated UTF-8, read during the call. NULL: they are not kept.
+     */
+    const char *cache_dir;
 } doppler_context_options;
 
 /**
@@ -671,6 +732,24 @@ typedef struct doppler_phase_stats {
      */
     uint64_t reserved[6];
 } doppler_phase_stats;
+
+/**
+ * Readbacks of one place, all phases together. It stands in arrays, so it does not grow.
+ */
+typedef struct doppler_place_stats {
+    /**
+     * Readbacks done.
+     */
+    uint64_t readbacks;
+    /**
+     * Their bytes.
+     */
+    uint64_t bytes;
+    /**
+     * Readbacks that a guard refused.
+     */
+    uint64_t refused;
+} doppler_place_stats;
 
 /**
  * What a context has done and holds. Set `struct_size` before the call.
@@ -752,6 +831,46 @@ typedef struct doppler_context_stats {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * Readbacks by doppler_place; the last three are reserved and 0.
+     */
+    struct doppler_place_stats places[12];
+    /**
+     * Most bytes there may be on the device; 0: no limit.
+     */
+    uint64_t memory_budget;
+    /**
+     * Bind-group layouts held by the pipeline cache.
+     */
+    uint64_t cached_group_layouts;
+    /**
+     * Pipeline layouts held by it.
+     */
+    uint64_t cached_pipeline_layouts;
+    /**
+     * Bytes of compiled pipelines that an earlier process left in `cache_dir`.
+     */
+    uint64_t cache_file_bytes;
+    /**
+     * 1 if a file was there but was damaged or made for something else.
+     */
+    uint64_t cache_file_rejected;
+    /**
+     * Bytes of the transient buffers on loan.
+     */
+    uint64_t pool_leased_bytes;
+    /**
+     * Most bytes ever on loan.
+     */
+    uint64_t pool_peak_leased_bytes;
+    /**
+     * Bytes asked for by the leases there are; the rest of `pool_leased_bytes` is slack.
+     */
+    uint64_t pool_requested_bytes;
+    /**
+     * Idle transient buffers freed.
+     */
+    uint64_t pool_trimmed;
 } doppler_context_stats;
 
 /**
@@ -1089,6 +1208,153 @@ typedef struct doppler_message {
 } doppler_message;
 
 /**
+ * The submits made under one label in one phase. Times are CPU times of the submit calls, in nanoseconds. It stands in arrays, so it does not
+ * grow: `reserved` is for what is added.
+ */
+typedef struct doppler_submit_stats {
+    /**
+     * What the submits were for, such as "decode"; NUL-terminated.
+     */
+    char label[32];
+    /**
+     * A doppler_phase.
+     */
+    uint32_t phase;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * How many.
+     */
+    uint64_t submits;
+    /**
+     * Dispatches in them.
+     */
+    uint64_t dispatches;
+    /**
+     * All calls together.
+     */
+    uint64_t total_ns;
+    /**
+     * Shortest call.
+     */
+    uint64_t min_ns;
+    /**
+     * Longest call.
+     */
+    uint64_t max_ns;
+    /**
+     * 0.
+     */
+    uint64_t reserved2[2];
+} doppler_submit_stats;
+
+/**
+ * What drawing more tokens in one submit would have saved.
+ */
+typedef struct doppler_batching_saving {
+    /**
+     * Submits that would not have been made.
+     */
+    uint64_t submits;
+    /**
+     * CPU time that submitting them took, nanoseconds. Recording and waiting come on top.
+     */
+    uint64_t submit_cpu_ns;
+} doppler_batching_saving;
+
+/**
+ * What doppler_context_purge_caches() freed.
+ */
+typedef struct doppler_purged {
+    /**
+     * Compiled pipelines.
+     */
+    uint64_t pipelines;
+    /**
+     * Shader modules.
+     */
+    uint64_t modules;
+    /**
+     * Bind-group layouts.
+     */
+    uint64_t group_layouts;
+    /**
+     * Pipeline layouts.
+     */
+    uint64_t pipeline_layouts;
+    /**
+     * Bytes of idle transient buffers.
+     */
+    uint64_t pool_bytes;
+} doppler_purged;
+
+/**
+ * How complete a profile is.
+ */
+typedef struct doppler_profile_info {
+    /**
+     * A doppler_gpu_time_source; a profile exists only with timestamps.
+     */
+    uint32_t gpu_time_source;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * Dispatches that found no free query: they are in no sum.
+     */
+    uint64_t dropped;
+    /**
+     * Dispatches that were measured wrongly (ends before it starts, over a minute): in no sum.
+     */
+    uint64_t invalid;
+    /**
+     * Dispatches that are in the sums but not in the trace.
+     */
+    uint64_t untraced;
+} doppler_profile_info;
+
+/**
+ * GPU times of one operation. It stands in arrays, so it does not grow: `reserved` is for what is added.
+ */
+typedef struct doppler_profile_row {
+    /**
+     * The operation, such as "attn.qkv"; NUL-terminated.
+     */
+    char label[32];
+    /**
+     * A doppler_phase.
+     */
+    uint32_t phase;
+    /**
+     * The layer, or DOPPLER_NONE outside the layers.
+     */
+    uint32_t layer;
+    /**
+     * Dispatches.
+     */
+    uint64_t count;
+    /**
+     * All together, nanoseconds by timestamp queries.
+     */
+    uint64_t total_ns;
+    /**
+     * Shortest.
+     */
+    uint64_t min_ns;
+    /**
+     * Longest.
+     */
+    uint64_t max_ns;
+    /**
+     * 0.
+     */
+    uint64_t reserved[2];
+} doppler_profile_row;
+
+/**
  * How to create a session. Fill it with doppler_session_options_init().
  */
 typedef struct doppler_session_options {
@@ -1170,6 +1436,10 @@ typedef struct doppler_session_stats {
      * A doppler_gpu_time_source.
      */
     uint32_t gpu_time_source;
+    /**
+     * Readbacks by doppler_place; the last three are reserved and 0.
+     */
+    struct doppler_place_stats places[12];
 } doppler_session_stats;
 
 #ifdef __cplusplus
@@ -1228,6 +1498,50 @@ doppler_status doppler_adapter_count(uint32_t *count);
  * Threads: any.
  */
 DOPPLER_API doppler_status doppler_adapter_get_info(uint32_t index, struct doppler_adapter_info *info);
+
+/**
+ * Fills a guard from a preset.
+ *
+ * @param values       filled in
+ * @param struct_size  sizeof *values
+ * @param preset       a doppler_guard_preset
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_new_guardit(struct doppler_guard *values, size_t struct_size, uint32_t preset);
+
+/**
+ * Replaces the guard of a context, from now on; sessions with a guard of their own keep theirs.
+ *
+ * @param new_guard  copied
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_set_guard(struct doppler_context *context,
+                                         const struct doppler_guard *new_guard);
+
+/**
+ * The guard of a context.
+ *
+ * @param current  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_guard(const struct doppler_context *context,
+                                         struct doppler_guard *current);
+
+/**
+ * Gives a session a guard of its own.
+ *
+ * @param new_guard  copied; NULL: the context's guard, whatever it is at the time
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_set_guard(struct doppler_session *session,
+                                         const struct doppler_guard *new_guard);
 
 /**
  * Fills options with their defaults.
@@ -1496,6 +1810,143 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
                                          char *buffer,
                                          size_t capacity,
                                          size_t *needed);
+
+/**
+ * The submits of a context by phase and label.
+ *
+ * @param submits   gets the entries; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  entries that fit
+ * @param needed    gets the number of entries, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_submits(const struct doppler_context *context,
+                                           struct doppler_submit_stats *submits,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * The submits of a session by phase and label; else as doppler_context_get_submits().
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_submits(const struct doppler_session *session,
+                                           struct doppler_submit_stats *submits,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * What drawing more tokens in one submit would have saved in a session's decoding so far.
+ *
+ * @param tokens_per_submit  the number to compare with
+ * @param saving             filled in
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_estimate_batching(const struct doppler_session *session,
+                                                 uint32_t tokens_per_submit,
+                                                 struct doppler_batching_saving *saving);
+
+/**
+ * Everything that a context has done and holds, as text of some lines for people.
+ *
+ * @param text      gets the text with its terminating NUL; NULL (with `capacity` 0) to ask for the size
+ * @param capacity  bytes that fit
+ * @param needed    gets the bytes of the text with its NUL, also when it does not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_summary(const struct doppler_context *context,
+                                           char *text,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * Everything that a session has done, as text; else as doppler_context_get_summary().
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_summary(const struct doppler_session *session,
+                                           char *text,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * Forgets compiled pipelines and idle transient buffers. Loaded models keep what their plans use; what is needed again is compiled again.
+ *
+ * @param purged  gets what was freed; may be NULL
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_purge_caches(struct doppler_context *context,
+                                            struct doppler_purged *purged);
+
+/**
+ * Starts a profile: until doppler_context_stop_profile() each GPU operation of the context is timed by itself, which makes work slower.
+ *
+ * @return  DOPPLER_STATUS_UNSUPPORTED without timestamp queries, DOPPLER_STATUS_GUARD if the context's guard is STRICT
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_start_profile(struct doppler_context *context);
+
+/**
+ * Ends the profile and keeps it, in place of the one before, for the functions below.
+ *
+ * @param info  filled in; may be NULL
+ * @return      DOPPLER_STATUS_INVALID_STATE if none was started
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_stop_profile(struct doppler_context *context,
+                                            struct doppler_profile_info *info);
+
+/**
+ * The rows of the profile taken last: each operation of each layer in each phase.
+ *
+ * @param rows      gets the rows; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  rows that fit
+ * @param needed    gets the number of rows, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_INVALID_STATE if no profile was taken; DOPPLER_STATUS_BUFFER_TOO_SMALL
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_profile(const struct doppler_context *context,
+                                           struct doppler_profile_row *rows_out,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * The profile taken last as a table for people; else as doppler_context_get_summary().
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_profile_text(const struct doppler_context *context,
+                                                char *text,
+                                                size_t capacity,
+                                                size_t *needed);
+
+/**
+ * Writes the profile taken last as a trace file that Perfetto and chrome://tracing open.
+ *
+ * @param path  the file, replaced if it exists; NUL-terminated UTF-8
+ * @return      DOPPLER_STATUS_INVALID_STATE if no profile was taken, DOPPLER_STATUS_IO if the file cannot be written
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_write_trace(const struct doppler_context *context, const char *path);
 
 /**
  * Fills options with their defaults.

@@ -20,10 +20,12 @@ use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod adapter;
+pub mod budget;
 pub mod context;
 pub mod generate;
 mod handle;
 pub mod model;
+pub mod report;
 pub mod session;
 pub mod stats;
 pub mod status;

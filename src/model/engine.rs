@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::gpu::{BindGroupCache, Buffer, Gpu, Plan, ReadbackClass, Recorder, Scope};
+use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Place, Plan, ReadbackClass, Recorder, Scope};
 use crate::kernels::KvType;
 use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
@@ -18,6 +18,11 @@ use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
 use crate::model::weights::Weights;
 use crate::sample::SamplingOptions;
+
+/// The token drawn after a prompt, and the tokens of a decode batch with their stop flags.
+const PROMPT_TOKEN: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "prefill.token");
+const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
+const LOGITS: Gate = Gate::new(Place::Logits, ReadbackClass::Logits, "rows");
 
 /// Tokens that one submit may run, at most.
 pub const MAX_TOKENS_PER_SUBMIT: u32 = 64;
@@ -324,7 +329,7 @@ impl Engine {
         let submission = recorder.submit()?;
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
-        self.gpu.read_staging(&self.staging, &submission, out, ReadbackClass::Token, scope)?;
+        self.gpu.read_staging(&self.staging, &submission, out, PROMPT_TOKEN, scope)?;
         match Drawn::of(words, self.spec.n_vocab)? {
             Some(drawn) => Ok(drawn),
             None => bail!(Internal, "a sequence that was just started had stopped"),
@@ -355,7 +360,7 @@ impl Engine {
             self.forward().logits(&mut recorder, first, rows)?;
             recorder.submit()?;
             let bytes = u64::from(rows) * u64::from(self.spec.n_vocab) * 4;
-            let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), ReadbackClass::Logits, scope)?;
+            let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), LOGITS, scope)?;
             sink(&bytemuck::pod_collect_to_vec::<u8, f32>(&raw))?;
             first += rows;
         }
@@ -440,7 +445,7 @@ impl Engine {
         let submission = recorder.submit()?;
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
-        self.gpu.read_staging(&self.staging, &submission, out, ReadbackClass::Token, scope)?;
+        self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
         let vocab = self.spec.n_vocab;
         words.chunks(n as usize).map(|step| step.iter().map(|&w| Drawn::of(w, vocab)).collect()).collect()
     }

@@ -43,9 +43,11 @@ impl<'a> Forward<'a> {
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+            r.set_layer(Some(i as u32));
             self.attention(r, i, spec, weights, x, batch)?;
             self.feed_forward(r, spec, weights, x)?;
         }
+        r.set_layer(None);
         Ok(())
     }
 

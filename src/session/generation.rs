@@ -189,7 +189,7 @@ impl Session {
         let left = g.max_tokens - g.tokens.len() as u32;
         let tokens = self.tokens_per_submit.min(left).min(self.n_ctx - self.tokens.len() as u32).max(1);
         let gpu = self.model.context().gpu().clone();
-        gpu.timer_rest()?;
+        gpu.rest_profiler()?;
         let scope = self.scope(Phase::Decode);
         let prepare = self.scope(Phase::Prefill);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
@@ -205,7 +205,7 @@ impl Session {
         self.tally.decode_tokens += drawn.len() as u64;
         let cost = self.counters.phase(Phase::Decode).since(&before);
         // Before anything is taken over: a refused batch leaves the session as it was.
-        self.guard.check_decode(&cost, 1, tokens.into())?;
+        self.guard().check_decode(&cost, 1, tokens.into())?;
         self.accept(&drawn)
     }
 

@@ -10,6 +10,7 @@ mod model;
 mod options;
 mod state;
 mod stats;
+mod summary;
 
 pub use crate::model::{KvStats, KvType};
 pub use crate::sample::SamplingOptions;

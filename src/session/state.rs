@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::error::{Error, Result, bail};
-use crate::gpu::{Counters, Guard, Phase, Scope};
+use crate::gpu::{BatchingSaving, Counters, Guard, Phase, Scope};
 use crate::model::{MAX_TOKENS_PER_SUBMIT, Sequence};
 use crate::session::generation::Generation;
 use crate::session::model::Model;
@@ -52,7 +52,8 @@ pub struct Session {
     pub(super) cached: u32,
     pub(super) n_ctx: u32,
     pub(super) tokens_per_submit: u32,
-    pub(super) guard: Guard,
+    /// `None`: the context's, whatever it is at the time.
+    pub(super) guard: Option<Guard>,
     pub(super) counters: Arc<Counters>,
     pub(super) tally: Tally,
     pub(super) cancel: CancelHandle,
@@ -78,7 +79,7 @@ impl Session {
             cached: 0,
             n_ctx,
             tokens_per_submit,
-            guard: options.guard.unwrap_or(*gpu.guard()),
+            guard: options.guard,
             counters,
             tally: Tally::default(),
             cancel: CancelHandle::default(),
@@ -108,7 +109,17 @@ impl Session {
     }
 
     pub(super) fn scope(&self, phase: Phase) -> Scope {
-        self.model.context().gpu().scope(phase).with_session(self.counters.clone())
+        self.model.context().gpu().scope(phase).with_session(self.counters.clone()).with_guard(self.guard())
+    }
+
+    /// The guard this session is under.
+    pub fn guard(&self) -> Guard {
+        self.guard.unwrap_or_else(|| self.model.context().gpu().guard())
+    }
+
+    /// Puts the session under a guard of its own, or with `None` under its context's.
+    pub fn set_guard(&mut self, guard: Option<Guard>) {
+        self.guard = guard;
     }
 
     /// Fails while a generation that was begun has not ended.
@@ -283,6 +294,16 @@ impl Session {
         Ok(())
     }
 
+    /// This session's counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What drawing `tokens_per_submit` tokens in one submit would have saved in decoding so far.
+    pub fn batching_saving(&self, tokens_per_submit: u32) -> BatchingSaving {
+        self.counters.phase(Phase::Decode).batching_saving(self.tally.decode_tokens, tokens_per_submit.into())
+    }
+
     /// Counters and times.
     pub fn stats(&self) -> SessionStats {
         let gpu = self.model.context().gpu();
@@ -292,6 +313,7 @@ impl Session {
         let t = &self.tally;
         SessionStats {
             counters: self.counters.snapshot(),
+            submits: self.counters.submits(),
             prefill_tokens: t.prefill_tokens,
             prefill_ns: t.prefill_ns,
             generated_tokens: t.generated_tokens,
