@@ -14,6 +14,7 @@ mod rmsnorm;
 mod rope;
 pub mod sample;
 mod softmax;
+mod tensor_stats;
 mod weight;
 
 use std::sync::LazyLock;
@@ -31,6 +32,7 @@ pub use residual::{add_bias, residual};
 pub use rmsnorm::rmsnorm;
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
 pub use softmax::softmax;
+pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
 pub use weight::{RowSource, Weight, WeightPart, WeightUploader};
 
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
@@ -52,6 +54,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
     &softmax::SOFTMAX,
+    &tensor_stats::TENSOR_STATS,
 ];
 
 /// How keys and values are stored.

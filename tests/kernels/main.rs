@@ -10,4 +10,5 @@ mod norm;
 mod record;
 mod rope;
 mod sample;
+mod stats;
 mod weights;

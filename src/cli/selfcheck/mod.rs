@@ -6,6 +6,7 @@ mod attention;
 mod elementwise;
 mod model;
 mod sampling;
+mod stats;
 mod weights;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("sample-draw", false, sampling::draw),
     check("check-stop", false, sampling::check_stop),
     check("step-begin", false, sampling::step_begin),
+    check("tensor-stats", true, stats::tensor_stats_check),
 ];
 
 /// The largest error of a case and what was allowed there.
@@ -214,6 +216,7 @@ mod tests {
             ("matmul_vec", "matmul-vec"),
             ("check_stop", "check-stop"),
             ("step_begin", "step-begin"),
+            ("tensor_stats", "tensor-stats"),
             ("sample_argmax", "sample-greedy"),
             ("sample_penalize", "sample-draw"),
             ("sample_pick", "sample-draw"),
