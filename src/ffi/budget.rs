@@ -63,11 +63,11 @@ impl From<doppler_budget> for Budget {
     }
 }
 
-/// A guard: a mode and two budgets. Fill it with doppler_new_guardit().
+/// A guard: a mode and two budgets. Fill it with doppler_guard_init().
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct doppler_guard {
-    /// Set by doppler_new_guardit().
+    /// Set by doppler_guard_init().
     pub struct_size: usize,
     /// A doppler_guard_mode, but not INHERIT.
     pub mode: u32,
@@ -117,7 +117,7 @@ fn convert(g: doppler_guard) -> Result<Guard> {
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn doppler_new_guardit(
+pub unsafe extern "C" fn doppler_guard_init(
     values: *mut doppler_guard,
     struct_size: usize,
     preset: u32,

@@ -25,6 +25,7 @@ pub mod context;
 pub mod generate;
 mod handle;
 pub mod model;
+pub mod probe;
 pub mod report;
 pub mod session;
 pub mod stats;

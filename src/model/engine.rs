@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Place, Plan, ReadbackClass, Recorder, Scope};
+use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::KvType;
 use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::{BlockTable, KvPool, KvStats};
+use crate::model::probe::{Probe, ProbeOptions, ProbeReading};
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
@@ -47,6 +48,7 @@ pub struct Sequence {
     /// Sampling changes logits (penalties or bias).
     penalties: bool,
     n_stop: u32,
+    probe: Option<Probe>,
 }
 
 impl Sequence {
@@ -55,9 +57,19 @@ impl Sequence {
         self.n_ctx
     }
 
-    /// Whether penalties or a bias change its logits before the draw.
-    pub fn changes_logits(&self) -> bool {
-        self.penalties
+    /// What its probe has seen and was not taken yet.
+    pub fn readings(&self) -> &[ProbeReading] {
+        self.probe.as_ref().map(Probe::readings).unwrap_or_default()
+    }
+
+    /// What its probe has seen since this was asked last.
+    pub fn take_readings(&mut self) -> Vec<ProbeReading> {
+        self.probe.as_mut().map(Probe::take).unwrap_or_default()
+    }
+
+    /// Whether something looks at its tensors.
+    pub fn is_probed(&self) -> bool {
+        self.probe.is_some()
     }
 }
 
@@ -119,6 +131,8 @@ pub struct Engine {
     plans: HashMap<(u32, bool), Arc<Plan>>,
     /// Slots that `scratch.batch_slots` holds.
     batch: Vec<u32>,
+    /// [`Engine::prewarm`] was done for the buffers there are.
+    warm: bool,
 }
 
 impl Engine {
@@ -140,6 +154,7 @@ impl Engine {
             groups: BindGroupCache::default(),
             plans: HashMap::new(),
             batch: Vec::new(),
+            warm: false,
             gpu,
             spec,
             weights,
@@ -162,17 +177,36 @@ impl Engine {
         self.kv.stats()
     }
 
-    fn forward(&self) -> Forward<'_> {
-        Forward { spec: &self.spec, weights: &self.weights, scratch: &self.scratch, slots: &self.slots, kv: &self.kv }
+    fn forward<'a>(&'a self, probe: Option<(&'a Probe, u32)>) -> Forward<'a> {
+        Forward {
+            spec: &self.spec,
+            weights: &self.weights,
+            scratch: &self.scratch,
+            slots: &self.slots,
+            kv: &self.kv,
+            probe,
+        }
+    }
+
+    /// Looks at a sequence's tensors from now on, or with `None` no longer. Probed decoding runs one token a submit and builds its commands anew
+    /// for each.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] for an unknown point or layer, [`crate::Error::OutOfMemory`].
+    pub fn set_probe(&self, sequence: &mut Sequence, options: Option<ProbeOptions>, scope: &Scope) -> Result<()> {
+        let n_layer = self.spec.layers.len() as u32;
+        sequence.probe = options.map(|o| Probe::new(&self.gpu, o, n_layer, scope)).transpose()?;
+        Ok(())
     }
 
     fn forget_plans(&mut self) {
         self.plans.clear();
         self.groups.clear();
         self.batch.clear();
+        self.warm = false;
     }
 
-    /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
+    /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it, which makes another [`Engine::prewarm`] necessary.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
@@ -184,7 +218,6 @@ impl Engine {
                 self.options.n_ctx
             );
         }
-        let planned: Vec<(u32, bool)> = self.plans.keys().copied().collect();
         let blocks = n_ctx.div_ceil(KV_BLOCK_TOKENS);
         if self.promised + blocks > self.kv.stats().blocks {
             self.kv.grow(&self.gpu, self.promised + blocks, scope)?;
@@ -201,16 +234,8 @@ impl Engine {
                 }
             }
         };
-        if self.plans.is_empty() {
-            // Growing made new buffers: the plans there were are bound to them now, not in somebody's next decode.
-            let again = planned.into_iter().try_for_each(|(n, penalties)| self.prepare_decode(n, penalties, scope));
-            if let Err(e) = again {
-                self.slots.release(slot);
-                return Err(e);
-            }
-        }
         self.promised += blocks;
-        Ok(Sequence { slot, n_ctx, table: BlockTable::default(), penalties: false, n_stop: 0 })
+        Ok(Sequence { slot, n_ctx, table: BlockTable::default(), penalties: false, n_stop: 0, probe: None })
     }
 
     /// Gives a sequence's slot and pages back.
@@ -277,8 +302,8 @@ impl Engine {
     }
 
     /// Records the evaluation of `n` staged rows.
-    fn record_run(&self, n: u32, scope: &Scope) -> Result<Recorder<'_>> {
-        let forward = self.forward();
+    fn record_run<'a>(&'a self, n: u32, probe: Option<(&'a Probe, u32)>, scope: &Scope) -> Result<Recorder<'a>> {
+        let forward = self.forward(probe);
         let mut recorder = self.gpu.recorder("prefill", scope).with_groups(&self.groups);
         forward.body(&mut recorder, n, Batch::Run)?;
         Ok(recorder)
@@ -289,10 +314,32 @@ impl Engine {
     /// # Errors
     /// [`crate::Error::ContextFull`], [`crate::Error::InvalidArgument`], or what the device reports.
     pub fn prefill(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
+        self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let recorder = self.record_run(tokens.len() as u32, scope)?;
+        let probe = sequence.probe.as_ref();
+        let mut recorder = self.record_run(tokens.len() as u32, probe.map(|p| (p, pos)), scope)?;
+        let seen = probe.map(|p| p.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
-        self.gpu.wait(&submission)
+        self.gpu.wait(&submission)?;
+        self.read_probe(sequence, seen, &submission, scope)
+    }
+
+    /// Asks leave for everything the sequence's probe wants to see.
+    fn pass_gates(&self, sequence: &Sequence, scope: &Scope) -> Result<()> {
+        sequence.probe.as_ref().map_or(Ok(()), |p| p.pass_gates(&self.gpu, scope))
+    }
+
+    fn read_probe(
+        &self,
+        sequence: &mut Sequence,
+        seen: Option<Lease>,
+        submission: &Submission,
+        scope: &Scope,
+    ) -> Result<()> {
+        match (sequence.probe.as_mut(), seen) {
+            (Some(probe), Some(lease)) => probe.read(&self.gpu, &lease, submission, scope),
+            _ => Ok(()),
+        }
     }
 
     /// As [`Engine::prefill`], and draws the next token from the last row's logits, in the same submit. From then on
@@ -319,17 +366,22 @@ impl Engine {
             pad: [0; 3],
         };
         let penalties = sequence.penalties;
+        self.pass_gates(sequence, scope)?;
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let mut recorder = self.record_run(n, scope)?;
-        self.forward().logits(&mut recorder, n - 1, 1)?;
-        self.forward().sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
+        let probe = sequence.probe.as_ref();
+        let forward = self.forward(probe.map(|p| (p, pos)));
+        let mut recorder = self.record_run(n, forward.probe, scope)?;
+        forward.logits(&mut recorder, n - 1, 1)?;
+        forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
+        let seen = probe.map(|p| p.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, PROMPT_TOKEN, scope)?;
+        self.read_probe(sequence, seen, &submission, scope)?;
         match Drawn::of(words, self.spec.n_vocab)? {
             Some(drawn) => Ok(drawn),
             None => bail!(Internal, "a sequence that was just started had stopped"),
@@ -350,14 +402,14 @@ impl Engine {
     ) -> Result<()> {
         let n = tokens.len() as u32;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let recorder = self.record_run(tokens.len() as u32, scope)?;
+        let recorder = self.record_run(tokens.len() as u32, None, scope)?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
         let mut first = 0;
         while first < n {
             let rows = (n - first).min(LOGIT_ROWS);
             let mut recorder = self.gpu.recorder("logits", scope).with_groups(&self.groups);
-            self.forward().logits(&mut recorder, first, rows)?;
+            self.forward(None).logits(&mut recorder, first, rows)?;
             recorder.submit()?;
             let bytes = u64::from(rows) * u64::from(self.spec.n_vocab) * 4;
             let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), LOGITS, scope)?;
@@ -372,29 +424,45 @@ impl Engine {
             return Ok(plan.clone());
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
-        self.forward().decode_step(&mut recorder, n, penalties)?;
+        self.forward(None).decode_step(&mut recorder, n, penalties)?;
         let plan = Arc::new(recorder.into_plan()?);
         self.plans.insert((n, penalties), plan.clone());
         Ok(plan)
     }
 
-    /// Compiles the pipelines of prefill and decode, and builds the plans of single-sequence decode. A sequence must have been opened,
-    /// so that there is a cache to bind.
+    /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
+    fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
+        let forward = self.forward(None);
+        // One, two and more columns of the matrix-vector product, and the first size that is tiled.
+        for n in [1, 2, 3, TILE_FROM].into_iter().filter(|&n| n <= self.scratch.rows) {
+            forward.body(recorder, n, Batch::Run)?;
+            forward.logits(recorder, 0, n)?;
+        }
+        [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
+    }
+
+    /// Makes everything that single-sequence prefill and decode need, so that neither compiles or creates anything later: pipelines (on
+    /// several threads), bind groups, plans. Does nothing if it is all there; what growing has made void is made again. A sequence must have been
+    /// opened, so that there is a cache to bind.
     ///
     /// # Errors
     /// What compiling reports.
     pub fn prewarm(&mut self, scope: &Scope) -> Result<()> {
-        // One, two and more columns of the matrix-vector product, and the first size that is tiled.
-        for n in [1, 2, 3, TILE_FROM] {
-            if n <= self.scratch.rows {
-                let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
-                self.forward().body(&mut recorder, n, Batch::Run)?;
-                self.forward().logits(&mut recorder, 0, n)?;
-                // Dropped, not submitted: recording alone compiles.
-            }
+        if self.warm {
+            return Ok(());
         }
+        let mut survey = self.gpu.survey(scope);
+        self.record_prompts(&mut survey)?;
+        [false, true].into_iter().try_for_each(|p| self.forward(None).decode_step(&mut survey, 1, p))?;
+        self.gpu.compile(&survey.into_survey(), scope)?;
+        let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
+        self.record_prompts(&mut recorder)?;
+        // Dropped, not submitted: its bind groups stay in the cache.
+        drop(recorder);
         self.prepare_decode(1, false, scope)?;
-        self.prepare_decode(1, true, scope)
+        self.prepare_decode(1, true, scope)?;
+        self.warm = true;
+        Ok(())
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
@@ -421,6 +489,13 @@ impl Engine {
         if n == 0 || n > LOGIT_ROWS.min(self.scratch.rows) || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
             bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
         }
+        let probed = sequences.first().is_some_and(|s| s.is_probed());
+        if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
+            bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
+        }
+        for sequence in sequences.iter() {
+            self.pass_gates(sequence, scope)?;
+        }
         for (sequence, &pos) in sequences.iter_mut().zip(positions) {
             // Rows of a stopped sequence are computed but not used: they write within its pages.
             let end = (pos + tokens).min(sequence.n_ctx);
@@ -431,21 +506,29 @@ impl Engine {
         }
         let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);
-        let plan = self.decode_plan(n, penalties, scope)?;
+        let plan = if probed { None } else { Some(self.decode_plan(n, penalties, scope)?) };
         if self.batch != slots {
             self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
             self.batch = slots;
         }
-        let mut recorder = self.gpu.recorder("decode", scope);
+        let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
+        let probe = sequences.first().and_then(|s| s.probe.as_ref()).zip(positions.first().copied());
         let step = u64::from(n) * 8;
         for i in 0..u64::from(tokens) {
-            recorder.replay(&plan);
+            match &plan {
+                Some(plan) => recorder.replay(plan),
+                None => self.forward(probe).decode_step(&mut recorder, n, penalties)?,
+            }
             recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step))?;
         }
+        let seen = probe.map(|(p, _)| p.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        if let Some(first) = sequences.first_mut() {
+            self.read_probe(first, seen, &submission, scope)?;
+        }
         let vocab = self.spec.n_vocab;
         words.chunks(n as usize).map(|step| step.iter().map(|&w| Drawn::of(w, vocab)).collect()).collect()
     }

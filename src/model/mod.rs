@@ -6,6 +6,7 @@ pub mod arch;
 mod engine;
 mod forward;
 mod kv_cache;
+mod probe;
 mod scratch;
 mod slots;
 mod spec;
@@ -17,9 +18,10 @@ use crate::error::Result;
 use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase};
 
-pub use crate::kernels::KvType;
+pub use crate::kernels::{KvType, TensorStats};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Sequence, Stop};
 pub use kv_cache::KvStats;
+pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec};
 
 /// What was loaded.

@@ -12,7 +12,7 @@ mod state;
 mod stats;
 mod summary;
 
-pub use crate::model::{KvStats, KvType};
+pub use crate::model::{KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, TensorStats};
 pub use crate::sample::SamplingOptions;
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, tokenizer_of};

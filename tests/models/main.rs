@@ -1,8 +1,10 @@
 //! Whole models against outsiders: reference logits, greedy tokens and perplexities.
 
 mod common;
+mod faults;
 mod golden;
 mod hearth;
 mod loading;
 mod perplexity;
+mod probe;
 mod sampling;
