@@ -3,7 +3,7 @@
 //! The engine holds no policy: which tokens, when to stop and what to show is the session's business. A sequence's length is the
 //! caller's to keep; nothing here counts as done before the device has finished it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
@@ -13,6 +13,7 @@ use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::{BlockTable, KvPool, KvStats};
+use crate::model::moe::grouped_from;
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
@@ -379,12 +380,13 @@ impl Engine {
     /// # Errors
     /// What compiling reports.
     pub fn prewarm(&mut self, scope: &Scope) -> Result<()> {
-        // One, two and more columns of the matrix-vector product, and the first size that is tiled.
-        for n in [1, 2, 3, TILE_FROM] {
+        // One, two and more columns of the matrix-vector product, the first size that is tiled, and those whose experts are grouped.
+        let grouped = self.spec.experts().map(|e| grouped_from(&e));
+        for n in [1, 2, 3, TILE_FROM].into_iter().chain(grouped.collect::<BTreeSet<_>>()) {
             if n <= self.scratch.rows {
                 let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
                 self.forward().body(&mut recorder, n, Batch::Run)?;
-                self.forward().logits(&mut recorder, 0, n)?;
+                self.forward().logits(&mut recorder, 0, n.min(LOGIT_ROWS))?;
                 // Dropped, not submitted: recording alone compiles.
             }
         }

@@ -11,7 +11,7 @@ use crate::model::kv_cache::KvPool;
 use crate::model::scratch::Scratch;
 use crate::model::slots::Slots;
 use crate::model::spec::{LayerSpec, ModelSpec};
-use crate::model::weights::{LayerWeights, Weights};
+use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
 
 /// How the rows of a batch belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(crate) struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
+    pub(super) fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
         dispatches.into_iter().try_for_each(|d| r.record(d.label(label)))
     }
 
@@ -107,12 +107,16 @@ impl<'a> Forward<'a> {
     fn feed_forward(&self, r: &mut Recorder<'_>, spec: &LayerSpec, w: &LayerWeights, x: Matrix<'_>) -> Result<()> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
         let normed = self.norm(r, x, &w.ffn_norm)?;
+        let (w_gate_up, w_down) = match &w.feed_forward {
+            FeedForwardWeights::Dense { gate_up, down } => (gate_up, down),
+            FeedForwardWeights::Experts(experts) => return self.experts(r, &spec.feed_forward, experts, normed, x),
+        };
         let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, w_gate_up, gate_up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
         let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
         r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
-        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, &w.down, x, true)?)
+        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, w_down, x, true)?)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.

@@ -6,6 +6,7 @@ pub mod arch;
 mod engine;
 mod forward;
 mod kv_cache;
+mod moe;
 mod scratch;
 mod slots;
 mod spec;
@@ -20,7 +21,9 @@ use crate::gpu::{Gpu, Phase};
 pub use crate::kernels::KvType;
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Sequence, Stop};
 pub use kv_cache::KvStats;
-pub use spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec};
+pub use spec::{
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec,
+};
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

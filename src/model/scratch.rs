@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, MemoryClass, Scope};
 use crate::kernels::sample::Chunks;
+use crate::model::moe::MoeScratch;
 use crate::model::spec::ModelSpec;
 
 /// Rows whose logits are computed together.
@@ -26,10 +27,12 @@ pub(crate) struct Scratch {
     pub(crate) q: Buffer,
     /// Output of attention.
     pub(crate) attn: Buffer,
-    /// Gate and up.
+    /// Gate and up, for each expert in use.
     pub(crate) gate_up: Buffer,
-    /// Activated product.
+    /// Activated product, likewise.
     pub(crate) ff: Buffer,
+    /// What mixtures of experts need beside, if a layer is one.
+    pub(crate) moe: Option<MoeScratch>,
     /// `[LOGIT_ROWS, n_vocab]`.
     pub(crate) logits: Buffer,
     /// Slot and position of the rows of `logits`, where they are not the first rows of the batch.
@@ -50,7 +53,7 @@ impl Scratch {
         let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
         let words = |name: &str, n: u64| gpu.storage(name, n * 4, MemoryClass::Scratch, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
-        let n_ff = widest(&|l| l.feed_forward.n_ff);
+        let n_ff = widest(&|l| l.feed_forward.n_ff * l.feed_forward.n_used());
         let chunks = Chunks::of(spec.n_vocab).chunks;
         Ok(Self {
             rows,
@@ -63,6 +66,7 @@ impl Scratch {
             attn: wide("attn", widest(&|l| l.attention.q_width()))?,
             gate_up: wide("gate_up", 2 * n_ff)?,
             ff: wide("ff", n_ff)?,
+            moe: MoeScratch::new(gpu, spec, rows, scope)?,
             logits: words("logits", u64::from(LOGIT_ROWS) * u64::from(spec.n_vocab))?,
             tail_rows: words("tail_rows", u64::from(LOGIT_ROWS) * 2)?,
             partial: words("partial", u64::from(LOGIT_ROWS) * u64::from(chunks) * 2)?,

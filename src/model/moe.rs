@@ -1,0 +1,99 @@
+//! Mixtures of experts, recorded: route, group where there are many rows, two products with the chosen experts, weighted sum.
+//!
+//! Nothing here depends on what the router chooses: the device keeps that to itself, so a decode plan replays as it is.
+
+use crate::error::{Result, bail};
+use crate::gpu::{Buffer, Gpu, MemoryClass, Recorder, Scope};
+use crate::kernels::constants::GROUP_FROM;
+use crate::kernels::{
+    Grouping, Matrix, MoeShape, Routing, glu, matmul, moe_combine, moe_group, moe_matmul, moe_route, tile_columns,
+};
+use crate::model::forward::Forward;
+use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
+use crate::model::weights::ExpertsWeights;
+
+/// Buffers of mixtures, large enough for every layer.
+#[derive(Debug)]
+pub(crate) struct MoeScratch {
+    /// Router logits `[rows, n_expert]`.
+    logits: Buffer,
+    /// Experts of each row, and their weights: `[rows, n_used]`.
+    ids: Buffer,
+    weights: Buffer,
+    /// Rows of each expert, and tiles of products.
+    groups: Buffer,
+    order: Buffer,
+    tiles: Buffer,
+    grids: Buffer,
+    /// Outputs of the experts `[rows, n_used, n_embd]`.
+    down: Buffer,
+}
+
+impl MoeScratch {
+    /// Plans the buffers for `rows` rows; `None` if no layer has experts.
+    pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Option<Self>> {
+        let shapes: Vec<MoeShape> = spec.experts().map(|e| shape(&e, rows)).collect();
+        let Some(entries) = shapes.iter().map(MoeShape::entries).max() else { return Ok(None) };
+        let largest = |bytes: fn(&MoeShape) -> u64| shapes.iter().map(bytes).max().unwrap_or(4);
+        let bytes = |name: &str, size: u64| gpu.storage(name, size, MemoryClass::Scratch, scope);
+        Ok(Some(Self {
+            logits: bytes("moe.logits", largest(|s| u64::from(s.rows) * u64::from(s.n_expert) * 4))?,
+            ids: bytes("moe.ids", largest(MoeShape::entries_bytes))?,
+            weights: bytes("moe.weights", largest(MoeShape::entries_bytes))?,
+            groups: bytes("moe.groups", largest(MoeShape::groups_bytes))?,
+            order: bytes("moe.order", largest(MoeShape::entries_bytes))?,
+            tiles: bytes("moe.tiles", largest(MoeShape::tiles_bytes))?,
+            grids: gpu.indirect("moe.grids", MoeShape::GRIDS_BYTES, scope)?,
+            down: bytes("moe.down", entries * u64::from(spec.n_embd) * 4)?,
+        }))
+    }
+}
+
+fn shape(e: &ExpertsSpec, rows: u32) -> MoeShape {
+    MoeShape { rows, n_expert: e.n_expert, n_used: e.n_used }
+}
+
+/// Rows from which on a layer's experts are grouped.
+pub(crate) fn grouped_from(e: &ExpertsSpec) -> u32 {
+    (GROUP_FROM * e.n_expert).div_ceil(e.n_used)
+}
+
+impl Forward<'_> {
+    /// `x += Σ weight · expert(normed)` over each row's experts.
+    pub(super) fn experts(
+        &self,
+        r: &mut Recorder<'_>,
+        spec: &FeedForwardSpec,
+        w: &ExpertsWeights,
+        normed: Matrix<'_>,
+        x: Matrix<'_>,
+    ) -> Result<()> {
+        let (Some(s), Some(experts)) = (&self.scratch.moe, spec.experts) else {
+            bail!(Internal, "a mixture of experts without its buffers")
+        };
+        let (shape, n_ff) = (shape(&experts, x.rows), spec.n_ff);
+        let entries = x.rows * experts.n_used;
+        let routing = Routing { shape, ids: s.ids.whole(), weights: s.weights.whole() };
+        let logits = Matrix::new(&s.logits, x.rows, experts.n_expert);
+        Self::record_all(r, "moe.router", matmul(r.gpu(), normed, &w.router, logits, false)?)?;
+        r.record(moe_route(logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
+        let grouping = shape.grouped().then(|| Grouping {
+            groups: s.groups.whole(),
+            order: s.order.whole(),
+            tiles: s.tiles.whole(),
+            grids: &s.grids,
+            widths: [tile_columns(&w.gate_up), tile_columns(&w.down)],
+        });
+        if let Some(grouping) = grouping {
+            Self::record_all(r, "moe.group", moe_group(routing, grouping)?.into())?;
+        }
+        let gate_up = Matrix::new(&self.scratch.gate_up, entries, 2 * n_ff);
+        Self::record_all(r, "moe.gate_up", moe_matmul(normed, &w.gate_up, gate_up, routing, grouping)?)?;
+        let inner = Matrix::new(&self.scratch.ff, entries, n_ff);
+        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
+        r.record(glu(spec.activation, gate, up, inner)?.label("moe.act"))?;
+        let down = Matrix::new(&s.down, entries, x.cols);
+        Self::record_all(r, "moe.down", moe_matmul(inner, &w.down, down, routing, grouping)?)?;
+        r.record(moe_combine(routing, down, x)?.label("moe.combine"))
+    }
+}
