@@ -4,5 +4,6 @@ mod common;
 mod golden;
 mod hearth;
 mod loading;
+mod moe;
 mod perplexity;
 mod sampling;
