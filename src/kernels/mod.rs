@@ -28,7 +28,7 @@ pub use attention::{AttentionShape, attention_decode, attention_prefill, attenti
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather};
 pub use matmul::{MatmulPath, matmul, matmul_with};
-pub use moe::{Grouping, MoeShape, Routing, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
+pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::rmsnorm;
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};

@@ -60,7 +60,7 @@ pub(super) static MOE_TILE: Kernel = Kernel {
 pub(super) static MOE_COMBINE: Kernel = Kernel {
     name: "moe_combine",
     source: include_str!("../../shaders/moe_combine.wgsl"),
-    flags: &[],
+    flags: &["SHARED"],
     constants: &["WG"],
     slots: &[],
     params: CombineParams::FIELDS,
@@ -104,6 +104,8 @@ params!(CombineParams {
     x_offset4: u32,
     y_stride4: u32,
     y_offset4: u32,
+    shared_stride4: u32,
+    shared_offset4: u32,
 });
 
 /// Rows, and how many experts there are and are used for each row.
@@ -383,15 +385,36 @@ fn tile_part<'a>(
     operands(d, x, part, y)
 }
 
-/// `x[r, :] += Σ_j weights[r, j] · y[r · n_used + j, :]`, summed by rising `j`. Both matrices are read as `vec4`.
+/// The output of an expert that every row uses.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedExpert<'a> {
+    /// One number a row, whose sigmoid is the weight.
+    pub gate: BufferSlice<'a>,
+    /// `[rows, cols]`.
+    pub y: Matrix<'a>,
+}
+
+/// `x[r, :] += Σ_j weights[r, j] · y[r · n_used + j, :] (+ σ(gate[r]) · shared[r, :])`, summed by rising `j`. All matrices are read as `vec4`.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
-pub fn moe_combine<'a>(routing: Routing<'a>, y: Matrix<'a>, x: Matrix<'a>) -> Result<Dispatch<'a>> {
+pub fn moe_combine<'a>(
+    routing: Routing<'a>,
+    y: Matrix<'a>,
+    shared: Option<SharedExpert<'a>>,
+    x: Matrix<'a>,
+) -> Result<Dispatch<'a>> {
     routing.check()?;
     x.check_vec4("moe_combine: x")?;
     y.check_vec4("moe_combine: y")?;
     let s = routing.shape;
+    if let Some(shared) = &shared {
+        shared.y.check_vec4("moe_combine: shared")?;
+        if shared.y.rows != s.rows || shared.y.cols != x.cols || shared.gate.size < u64::from(s.rows) * 4 {
+            let (rows, cols, gate) = (shared.y.rows, shared.y.cols, shared.gate.size);
+            bail!(InvalidArgument, "moe_combine: shared {rows} x {cols} with {gate} bytes of gates to {} rows", s.rows);
+        }
+    }
     if x.rows != s.rows || u64::from(y.rows) != s.entries() || x.cols != y.cols {
         bail!(
             InvalidArgument,
@@ -411,11 +434,18 @@ pub fn moe_combine<'a>(routing: Routing<'a>, y: Matrix<'a>, x: Matrix<'a>) -> Re
         x_offset4: x.offset / 4,
         y_stride4: y.stride / 4,
         y_offset4: y.offset / 4,
+        shared_stride4: shared.map_or(0, |s| s.y.stride / 4),
+        shared_offset4: shared.map_or(0, |s| s.y.offset / 4),
     };
     let threads = u64::from(s.rows) * u64::from(x.cols / 4);
-    Ok(Dispatch::new(&MOE_COMBINE, &params, linear_grid(threads.div_ceil(THREADS.into())))
+    let d = Dispatch::new(&MOE_COMBINE, &params, linear_grid(threads.div_ceil(THREADS.into())))
+        .flag("SHARED", shared.is_some())
         .constant("WG", THREADS)
         .bind("weights", routing.weights)
         .bind("y", y.data)
-        .bind("x", x.data))
+        .bind("x", x.data);
+    Ok(match shared {
+        Some(shared) => d.bind("gate", shared.gate).bind("shared_y", shared.y.data),
+        None => d,
+    })
 }

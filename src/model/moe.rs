@@ -6,11 +6,12 @@ use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Gpu, MemoryClass, Recorder, Scope};
 use crate::kernels::constants::GROUP_FROM;
 use crate::kernels::{
-    Grouping, Matrix, MoeShape, Routing, glu, matmul, moe_combine, moe_group, moe_matmul, moe_route, tile_columns,
+    Activation, Grouping, Matrix, MoeShape, Routing, SharedExpert, glu, matmul, moe_combine, moe_group, moe_matmul,
+    moe_route, tile_columns,
 };
 use crate::model::forward::Forward;
 use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
-use crate::model::weights::ExpertsWeights;
+use crate::model::weights::{ExpertsWeights, SharedWeights};
 
 /// Buffers of mixtures, large enough for every layer.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct MoeScratch {
     grids: Buffer,
     /// Outputs of the experts `[rows, n_used, n_embd]`.
     down: Buffer,
+    /// Of the expert that every row uses: its gate `[rows]`, its output `[rows, n_embd]`.
+    shared: Option<(Buffer, Buffer)>,
 }
 
 impl MoeScratch {
@@ -45,6 +48,13 @@ impl MoeScratch {
             tiles: bytes("moe.tiles", largest(MoeShape::tiles_bytes))?,
             grids: gpu.indirect("moe.grids", MoeShape::GRIDS_BYTES, scope)?,
             down: bytes("moe.down", entries * u64::from(spec.n_embd) * 4)?,
+            shared: match spec.experts().any(|e| e.shared_n_ff.is_some()) {
+                true => Some((
+                    bytes("moe.shared_gate", u64::from(rows) * 4)?,
+                    bytes("moe.shared", u64::from(rows) * u64::from(spec.n_embd) * 4)?,
+                )),
+                false => None,
+            },
         }))
     }
 }
@@ -94,6 +104,33 @@ impl Forward<'_> {
         r.record(glu(spec.activation, gate, up, inner)?.label("moe.act"))?;
         let down = Matrix::new(&s.down, entries, x.cols);
         Self::record_all(r, "moe.down", moe_matmul(inner, &w.down, down, routing, grouping)?)?;
-        r.record(moe_combine(routing, down, x)?.label("moe.combine"))
+        let shared = match (&w.shared, &s.shared) {
+            (Some(w), Some(buffers)) => Some(self.shared_expert(r, spec.activation, w, buffers, normed)?),
+            (None, _) => None,
+            (Some(_), None) => bail!(Internal, "a shared expert without its buffers"),
+        };
+        r.record(moe_combine(routing, down, shared, x)?.label("moe.combine"))
+    }
+
+    /// The expert that every row uses, and its gate. Gate and up take the place of those of the chosen experts, which are done.
+    fn shared_expert<'b>(
+        &self,
+        r: &mut Recorder<'_>,
+        activation: Activation,
+        w: &SharedWeights,
+        (gates, out): &'b (Buffer, Buffer),
+        normed: Matrix<'_>,
+    ) -> Result<SharedExpert<'b>> {
+        let (rows, n_ff) = (normed.rows, w.down.k());
+        let gate_logits = Matrix::new(gates, rows, 1);
+        Self::record_all(r, "moe.shared_gate", matmul(r.gpu(), normed, &w.gate, gate_logits, false)?)?;
+        let gate_up = Matrix::new(&self.scratch.gate_up, rows, 2 * n_ff);
+        Self::record_all(r, "moe.shared_gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
+        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
+        r.record(glu(activation, gate, up, inner)?.label("moe.shared_act"))?;
+        let y = Matrix::new(out, rows, w.down.rows());
+        Self::record_all(r, "moe.shared_down", matmul(r.gpu(), inner, &w.down, y, false)?)?;
+        Ok(SharedExpert { gate: gates.whole(), y })
     }
 }

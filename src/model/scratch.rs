@@ -53,7 +53,7 @@ impl Scratch {
         let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
         let words = |name: &str, n: u64| gpu.storage(name, n * 4, MemoryClass::Scratch, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
-        let n_ff = widest(&|l| l.feed_forward.n_ff * l.feed_forward.n_used());
+        let n_ff = widest(&|l| l.feed_forward.inner_width());
         let chunks = Chunks::of(spec.n_vocab).chunks;
         Ok(Self {
             rows,

@@ -86,9 +86,10 @@ pub struct FeedForwardSpec {
 }
 
 impl FeedForwardSpec {
-    /// Blocks evaluated for a row: experts in use, or one.
-    pub fn n_used(&self) -> u32 {
-        self.experts.map_or(1, |e| e.n_used)
+    /// Inner values of a row that are held at a time: those of all experts chosen for it.
+    pub fn inner_width(&self) -> u32 {
+        let Some(e) = self.experts else { return self.n_ff };
+        (self.n_ff * e.n_used).max(e.shared_n_ff.unwrap_or(0))
     }
 }
 
@@ -103,6 +104,8 @@ pub struct ExpertsSpec {
     pub renormalize: bool,
     /// Factor on the weights.
     pub scale: f32,
+    /// Inner width of an expert that every row uses beside the chosen ones, with the sigmoid of a product of its own as weight.
+    pub shared_n_ff: Option<u32>,
 }
 
 /// Rotary position embedding.

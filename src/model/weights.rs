@@ -24,7 +24,7 @@ pub(crate) struct LayerWeights {
 #[derive(Debug)]
 pub(crate) enum FeedForwardWeights {
     Dense { gate_up: Weight, down: Weight },
-    Experts(ExpertsWeights),
+    Experts(Box<ExpertsWeights>),
 }
 
 /// Weights of a mixture of experts.
@@ -33,6 +33,16 @@ pub(crate) struct ExpertsWeights {
     pub(crate) router: Weight,
     pub(crate) gate_up: ExpertWeight,
     pub(crate) down: ExpertWeight,
+    pub(crate) shared: Option<SharedWeights>,
+}
+
+/// Weights of the expert that every row uses.
+#[derive(Debug)]
+pub(crate) struct SharedWeights {
+    /// One row: its product is the logit of this expert's weight.
+    pub(crate) gate: Weight,
+    pub(crate) gate_up: Weight,
+    pub(crate) down: Weight,
 }
 
 /// All weights.
@@ -81,10 +91,16 @@ struct LayerPlan<'a> {
     qkv: Stack<'a>,
     attn_out: Stack<'a>,
     ffn_norm: Vector,
+    feed_forward: FeedForwardPlan<'a>,
+}
+
+struct FeedForwardPlan<'a> {
     /// Where there are experts.
     router: Option<Stack<'a>>,
     gate_up: Stack<'a>,
     down: Stack<'a>,
+    /// Gate, gate and up, down of the expert that every row uses.
+    shared: Option<[Stack<'a>; 3]>,
 }
 
 /// What is going to be uploaded: everything was found and measured.
@@ -127,7 +143,9 @@ impl<'a> LoadPlan<'a> {
 
     fn stacks(&self) -> impl Iterator<Item = &Stack<'a>> {
         let layers = self.layers.iter().flat_map(|l| {
-            [Some(&l.qkv), Some(&l.attn_out), l.router.as_ref(), Some(&l.gate_up), Some(&l.down)].into_iter().flatten()
+            let ff = &l.feed_forward;
+            let shared = ff.shared.iter().flatten();
+            [&l.qkv, &l.attn_out, &ff.gate_up, &ff.down].into_iter().chain(&ff.router).chain(shared)
         });
         [&self.embedding].into_iter().chain(layers).chain(&self.output)
     }
@@ -175,7 +193,7 @@ impl<'a> LoadPlan<'a> {
                 qkv: self.stack(&mut up, &l.qkv)?,
                 attn_out: self.stack(&mut up, &l.attn_out)?,
                 ffn_norm: up.vector(&l.ffn_norm.name, &l.ffn_norm.values)?,
-                feed_forward: self.feed_forward(&mut up, l)?,
+                feed_forward: self.feed_forward(&mut up, &l.feed_forward)?,
             });
         }
         let output = self.output.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
@@ -186,15 +204,26 @@ impl<'a> LoadPlan<'a> {
         Ok(Weights { embedding, layers, output_norm, output, angles })
     }
 
-    fn feed_forward(&self, up: &mut WeightUploader<'_>, l: &LayerPlan<'_>) -> Result<FeedForwardWeights> {
-        Ok(match &l.router {
-            None => FeedForwardWeights::Dense { gate_up: self.stack(up, &l.gate_up)?, down: self.stack(up, &l.down)? },
-            Some(router) => FeedForwardWeights::Experts(ExpertsWeights {
-                router: self.stack(up, router)?,
-                gate_up: self.experts(up, &l.gate_up)?,
-                down: self.experts(up, &l.down)?,
-            }),
-        })
+    fn feed_forward(&self, up: &mut WeightUploader<'_>, p: &FeedForwardPlan<'_>) -> Result<FeedForwardWeights> {
+        let Some(router) = &p.router else {
+            return Ok(FeedForwardWeights::Dense {
+                gate_up: self.stack(up, &p.gate_up)?,
+                down: self.stack(up, &p.down)?,
+            });
+        };
+        Ok(FeedForwardWeights::Experts(Box::new(ExpertsWeights {
+            router: self.stack(up, router)?,
+            gate_up: self.experts(up, &p.gate_up)?,
+            down: self.experts(up, &p.down)?,
+            shared: match &p.shared {
+                Some([gate, gate_up, down]) => Some(SharedWeights {
+                    gate: self.stack(up, gate)?,
+                    gate_up: self.stack(up, gate_up)?,
+                    down: self.stack(up, down)?,
+                }),
+                None => None,
+            },
+        })))
     }
 
     fn sources<'s>(&'s self, s: &'s Stack<'_>) -> Vec<RowSource<'s>> {
@@ -242,43 +271,45 @@ impl<'a> Finder<'a> {
             self.stack(&fused, e, &[(&q, a.q_width()), (&k, a.kv_width()), (&v, a.kv_width())])?
         };
         let out = name("attn_output");
-        let (router, gate_up, down) = self.feed_forward(&name, ff, e)?;
         Ok(LayerPlan {
             attn_norm: self.norm(&name("attn_norm"), e)?,
             qkv,
             attn_out: self.stack(&out, a.q_width(), &[(&out, e)])?,
             ffn_norm: self.norm(&name("ffn_norm"), e)?,
-            router,
-            gate_up,
-            down,
+            feed_forward: self.feed_forward(&name, ff, e)?,
         })
     }
 
-    /// Router (where there are experts), gate and up, down.
-    fn feed_forward(
-        &self,
-        name: &dyn Fn(&str) -> String,
-        ff: &FeedForwardSpec,
-        e: u32,
-    ) -> Result<(Option<Stack<'a>>, Stack<'a>, Stack<'a>)> {
+    fn feed_forward(&self, name: &dyn Fn(&str) -> String, ff: &FeedForwardSpec, e: u32) -> Result<FeedForwardPlan<'a>> {
         let f = ff.n_ff;
+        // Gate, up and down whose names end in `suffix`; newer converters fuse gate and up.
+        let block = |suffix: &str, f: u32, n_expert: Option<u32>| -> Result<[Stack<'a>; 2]> {
+            let name = |part: &str| name(&format!("{part}{suffix}"));
+            let (gate, up, down, fused) = (name("ffn_gate"), name("ffn_up"), name("ffn_down"), name("ffn_gate_up"));
+            let gate_up = if self.file.tensor(&format!("{fused}.weight")).is_some() {
+                self.stack_of(&fused, e, n_expert, &[(&fused, 2 * f)])?
+            } else {
+                self.stack_of(&fused, e, n_expert, &[(&gate, f), (&up, f)])?
+            };
+            Ok([gate_up, self.stack_of(&down, f, n_expert, &[(&down, e)])?])
+        };
         let Some(x) = ff.experts else {
-            let (gate, up, down) = (name("ffn_gate"), name("ffn_up"), name("ffn_down"));
-            let gate_up = self.stack(&name("ffn_gate_up"), e, &[(&gate, f), (&up, f)])?;
-            return Ok((None, gate_up, self.stack(&down, f, &[(&down, e)])?));
+            let [gate_up, down] = block("", f, None)?;
+            return Ok(FeedForwardPlan { router: None, gate_up, down, shared: None });
         };
         let router = name("ffn_gate_inp");
-        let router = self.stack(&router, e, &[(&router, x.n_expert)])?;
-        let (gate, up, down) = (name("ffn_gate_exps"), name("ffn_up_exps"), name("ffn_down_exps"));
-        // Newer converters fuse gate and up.
-        let fused = name("ffn_gate_up_exps");
-        let n_expert = Some(x.n_expert);
-        let gate_up = if self.file.tensor(&format!("{fused}.weight")).is_some() {
-            self.stack_of(&fused, e, n_expert, &[(&fused, 2 * f)])?
-        } else {
-            self.stack_of(&fused, e, n_expert, &[(&gate, f), (&up, f)])?
+        let router = Some(self.stack(&router, e, &[(&router, x.n_expert)])?);
+        let [gate_up, down] = block("_exps", f, Some(x.n_expert))?;
+        let shared = match x.shared_n_ff {
+            Some(n_ff) => {
+                let gate = name("ffn_gate_inp_shexp");
+                let gate = self.stack(&gate, e, &[(&gate, 1)])?;
+                let [gate_up, down] = block("_shexp", n_ff, None)?;
+                Some([gate, gate_up, down])
+            }
+            None => None,
         };
-        Ok((Some(router), gate_up, self.stack_of(&down, f, n_expert, &[(&down, e)])?))
+        Ok(FeedForwardPlan { router, gate_up, down, shared })
     }
 
     fn tensor(&self, name: &str) -> Result<&'a TensorInfo> {

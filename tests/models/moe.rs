@@ -1,4 +1,4 @@
-//! What mixtures of experts add to running a model, on the tiny one of the references.
+//! What mixtures of experts add to running a model, on the tiny ones of the references.
 
 use std::ops::ControlFlow;
 
@@ -8,6 +8,8 @@ use doppler::sample::SamplingOptions;
 use doppler::session::{GenerateOptions, ModelOptions, SessionOptions};
 
 use crate::common::{context, load, session, shared};
+
+const MODELS: [&str; 2] = ["golden/mixtral", "golden/qwen2moe"];
 
 const PROMPT: [u32; 7] = [1, 900, 17, 300, 45, 6, 77];
 
@@ -19,7 +21,11 @@ fn greedy(max_tokens: u32) -> GenerateOptions {
 /// device's own business.
 #[test]
 fn steady_decode_makes_nothing() {
-    let Some(dir) = shared("golden/mixtral") else { return };
+    MODELS.into_iter().for_each(steady_decode_makes_nothing_in);
+}
+
+fn steady_decode_makes_nothing_in(model: &str) {
+    let Some(dir) = shared(model) else { return };
     let guard = Guard { mode: GuardMode::Strict, ..Guard::default() };
     let Some(context) = context(Features::ALL, guard) else { return };
     let model = load(&context, &dir.join("model-f16.gguf"), KvType::F16, 512, 0);
@@ -39,7 +45,11 @@ fn steady_decode_makes_nothing() {
 /// The same text with one token a submit and with many: nothing of a token's routing is left for the next.
 #[test]
 fn tokens_in_one_submit() {
-    let Some(dir) = shared("golden/mixtral") else { return };
+    MODELS.into_iter().for_each(tokens_in_one_submit_in);
+}
+
+fn tokens_in_one_submit_in(model: &str) {
+    let Some(dir) = shared(model) else { return };
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let model = load(&context, &dir.join("model-f16.gguf"), KvType::F32, 512, 0);
     let text = |tokens_per_submit: u32| {
@@ -58,7 +68,11 @@ fn tokens_in_one_submit() {
 /// After prewarming, prompts below and beyond the number of rows from which experts are grouped compile nothing.
 #[test]
 fn prewarmed_prompts_compile_nothing() {
-    let Some(dir) = shared("golden/mixtral") else { return };
+    MODELS.into_iter().for_each(prewarmed_prompts_compile_nothing_in);
+}
+
+fn prewarmed_prompts_compile_nothing_in(model: &str) {
+    let Some(dir) = shared(model) else { return };
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let options = ModelOptions { n_ctx: 512, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true };
     let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");

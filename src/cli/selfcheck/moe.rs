@@ -3,7 +3,9 @@
 use doppler::Result;
 use doppler::gpu::Buffer;
 use doppler::kernels::constants::TILE;
-use doppler::kernels::{self, ExpertWeight, Grouping, Matrix, MoeShape, Routing, RowSource, WeightUploader};
+use doppler::kernels::{
+    self, ExpertWeight, Grouping, Matrix, MoeShape, Routing, RowSource, SharedExpert, WeightUploader,
+};
 use doppler::quant::{FORMATS, Format};
 
 use super::weights::{random_rows, widths};
@@ -189,22 +191,27 @@ pub(super) fn tile(lab: &Lab) -> Result<Vec<Measured>> {
 
 pub(super) fn combine(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for (rows, k, cols) in [(1usize, 2usize, 4usize), (37, 8, 260)] {
+    for (rows, k, cols, shared) in [(1usize, 2usize, 4usize, false), (37, 8, 260, false), (37, 4, 260, true)] {
         let mut rng = Rng::new((rows * k) as u64);
         let s = MoeShape { rows: rows as u32, n_expert: 16, n_used: k as u32 };
         let (weights, y, x) = (rng.units(rows * k), rng.units(rows * k * cols), rng.units(rows * cols));
+        let (gates, beside) = (rng.units(rows), rng.units(rows * cols));
         let m = Mixture { weights: lab.floats(&weights)?, ..Mixture::new(lab, s, [1, 1], &[])? };
-        let (yb, xb) = (lab.floats(&y)?, lab.floats(&x)?);
+        let (yb, xb, gb, sb) = (lab.floats(&y)?, lab.floats(&x)?, lab.floats(&gates)?, lab.floats(&beside)?);
         let (my, mx) = (Matrix::new(&yb, (rows * k) as u32, cols as u32), Matrix::new(&xb, rows as u32, cols as u32));
-        lab.run([kernels::moe_combine(m.routing(), my, mx)?])?;
+        let other = SharedExpert { gate: (&gb).into(), y: Matrix::new(&sb, rows as u32, cols as u32) };
+        lab.run([kernels::moe_combine(m.routing(), my, shared.then_some(other), mx)?])?;
         let want: Vec<Want> = (0..rows * cols)
             .map(|i| {
                 let (row, c) = (i / cols, i % cols);
-                let terms = (row * k..(row + 1) * k).map(|e| f64::from(weights[e]) * f64::from(y[e * cols + c]));
+                let chosen = (row * k..(row + 1) * k).map(|e| f64::from(weights[e]) * f64::from(y[e * cols + c]));
+                let own = shared.then(|| f64::from(beside[i]) / (1.0 + (-f64::from(gates[row])).exp()));
+                let terms = chosen.chain(own);
                 terms.fold(f64::from(x[i]).into(), |Want(v, size), t| Want(v + t, size + t.abs()))
             })
             .collect();
-        all.push(compare(format!("{rows} x {cols}, {k} experts"), &lab.read(&xb, want.len())?, &want, 1e-7, 1e-6));
+        let case = format!("{rows} x {cols}, {k} experts{}", if shared { " and a shared one" } else { "" });
+        all.push(compare(case, &lab.read(&xb, want.len())?, &want, 1e-7, 1e-6));
     }
     Ok(all)
 }

@@ -8,13 +8,18 @@ use super::{Architecture, Keys};
 use crate::error::{Result, bail};
 use crate::format::Gguf;
 use crate::kernels::{Activation, RopePairs};
-use crate::model::spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec};
+use crate::model::spec::{AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec};
 
 pub(super) const LLAMA: Architecture = Architecture { name: "llama", spec };
 
 fn spec(file: &Gguf) -> Result<ModelSpec> {
     let k = Keys::new(file)?;
-    let experts = k.experts(true)?;
+    decoder(&k, RopePairs::Adjacent, k.experts(true, false)?)
+}
+
+/// The keys of a decoder of this shape, with rotated pairs and experts as its architecture has them.
+pub(super) fn decoder(k: &Keys<'_>, pairs: RopePairs, experts: Option<ExpertsSpec>) -> Result<ModelSpec> {
+    let file = k.file;
     let n_layer = k.count("block_count", 4096)?;
     let n_embd = k.count("embedding_length", 1 << 20)?;
     let context_length = k.count("context_length", 1 << 30)?;
@@ -59,7 +64,7 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
         });
     }
     Ok(ModelSpec {
-        architecture: LLAMA.name.into(),
+        architecture: k.prefix.into(),
         name: file.get_str("general.name")?.map(str::to_string),
         n_vocab: super::vocabulary_rows(file, n_embd)?,
         n_embd,
@@ -67,7 +72,7 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
         norm_eps: k.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
         embedding_scale: 1.0,
         rope: RopeSpec {
-            pairs: RopePairs::Adjacent,
+            pairs,
             n_rot,
             freq_base: k.positive("rope.freq_base")?.unwrap_or(10000.0),
             scaling: k.rope_scaling(context_length)?,

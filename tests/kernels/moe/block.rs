@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use doppler::gpu::{Buffer, Dispatch, Gpu};
-use doppler::kernels::{Activation, Matrix, glu, matmul, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
+use doppler::kernels::{
+    Activation, Matrix, SharedExpert, glu, matmul, moe_combine, moe_group, moe_matmul, moe_route, tile_columns,
+};
 use doppler::quant::{Format, by_name};
 
 use super::routing::route;
@@ -94,7 +96,7 @@ impl Block {
         let (gate, up) = (gate_up.columns(0, c.n_ff), gate_up.columns(c.n_ff, c.n_ff));
         all.push(glu(Activation::Silu, gate, up, ff).unwrap());
         all.extend(moe_matmul(ff, &self.down.weight, down, routing, grouping).unwrap());
-        all.push(moe_combine(routing, down, x).unwrap());
+        all.push(moe_combine(routing, down, None, x).unwrap());
         all
     }
 
@@ -221,37 +223,79 @@ fn every_format() {
     }
 }
 
-/// The sum of a row that fills more than a grid dimension's worth of workgroups, and what must not be written.
+/// The sum alone, with and without an expert that every row uses; more workgroups than a grid dimension holds.
 #[test]
 fn combine_alone() {
-    let Some(v) = full() else { return };
+    for v in variants() {
+        for (rows, n_used, cols, gap) in [(3, 1, 4, 4), (7, 3, 260, 8)] {
+            for shared in [false, true] {
+                combine(v, (rows, n_used, cols, gap), shared);
+            }
+        }
+    }
+    if let Some(v) = full() {
+        combine(v, (66_000, 1, 256, 0), false);
+    }
+}
+
+fn combine(v: &Variant, (rows, n_used, cols, gap): (usize, usize, usize, usize), shared: bool) {
     let gpu: &Gpu = &v.gpu;
-    for (rows, n_used, cols, gap) in [(3usize, 1usize, 4usize, 4usize), (7, 3, 260, 8), (66_000, 1, 256, 0)] {
-        let mut rng = Rng(rows as u64);
-        let entries = rows * n_used;
-        let b = Buffers::new(v, shape(rows as u32, 8, n_used as u32), [1, 1], 0);
-        let weights = rng.floats(entries);
-        gpu.upload(b.weights.whole(), bytemuck::cast_slice(&weights), &v.scope()).unwrap();
-        let stride = cols + gap;
-        let (y, x) = (rng.floats(entries * stride), rng.floats(rows * stride));
-        let (yb, xb) = (upload(gpu, &y), upload(gpu, &x));
-        let my = Matrix::new(&yb, entries as u32, stride as u32).columns(gap as u32, cols as u32);
-        let mx = Matrix::new(&xb, rows as u32, stride as u32).columns(0, cols as u32);
-        run(gpu, [moe_combine(b.routing(), my, mx).unwrap()]);
-        let want: Vec<Want> = (0..rows * stride)
-            .map(|i| {
-                let (row, c) = (i / stride, i % stride);
-                let mut want = Want::from(f64::from(x[i]));
-                for j in (0..n_used).filter(|_| c < cols) {
-                    let e = row * n_used + j;
-                    let p = f64::from(weights[e]) * f64::from(y[e * stride + gap + c]);
-                    want.value += p;
-                    want.magnitude += p.abs();
-                }
-                want
-            })
-            .collect();
-        close(&format!("combine {rows} x {cols}"), &download(gpu, &xb, want.len()), &want, 1e-9, 1e-6);
+    let mut rng = Rng(rows as u64);
+    let entries = rows * n_used;
+    let b = Buffers::new(v, shape(rows as u32, 8, n_used as u32), [1, 1], 0);
+    let weights = rng.floats(entries);
+    gpu.upload(b.weights.whole(), bytemuck::cast_slice(&weights), &v.scope()).unwrap();
+    let stride = cols + gap;
+    let (y, x) = (rng.floats(entries * stride), rng.floats(rows * stride));
+    // Gates so far out that the exponential overflows, too.
+    let mut gates: Vec<f32> = rng.floats(rows).iter().map(|g| g * 4.0).collect();
+    (gates[0], gates[1]) = (-200.0, 200.0);
+    let beside = if shared { rng.floats(rows * stride) } else { Vec::new() };
+    let (yb, xb, gb, sb) = (upload(gpu, &y), upload(gpu, &x), upload(gpu, &gates), upload(gpu, &beside));
+    let columns =
+        |b, rows: usize, from: usize| Matrix::new(b, rows as u32, stride as u32).columns(from as u32, cols as u32);
+    let other = shared.then(|| SharedExpert { gate: (&gb).into(), y: columns(&sb, rows, gap) });
+    run(gpu, [moe_combine(b.routing(), columns(&yb, entries, gap), other, columns(&xb, rows, 0)).unwrap()]);
+    let want: Vec<Want> = (0..rows * stride)
+        .map(|i| {
+            let (row, c) = (i / stride, i % stride);
+            let mut want = Want::from(f64::from(x[i]));
+            let mut add = |p: f64| {
+                want.value += p;
+                want.magnitude += p.abs();
+            };
+            for e in (row * n_used..(row + 1) * n_used).filter(|_| c < cols) {
+                add(f64::from(weights[e]) * f64::from(y[e * stride + gap + c]));
+            }
+            if shared && c < cols {
+                add(f64::from(beside[i + gap]) / (1.0 + (-f64::from(gates[row])).exp()));
+            }
+            want
+        })
+        .collect();
+    let what = format!("combine {rows} x {cols}, {n_used} experts, shared {shared} ({})", v.name);
+    close(&what, &download(gpu, &xb, want.len()), &want, 1e-9, 1e-6);
+}
+
+#[test]
+fn combine_checks_shapes() {
+    let Some(v) = full() else { return };
+    let f = untouched(&v.gpu, 4096);
+    let b = Buffers::new(v, shape(6, 8, 2), [1, 1], 0);
+    let m = |rows, cols| Matrix::new(&f, rows, cols);
+    let gates = |words: u64| f.slice(0, words * 4);
+    let other = |rows, cols, words| Some(SharedExpert { gate: gates(words), y: m(rows, cols) });
+    assert!(moe_combine(b.routing(), m(12, 8), other(6, 8, 6), m(6, 8)).is_ok());
+    for (y, shared, x) in [
+        (m(11, 8), None, m(6, 8)),
+        (m(12, 8), None, m(5, 8)),
+        (m(12, 12), None, m(6, 8)),
+        (m(12, 6), None, m(6, 6)),
+        (m(12, 8), other(5, 8, 6), m(6, 8)),
+        (m(12, 8), other(6, 4, 6), m(6, 8)),
+        (m(12, 8), other(6, 8, 5), m(6, 8)),
+    ] {
+        assert!(moe_combine(b.routing(), y, shared, x).is_err());
     }
 }
 
