@@ -3,13 +3,14 @@
 //! Nothing here depends on what the router chooses: the device keeps that to itself, so a decode plan replays as it is.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Buffer, Gpu, MemoryClass, Recorder, Scope};
+use crate::gpu::{Buffer, Gpu, Recorder, Scope};
 use crate::kernels::constants::GROUP_FROM;
 use crate::kernels::{
     Activation, Grouping, Matrix, MoeShape, Routing, SharedExpert, glu, matmul, moe_combine, moe_group, moe_matmul,
     moe_route, tile_columns,
 };
 use crate::model::forward::Forward;
+use crate::model::scratch::buffer;
 use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
 use crate::model::weights::{ExpertsWeights, SharedWeights};
 
@@ -38,7 +39,7 @@ impl MoeScratch {
         let shapes: Vec<MoeShape> = spec.experts().map(|e| shape(&e, rows)).collect();
         let Some(entries) = shapes.iter().map(MoeShape::entries).max() else { return Ok(None) };
         let largest = |bytes: fn(&MoeShape) -> u64| shapes.iter().map(bytes).max().unwrap_or(4);
-        let bytes = |name: &str, size: u64| gpu.storage(name, size, MemoryClass::Scratch, scope);
+        let bytes = |name: &str, size: u64| buffer(gpu, name, size, rows, scope);
         Ok(Some(Self {
             logits: bytes("moe.logits", largest(|s| u64::from(s.rows) * u64::from(s.n_expert) * 4))?,
             ids: bytes("moe.ids", largest(MoeShape::entries_bytes))?,

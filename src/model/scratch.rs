@@ -1,6 +1,6 @@
 //! Activations: planned once for a model and a number of rows, so that running allocates nothing.
 
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Gpu, MemoryClass, Scope};
 use crate::kernels::sample::Chunks;
 use crate::model::moe::MoeScratch;
@@ -47,11 +47,20 @@ pub(crate) struct Scratch {
     pub(crate) batch_slots: Buffer,
 }
 
+/// A buffer for `rows` rows, refused here where kernels could not bind it: a mixture's inner values may take a lot for a row.
+pub(super) fn buffer(gpu: &Gpu, name: &str, size: u64, rows: u32, scope: &Scope) -> Result<Buffer> {
+    let limit = gpu.max_binding_bytes();
+    if size > limit {
+        bail!(InvalidArgument, "prefill_chunk {rows}: \"{name}\" takes {size} bytes, this adapter binds up to {limit}");
+    }
+    gpu.storage(name, size, MemoryClass::Scratch, scope)
+}
+
 impl Scratch {
     /// Plans all buffers for `rows` rows.
     pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
         let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
-        let words = |name: &str, n: u64| gpu.storage(name, n * 4, MemoryClass::Scratch, scope);
+        let words = |name: &str, n: u64| buffer(gpu, name, n * 4, rows, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
         let n_ff = widest(&|l| l.feed_forward.inner_width());
         let chunks = Chunks::of(spec.n_vocab).chunks;
