@@ -3,7 +3,7 @@
 //! The engine holds no policy: which tokens, when to stop and what to show is the session's business. A sequence's length is the
 //! caller's to keep; nothing here counts as done before the device has finished it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
@@ -13,6 +13,7 @@ use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::{BlockTable, KvPool, KvStats};
+use crate::model::moe::grouped_from;
 use crate::model::probe::{Probe, ProbeOptions, ProbeReading};
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
@@ -433,10 +434,11 @@ impl Engine {
     /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
     fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let forward = self.forward(None);
-        // One, two and more columns of the matrix-vector product, and the first size that is tiled.
-        for n in [1, 2, 3, TILE_FROM].into_iter().filter(|&n| n <= self.scratch.rows) {
+        // One, two and more columns of the matrix-vector product, the first size that is tiled, and those whose experts are grouped.
+        let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
+        for n in [1, 2, 3, TILE_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
             forward.body(recorder, n, Batch::Run)?;
-            forward.logits(recorder, 0, n)?;
+            forward.logits(recorder, 0, n.min(LOGIT_ROWS))?;
         }
         [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
     }

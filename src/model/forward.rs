@@ -12,7 +12,7 @@ use crate::model::probe::Probe;
 use crate::model::scratch::Scratch;
 use crate::model::slots::Slots;
 use crate::model::spec::{LayerSpec, ModelSpec};
-use crate::model::weights::{LayerWeights, Weights};
+use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
 
 /// How the rows of a batch belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +36,12 @@ pub(crate) struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
+    pub(super) fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
         dispatches.into_iter().try_for_each(|d| r.record(d.label(label)))
     }
 
     /// Shows a tensor to the probe, if there is one.
-    fn look(&self, r: &mut Recorder<'_>, point: &str, layer: Option<usize>, x: Matrix<'_>) -> Result<()> {
+    pub(super) fn look(&self, r: &mut Recorder<'_>, point: &str, layer: Option<usize>, x: Matrix<'_>) -> Result<()> {
         match self.probe {
             Some((probe, position)) => probe.tensor(r, point, layer.map(|l| l as u32), position, x),
             None => Ok(()),
@@ -143,13 +143,19 @@ impl<'a> Forward<'a> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
         let normed = self.norm(r, x, &w.ffn_norm)?;
         self.look(r, "ffn.norm", Some(layer), normed)?;
+        let (w_gate_up, w_down) = match &w.feed_forward {
+            FeedForwardWeights::Dense { gate_up, down } => (gate_up, down),
+            FeedForwardWeights::Experts(experts) => {
+                return self.experts(r, layer, &spec.feed_forward, experts, normed, x);
+            }
+        };
         let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, w_gate_up, gate_up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
         let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
         r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
         self.look(r, "ffn.inner", Some(layer), inner)?;
-        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, &w.down, x, true)?)
+        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, w_down, x, true)?)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.

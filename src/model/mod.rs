@@ -6,6 +6,7 @@ pub mod arch;
 mod engine;
 mod forward;
 mod kv_cache;
+mod moe;
 mod probe;
 mod scratch;
 mod slots;
@@ -22,7 +23,9 @@ pub use crate::kernels::{KvType, TensorStats};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Sequence, Stop};
 pub use kv_cache::KvStats;
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
-pub use spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec};
+pub use spec::{
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec,
+};
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

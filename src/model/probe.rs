@@ -28,7 +28,7 @@ const fn point(name: &'static str, place: Place, per_layer: bool) -> ProbePoint 
     ProbePoint { name, place, per_layer }
 }
 
-/// All points, in the order of the pipeline. The last three hold words, not floats, and have no statistics.
+/// All points, in the order of the pipeline; a layer has those of its kind. The last three hold words, not floats, and have no statistics.
 pub const PROBE_POINTS: &[ProbePoint] = &[
     point("embed", Place::Pipeline, false),
     point("attn.norm", Place::Layer, true),
@@ -37,6 +37,8 @@ pub const PROBE_POINTS: &[ProbePoint] = &[
     point("attn.heads", Place::Layer, true),
     point("attn.residual", Place::Layer, true),
     point("ffn.norm", Place::Layer, true),
+    point("moe.router", Place::Layer, true),
+    point("moe.weights", Place::Layer, true),
     point("ffn.inner", Place::Layer, true),
     point("ffn.residual", Place::Layer, true),
     point("output.norm", Place::Pipeline, false),

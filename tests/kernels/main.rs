@@ -6,6 +6,7 @@ mod common;
 mod attention;
 mod elementwise;
 mod matmul;
+mod moe;
 mod norm;
 mod record;
 mod rope;

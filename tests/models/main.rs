@@ -5,6 +5,7 @@ mod faults;
 mod golden;
 mod hearth;
 mod loading;
+mod moe;
 mod perplexity;
 mod probe;
 mod sampling;
