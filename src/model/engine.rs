@@ -9,11 +9,12 @@ use std::sync::Arc;
 use crate::error::{Result, bail};
 use crate::gpu::{BindGroupCache, Buffer, Gpu, Plan, ReadbackClass, Recorder, Scope};
 use crate::kernels::KvType;
-use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
+use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
-use crate::model::kv_cache::{BlockTable, KvPool, KvStats};
+use crate::model::kv_cache::KvPool;
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
+use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
 use crate::model::weights::Weights;
@@ -31,29 +32,6 @@ pub struct EngineOptions {
     pub chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
-}
-
-/// A sequence: its slot and its pages. Made by [`Engine::open`], given back with [`Engine::close`].
-#[derive(Debug)]
-pub struct Sequence {
-    slot: u32,
-    n_ctx: u32,
-    table: BlockTable,
-    /// Sampling changes logits (penalties or bias).
-    penalties: bool,
-    n_stop: u32,
-}
-
-impl Sequence {
-    /// Positions this sequence may have.
-    pub fn n_ctx(&self) -> u32 {
-        self.n_ctx
-    }
-
-    /// Whether penalties or a bias change its logits before the draw.
-    pub fn changes_logits(&self) -> bool {
-        self.penalties
-    }
 }
 
 /// Why a sequence stopped drawing, as the device reports it.
@@ -99,14 +77,12 @@ impl Drawn {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Engine {
-    gpu: Arc<Gpu>,
+    pub(super) gpu: Arc<Gpu>,
     spec: Arc<ModelSpec>,
     weights: Weights,
-    options: EngineOptions,
-    slots: Slots,
-    kv: KvPool,
-    /// Blocks promised to open sequences: the pool is never smaller.
-    promised: u32,
+    pub(super) options: EngineOptions,
+    pub(super) slots: Slots,
+    pub(super) kv: KvPool,
     scratch: Scratch,
     staging: Buffer,
     groups: BindGroupCache,
@@ -126,10 +102,10 @@ impl Engine {
         scope: &Scope,
     ) -> Result<Self> {
         let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS) * 8, scope)?;
+        let kv = KvPool::new(options.kv_type, &spec.layers, options.chunk.max(MAX_TOKENS_PER_SUBMIT));
         Ok(Self {
-            slots: Slots::new(&gpu, 1, options.n_ctx, scope)?,
-            kv: KvPool::new(options.kv_type, &spec.layers),
-            promised: 0,
+            slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
+            kv,
             scratch: Scratch::new(&gpu, &spec, options.chunk, scope)?,
             staging,
             groups: BindGroupCache::default(),
@@ -152,72 +128,14 @@ impl Engine {
         self.options
     }
 
-    /// State of the KV cache.
-    pub fn kv_stats(&self) -> KvStats {
-        self.kv.stats()
-    }
-
     fn forward(&self) -> Forward<'_> {
         Forward { spec: &self.spec, weights: &self.weights, scratch: &self.scratch, slots: &self.slots, kv: &self.kv }
     }
 
-    fn forget_plans(&mut self) {
+    pub(super) fn forget_plans(&mut self) {
         self.plans.clear();
         self.groups.clear();
         self.batch.clear();
-    }
-
-    /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
-    ///
-    /// # Errors
-    /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
-    pub fn open(&mut self, n_ctx: u32, scope: &Scope) -> Result<Sequence> {
-        if n_ctx == 0 || n_ctx > self.options.n_ctx {
-            bail!(
-                InvalidArgument,
-                "a context of {n_ctx} positions; the model was loaded for 1..={}",
-                self.options.n_ctx
-            );
-        }
-        let planned: Vec<(u32, bool)> = self.plans.keys().copied().collect();
-        let blocks = n_ctx.div_ceil(KV_BLOCK_TOKENS);
-        if self.promised + blocks > self.kv.stats().blocks {
-            self.kv.grow(&self.gpu, self.promised + blocks, scope)?;
-            self.forget_plans();
-        }
-        let slot = match self.slots.take() {
-            Some(s) => s,
-            None => {
-                self.slots = self.slots.doubled(&self.gpu, scope)?;
-                self.forget_plans();
-                match self.slots.take() {
-                    Some(s) => s,
-                    None => bail!(Internal, "no slot after growing"),
-                }
-            }
-        };
-        if self.plans.is_empty() {
-            // Growing made new buffers: the plans there were are bound to them now, not in somebody's next decode.
-            let again = planned.into_iter().try_for_each(|(n, penalties)| self.prepare_decode(n, penalties, scope));
-            if let Err(e) = again {
-                self.slots.release(slot);
-                return Err(e);
-            }
-        }
-        self.promised += blocks;
-        Ok(Sequence { slot, n_ctx, table: BlockTable::default(), penalties: false, n_stop: 0 })
-    }
-
-    /// Gives a sequence's slot and pages back.
-    pub fn close(&mut self, mut sequence: Sequence) {
-        sequence.table.truncate(&mut self.kv, 0);
-        self.promised -= sequence.n_ctx.div_ceil(KV_BLOCK_TOKENS);
-        self.slots.release(sequence.slot);
-    }
-
-    /// Forgets a sequence's positions from `tokens` on.
-    pub fn truncate(&mut self, sequence: &mut Sequence, tokens: u32) {
-        sequence.table.truncate(&mut self.kv, tokens);
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -241,20 +159,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes pages for `tokens` positions and tells the device which.
-    fn reserve(&mut self, sequence: &mut Sequence, tokens: u32, scope: &Scope) -> Result<()> {
-        if tokens > sequence.n_ctx {
-            bail!(ContextFull, "{tokens} positions in a context of {}", sequence.n_ctx);
-        }
-        let new = sequence.table.reserve(&mut self.kv, tokens)?;
-        match sequence.table.blocks().get(new.clone()) {
-            Some(blocks) if !blocks.is_empty() => {
-                self.slots.set_table(&self.gpu, sequence.slot, new.start, blocks, scope)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Puts `tokens`, at most [`EngineOptions::chunk`], in place for evaluation at positions from `pos` on.
     fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
         let n = tokens.len() as u32;
@@ -264,7 +168,7 @@ impl Engine {
         if let Some(t) = tokens.iter().find(|&&t| t >= self.spec.n_vocab) {
             bail!(InvalidArgument, "token {t} in a vocabulary of {}", self.spec.n_vocab);
         }
-        self.reserve(sequence, pos + n, scope)?;
+        self.reserve(sequence, pos..pos + n, true, scope)?;
         let rows: Vec<Row> = (pos..pos + n).map(|pos| Row { slot: sequence.slot, pos }).collect();
         self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(tokens), scope)?;
         self.gpu.upload(self.scratch.row_data.whole(), bytemuck::cast_slice(&rows), scope)?;
@@ -422,7 +326,7 @@ impl Engine {
             if pos >= sequence.n_ctx {
                 bail!(ContextFull, "{pos} positions in a context of {}", sequence.n_ctx);
             }
-            self.reserve(sequence, end, scope)?;
+            self.reserve(sequence, pos..end, false, scope)?;
         }
         let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);

@@ -71,7 +71,7 @@ impl<'a> Forward<'a> {
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
             rows: s.row_data.whole(),
-            tables: self.slots.tables.whole(),
+            tables: self.slots.tables[self.kv.group_of(layer)].whole(),
             table_stride: self.slots.table_stride(),
             kv_type: self.kv.kv_type(),
             k,

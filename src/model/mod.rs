@@ -5,8 +5,11 @@
 pub mod arch;
 mod engine;
 mod forward;
+mod kv_blocks;
 mod kv_cache;
+mod kv_state;
 mod scratch;
+mod sequence;
 mod slots;
 mod spec;
 mod weights;
@@ -18,8 +21,10 @@ use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase};
 
 pub use crate::kernels::KvType;
-pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Sequence, Stop};
-pub use kv_cache::KvStats;
+pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
+pub use kv_blocks::KvExtent;
+pub use kv_cache::{KvGroupStats, KvStats};
+pub use sequence::Sequence;
 pub use spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec};
 
 /// What was loaded.
@@ -54,6 +59,7 @@ pub fn load(
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Engine> {
     let scope = gpu.scope(Phase::Load);
+    kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
     let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;
     Engine::new(gpu.clone(), spec, weights, options, &scope)
