@@ -57,12 +57,27 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// Replaces what a sequence holds by the keys and values that [`Engine::save`] gave for `tokens`. They are checked before anything
-    /// is touched; should the device fail later, the sequence is empty.
+    /// Fails unless extents with so many bytes can be loaded into a sequence as its first `tokens` positions. Touches nothing.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] if extents or bytes do not belong to as many tokens of this model, [`crate::Error::ContextFull`] if
-    /// the tokens do not fit; else what the device reports.
+    /// [`crate::Error::InvalidArgument`] if they do not belong to as many tokens of this model, [`crate::Error::ContextFull`] if the tokens
+    /// do not fit.
+    pub fn check_kv(&self, sequence: &Sequence, tokens: u32, extents: &[KvExtent], bytes: u64) -> Result<()> {
+        if tokens > sequence.n_ctx {
+            bail!(ContextFull, "{tokens} tokens in a context of {}", sequence.n_ctx);
+        }
+        self.kv.check_extents(extents, tokens, sequence.n_ctx)?;
+        let wanted = self.kv.extent_bytes(extents);
+        if bytes != wanted {
+            bail!(InvalidArgument, "{bytes} bytes of keys and values for {tokens} tokens, {wanted} are wanted");
+        }
+        Ok(())
+    }
+
+    /// Replaces what a sequence holds by the keys and values that [`Engine::save`] gave for `tokens`. On an error the sequence is empty.
+    ///
+    /// # Errors
+    /// As [`Engine::check_kv`], or what the device reports.
     pub fn load(
         &mut self,
         sequence: &mut Sequence,
@@ -71,15 +86,8 @@ impl Engine {
         bytes: &[u8],
         scope: &Scope,
     ) -> Result<()> {
-        let n = tokens.len() as u32;
-        if n > sequence.n_ctx {
-            bail!(ContextFull, "{n} tokens in a context of {}", sequence.n_ctx);
-        }
-        self.kv.check_extents(extents, n, sequence.n_ctx)?;
-        if bytes.len() as u64 != self.kv.extent_bytes(extents) {
-            bail!(InvalidArgument, "{} bytes of keys and values for {n} tokens", bytes.len());
-        }
-        let loaded = self.place_bytes(sequence, tokens, extents, bytes, scope);
+        let checked = self.check_kv(sequence, tokens.len() as u32, extents, bytes.len() as u64);
+        let loaded = checked.and_then(|()| self.place_bytes(sequence, tokens, extents, bytes, scope));
         if loaded.is_err() {
             self.truncate(sequence, 0);
         }

@@ -8,10 +8,11 @@ mod file;
 mod generation;
 mod model;
 mod options;
+mod snapshot;
 mod state;
 mod stats;
 
-pub use crate::model::{KvStats, KvType};
+pub use crate::model::{KvGroupStats, KvStats, KvType};
 pub use crate::sample::SamplingOptions;
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, tokenizer_of};

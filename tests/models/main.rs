@@ -3,6 +3,8 @@
 mod common;
 mod golden;
 mod hearth;
+mod kv_sharing;
+mod kv_windows;
 mod loading;
 mod perplexity;
 mod sampling;
