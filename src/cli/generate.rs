@@ -137,6 +137,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
             "counters": report::counters_json(&stats.counters, stats.gpu_timed),
             "context_counters": report::counters_json(&totals.counters, totals.gpu_timed),
             "memory": report::memory_json(&totals.memory),
+            "kv": report::kv_json(&model.stats().kv, model.info().kv_type),
         }))?;
     }
     if args.verbose {
@@ -144,6 +145,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
         report::print_times(&stats, model.stats().load_ns)?;
         report::print_counters(&totals.counters, totals.gpu_timed)?;
         report::print_memory(&totals.memory);
+        report::print_kv(&model.stats().kv, model.info().kv_type);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use doppler::gpu::{CounterSnapshot, MemoryClass, MemorySnapshot, Phase, PhaseSnapshot, ReadbackClass};
-use doppler::session::SessionStats;
+use doppler::session::{KvStats, KvType, SessionStats};
 use serde_json::{Map, Value, json};
 
 /// Milliseconds.
@@ -111,6 +111,41 @@ pub(super) fn print_memory(memory: &MemorySnapshot) {
     let classes: Vec<_> =
         MemoryClass::ALL.iter().map(|&m| format!("{} {}", m.name(), memory.current[m as usize])).collect();
     eprintln!("device memory: {} bytes now, {} at most ({})", memory.total, memory.peak, classes.join(", "));
+}
+
+/// What the attention cache holds.
+pub(super) fn kv_json(kv: &KvStats, kv_type: KvType) -> Value {
+    let group = |g: &doppler::session::KvGroupStats| {
+        json!({
+            "window": g.window, "layers": g.layers, "blocks": g.blocks, "used": g.used, "high_water": g.high_water,
+            "shared": g.shared, "block_bytes": g.block_bytes,
+        })
+    };
+    json!({
+        "type": kv_type.name(), "block_tokens": kv.block_tokens, "block_bytes": kv.block_bytes, "blocks": kv.blocks,
+        "used": kv.used, "high_water": kv.high_water, "shared": kv.shared, "copies": kv.copies,
+        "bytes": kv.bytes, "used_bytes": kv.used_bytes, "groups": kv.groups.iter().map(group).collect::<Vec<_>>(),
+    })
+}
+
+/// What the attention cache holds, a line for each group of layers, on stderr.
+pub(super) fn print_kv(kv: &KvStats, kv_type: KvType) {
+    eprintln!(
+        "KV cache ({}): {} of {} bytes in use, blocks of {} tokens, {} shared, {} copied",
+        kv_type.name(),
+        kv.used_bytes,
+        kv.bytes,
+        kv.block_tokens,
+        kv.shared,
+        kv.copies
+    );
+    for g in &kv.groups {
+        let window = if g.window == 0 { "all tokens".to_string() } else { format!("a window of {}", g.window) };
+        eprintln!(
+            "  {} layers that see {window}: {} of {} blocks of {} bytes in use, {} at most",
+            g.layers, g.used, g.blocks, g.block_bytes, g.high_water
+        );
+    }
 }
 
 /// A session's times in two lines on stderr.
