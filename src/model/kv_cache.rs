@@ -274,8 +274,7 @@ impl KvPool {
         may_grow: bool,
         scope: &Scope,
     ) -> Result<()> {
-        let reached = |t: &BlockTable| positions.start <= t.end() * KV_BLOCK_TOKENS;
-        if !self.holds(tables, positions.start) || !tables.iter().all(reached) {
+        if !self.holds(tables, positions.start) {
             bail!(Internal, "position {} sees positions whose keys and values are not there", positions.start);
         }
         let places = positions.start / KV_BLOCK_TOKENS..positions.end.div_ceil(KV_BLOCK_TOKENS);
@@ -367,15 +366,17 @@ impl KvPool {
         recorder.submit().map(drop)
     }
 
-    /// True if the tables hold everything that the query at `pos` sees before itself, given that positions up to it were evaluated.
+    /// True if the tables reach up to `pos` and hold everything that the query there sees before itself.
     pub(crate) fn holds(&self, tables: &[BlockTable], pos: u32) -> bool {
-        let group =
-            |(g, t): (&Group, &BlockTable)| t.first.saturating_mul(KV_BLOCK_TOKENS) <= first_visible(g.window, pos);
+        let group = |(g, t): (&Group, &BlockTable)| {
+            t.first.saturating_mul(KV_BLOCK_TOKENS) <= first_visible(g.window, pos)
+                && pos <= t.end().saturating_mul(KV_BLOCK_TOKENS)
+        };
         self.groups.iter().zip(tables).all(group)
     }
 
-    /// Forgets positions from `tokens` on. Returns how many of the others still count: `tokens`, or 0 if a window before that place
-    /// was given up; then everything is forgotten.
+    /// Forgets positions from `tokens` on. Returns how many of the others still count: `tokens`, or 0 if they are not all there or a window
+    /// before that place was given up; then everything is forgotten.
     pub(crate) fn keep(&mut self, tables: &mut [BlockTable], tokens: u32) -> u32 {
         let kept = if self.holds(tables, tokens) { tokens } else { 0 };
         for (group, table) in self.groups.iter_mut().zip(tables) {

@@ -26,9 +26,12 @@ impl Engine {
     /// from `tokens` on are zeros: what stood there before is nobody's business.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfMemory`] if there is no room for reading them, or what the device reports.
+    /// [`crate::Error::InvalidArgument`] unless `extents` are those of [`Engine::kv_extents`], [`crate::Error::OutOfMemory`] if there is no
+    /// room for reading them, or what the device reports.
     pub fn save(&self, sequence: &Sequence, extents: &[KvExtent], tokens: u32, scope: &Scope) -> Result<Vec<u8>> {
-        self.kv.check_extents(extents, tokens, sequence.n_ctx)?;
+        if !self.keeps(sequence, tokens) || extents != self.kv_extents(sequence, tokens) {
+            bail!(InvalidArgument, "saving {tokens} tokens whose keys and values are not all there");
+        }
         let size = self.kv.extent_bytes(extents);
         if size == 0 {
             return Ok(Vec::new());

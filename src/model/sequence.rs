@@ -116,8 +116,8 @@ impl Engine {
         self.slots.release(sequence.slot);
     }
 
-    /// Whether a sequence that has evaluated `tokens` tokens or more can go on after the first `tokens` of them as it is. It cannot if a
-    /// layer's window before that place was given up.
+    /// Whether a sequence can go on after the first `tokens` tokens as it is. It cannot if they were not evaluated, or if a layer's window
+    /// before that place was given up.
     pub fn keeps(&self, sequence: &Sequence, tokens: u32) -> bool {
         tokens == 0 || self.kv.holds(&sequence.tables, tokens)
     }

@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
                 self.0 = rest;
                 Ok(bytes)
             }
-            None => bail!(InvalidArgument, "snapshot: it ends {n} bytes too early"),
+            None => bail!(InvalidArgument, "snapshot: it ends within a field of {n} bytes"),
         }
     }
 
@@ -123,16 +123,18 @@ fn identity(model: &Model) -> Vec<(&'static str, String)> {
         .iter()
         .map(|l| format!("{}x{}w{}", l.attention.n_kv, l.attention.head_dim, l.attention.window))
         .collect();
-    let stretched =
-        matches!(&spec.rope.scaling, RopeScaling::LongRope { original_context } if info.n_ctx > *original_context);
+    // Some models turn keys differently when they are loaded for long contexts.
+    let stretched = match &spec.rope.scaling {
+        RopeScaling::LongRope { original_context } if info.n_ctx > *original_context => ", stretched",
+        _ => "",
+    };
     vec![
         ("architecture", info.architecture),
         ("vocabulary", info.n_vocab.to_string()),
         ("layers", layers.join(" ")),
         ("kv type", info.kv_type.name().to_string()),
         ("weights", format!("{:016x}", model.0.fingerprint)),
-        // Some models turn keys differently when they are loaded for long contexts.
-        ("positions", if stretched { "long" } else { "as trained" }.to_string()),
+        ("positions", format!("base {}, {:?}{stretched}", spec.rope.freq_base, spec.rope.scaling)),
     ]
 }
 

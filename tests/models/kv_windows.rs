@@ -243,3 +243,124 @@ fn given_up_pages_do_not_change_logits() {
         assert!(error < 1e-3, "chunks of {chunk}: {error}");
     }
 }
+
+/// A sequence and what it was told.
+struct Told {
+    sequence: Sequence,
+    tokens: Vec<u32>,
+}
+
+/// Sequences that are opened, forked, extended, cut back, saved, restored and closed in random order share a cache with full and windowed
+/// layers; at any time each of them sees what it was told, and nothing else.
+#[test]
+fn random_histories() {
+    let Some(dir) = shared("golden/llama2") else { return };
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let gpu = context.gpu();
+    let file = Gguf::open(&dir.join("model-f16.gguf")).expect("open");
+    let n_ctx = 400u32;
+    let build = |windows: &[u32], chunk| {
+        let mut spec = arch::read_spec(&file).expect("spec");
+        for (i, layer) in spec.layers.iter_mut().enumerate() {
+            layer.attention.window = windows[i % windows.len()];
+        }
+        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32 };
+        model::load(gpu, &file, Arc::new(spec), options, &mut |_, _| Ok(())).expect("load")
+    };
+    let scope = gpu.scope(Phase::Other);
+    for (seed, windows) in [(1u64, &[0u32, 20][..]), (2, &[70, 0, 5]), (3, &[0])] {
+        let mut engine = build(windows, 40);
+        let mut reference = build(windows, n_ctx);
+        let mut rng = seed;
+        let mut below = |n: usize| {
+            rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (rng >> 33) as usize % n
+        };
+        let mut all: Vec<Told> = Vec::new();
+        let (mut forks, mut again, mut checked) = (0, 0, 0);
+        for _ in 0..220 {
+            let which = below(10);
+            if all.is_empty() || (which == 0 && all.len() < 6) {
+                all.push(Told { sequence: engine.open(n_ctx, &scope).expect("open"), tokens: Vec::new() });
+                continue;
+            }
+            let i = below(all.len());
+            match which {
+                0 | 1 => engine.close(all.swap_remove(i).sequence),
+                2 | 3 if all.len() < 6 => {
+                    let mut n = all[i].tokens.len() - below(all[i].tokens.len().min(20) + 1);
+                    if !engine.keeps(&all[i].sequence, n as u32) {
+                        n = all[i].tokens.len();
+                    }
+                    let tokens = all[i].tokens[..n].to_vec();
+                    let sequence = engine.fork(&all[i].sequence, &tokens, &scope).expect("fork");
+                    all.push(Told { sequence, tokens });
+                    forks += 1;
+                }
+                4 => {
+                    let t = &mut all[i];
+                    let n = below(t.tokens.len() + 1);
+                    let kept = engine.truncate(&mut t.sequence, n as u32) as usize;
+                    again += usize::from(kept < n);
+                    assert!(kept == n || kept == 0);
+                    t.tokens.truncate(kept);
+                }
+                5 => {
+                    let n = all[i].tokens.len() as u32;
+                    let extents = engine.kv_extents(&all[i].sequence, n);
+                    let bytes = engine.save(&all[i].sequence, &extents, n, &scope).expect("save");
+                    let j = below(all.len());
+                    let tokens = all[i].tokens.clone();
+                    engine.load(&mut all[j].sequence, &tokens, &extents, &bytes, &scope).expect("load");
+                    all[j].tokens = tokens;
+                }
+                _ => {
+                    let t = &mut all[i];
+                    let n = (1 + below(40)).min(n_ctx as usize - t.tokens.len());
+                    let piece: Vec<u32> = (0..n).map(|_| 3 + below(1000) as u32).collect();
+                    if n > 0 {
+                        let at = t.tokens.len() as u32;
+                        engine.prefill(&mut t.sequence, &piece, at, &scope).expect("prefill");
+                        t.tokens.extend(piece);
+                    }
+                }
+            }
+            let stats = engine.kv_stats();
+            assert!(stats.used <= stats.blocks && stats.high_water <= stats.blocks, "{stats:?}");
+            if !all.is_empty() && below(6) == 0 {
+                // The last token once more, with its logits, against the whole text in another engine.
+                let j = below(all.len());
+                let t = &mut all[j];
+                let n = t.tokens.len();
+                if n == 0 || !engine.keeps(&t.sequence, n as u32 - 1) {
+                    continue;
+                }
+                let (mut got, mut want) = (Vec::new(), Vec::new());
+                let mut keep = |r: &[f32]| {
+                    got = r.to_vec();
+                    Ok(())
+                };
+                engine
+                    .prefill_logits(&mut t.sequence, &t.tokens[n - 1..], n as u32 - 1, &scope, &mut keep)
+                    .expect("logits");
+                let mut fresh = reference.open(n_ctx, &scope).expect("open");
+                let mut keep = |r: &[f32]| {
+                    want = r[r.len() - got.len()..].to_vec();
+                    Ok(())
+                };
+                reference.prefill_logits(&mut fresh, &t.tokens, 0, &scope, &mut keep).expect("logits");
+                reference.close(fresh);
+                let error = max_error(&got, &want);
+                assert!(error < 1e-3, "windows {windows:?}, {n} tokens: {error}");
+                checked += 1;
+            }
+        }
+        assert!(forks > 8 && checked > 12 && (again > 0 || windows == [0]), "{forks} forks, {checked} checks, {again}");
+        let copies = engine.kv_stats().copies;
+        all.into_iter().for_each(|t| engine.close(t.sequence));
+        let stats = engine.kv_stats();
+        assert_eq!((stats.used, stats.shared), (0, 0));
+        println!("windows {windows:?}: {forks} forks, {copies} blocks copied, {checked} checks");
+        assert!(copies > 3);
+    }
+}
