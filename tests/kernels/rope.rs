@@ -91,7 +91,7 @@ fn stored(what: &str, kv: KvType, head_dim: u32, words: &[u32], want: &[Want]) {
                 );
             }
         }
-        if head_dim % 64 != 0 {
+        if !head_dim.is_multiple_of(64) {
             assert_eq!(scales.last().unwrap() >> 16, 0, "{what}: row {at}: the scale that no block has");
         }
     }
