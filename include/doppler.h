@@ -1047,6 +1047,20 @@ typedef struct doppler_model_info {
 } doppler_model_info;
 
 /**
+ * One message of a conversation. Both texts are NUL-terminated UTF-8 and are only read during the call.
+ */
+typedef struct doppler_message {
+    /**
+     * Who speaks: "system", "user", "assistant", or what else the model's template knows.
+     */
+    const char *role;
+    /**
+     * What is said.
+     */
+    const char *content;
+} doppler_message;
+
+/**
  * What the attention cache of the layers with one window holds.
  */
 typedef struct doppler_kv_group {
@@ -1141,20 +1155,6 @@ typedef struct doppler_model_stats {
      */
     struct doppler_kv_group kv_groups[DOPPLER_KV_GROUPS];
 } doppler_model_stats;
-
-/**
- * One message of a conversation. Both texts are NUL-terminated UTF-8 and are only read during the call.
- */
-typedef struct doppler_message {
-    /**
-     * Who speaks: "system", "user", "assistant", or what else the model's template knows.
-     */
-    const char *role;
-    /**
-     * What is said.
-     */
-    const char *content;
-} doppler_message;
 
 /**
  * How to create a session. Fill it with doppler_session_options_init().
@@ -1434,17 +1434,6 @@ DOPPLER_API doppler_status doppler_model_destroy(struct doppler_model *model);
 DOPPLER_API doppler_status doppler_model_get_info(const struct doppler_model *model, struct doppler_model_info *info);
 
 /**
- * What loading a model cost, and what its attention cache holds.
- *
- * @param stats  filled in; set its `struct_size`
- *
- * Threads: any; waits for a submit that is under way in one of its sessions.
- */
-DOPPLER_API
-doppler_status doppler_model_get_stats(const struct doppler_model *model,
-                                       struct doppler_model_stats *stats);
-
-/**
  * The tokens of a text.
  *
  * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
@@ -1566,6 +1555,17 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
                                          size_t *needed);
 
 /**
+ * What loading a model cost, and what its attention cache holds.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any; waits for a submit that is under way in one of its sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_get_stats(const struct doppler_model *model,
+                                       struct doppler_model_stats *stats);
+
+/**
  * Fills options with their defaults.
  *
  * @param options      filled in
@@ -1589,54 +1589,6 @@ DOPPLER_API
 doppler_status doppler_session_create(struct doppler_model *model,
                                       const struct doppler_session_options *options,
                                       struct doppler_session **session);
-
-/**
- * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
- * shared, not copied, and not evaluated again; from then on the two are independent. The statistics of the new one start at zero.
- *
- * @param session      stays as it is
- * @param new_session  gets the handle; end it with doppler_session_destroy()
- * @return             DOPPLER_STATUS_INVALID_STATE while `session` generates, DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_fork(struct doppler_session *session,
-                                    struct doppler_session **new_session);
-
-/**
- * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
- * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
- *
- * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
- * @param capacity  bytes that fit
- * @param size      gets the bytes of the snapshot, also when they do not fit; may be NULL
- * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `size` is written), DOPPLER_STATUS_INVALID_STATE while generating,
- *                  DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_snapshot(const struct doppler_session *session,
-                                        void *buffer,
-                                        size_t capacity,
-                                        size_t *size);
-
-/**
- * Makes a session what another one was when doppler_session_snapshot() wrote these bytes: it goes on exactly as that one did.
- *
- * @param data  the bytes; only read during the call
- * @param size  how many
- * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
- *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
- *              then as it was
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_restore(struct doppler_session *session,
-                                       const void *data,
-                                       size_t size);
 
 /**
  * Ends a session handle. A call that is running in it, on another thread or around the callback that calls this, is cancelled, and
@@ -1790,6 +1742,55 @@ doppler_status doppler_session_get_stats(const struct doppler_session *session,
  * Threads: one at a time for each session.
  */
 DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
+
+/**
+ * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
+ * shared, not copied, and not evaluated again; from then on the two are independent. The cache makes room for what the new one may
+ * still come to hold. Its statistics start at zero.
+ *
+ * @param session      stays as it is
+ * @param new_session  gets the handle; end it with doppler_session_destroy()
+ * @return             DOPPLER_STATUS_INVALID_STATE while `session` generates, DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_fork(struct doppler_session *session,
+                                    struct doppler_session **new_session);
+
+/**
+ * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
+ * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
+ *
+ * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
+ * @param capacity  bytes that fit
+ * @param size      gets the bytes of the snapshot, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `size` is written), DOPPLER_STATUS_INVALID_STATE while generating,
+ *                  DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_snapshot(const struct doppler_session *session,
+                                        void *buffer,
+                                        size_t capacity,
+                                        size_t *size);
+
+/**
+ * Makes a session what another one was when doppler_session_snapshot() wrote these bytes: it goes on exactly as that one did.
+ *
+ * @param data  the bytes; only read during the call
+ * @param size  how many
+ * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
+ *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
+ *              then as it was
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_restore(struct doppler_session *session,
+                                       const void *data,
+                                       size_t size);
 
 /**
  * The name of a status, such as "DOPPLER_STATUS_OK"; "DOPPLER_STATUS_UNKNOWN" for a number that this library does not have.
@@ -1927,17 +1928,6 @@ DOPPLER_API doppler_status doppler_model_destroy(struct doppler_model *model);
 DOPPLER_API doppler_status doppler_model_get_info(const struct doppler_model *model, struct doppler_model_info *info);
 
 /**
- * What loading a model cost, and what its attention cache holds.
- *
- * @param stats  filled in; set its `struct_size`
- *
- * Threads: any; waits for a submit that is under way in one of its sessions.
- */
-DOPPLER_API
-doppler_status doppler_model_get_stats(const struct doppler_model *model,
-                                       struct doppler_model_stats *stats);
-
-/**
  * The tokens of a text.
  *
  * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
@@ -2059,6 +2049,17 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
                                          size_t *needed);
 
 /**
+ * What loading a model cost, and what its attention cache holds.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any; waits for a submit that is under way in one of its sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_get_stats(const struct doppler_model *model,
+                                       struct doppler_model_stats *stats);
+
+/**
  * Fills options with their defaults.
  *
  * @param options      filled in
@@ -2082,54 +2083,6 @@ DOPPLER_API
 doppler_status doppler_session_create(struct doppler_model *model,
                                       const struct doppler_session_options *options,
                                       struct doppler_session **session);
-
-/**
- * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
- * shared, not copied, and not evaluated again; from then on the two are independent. The statistics of the new one start at zero.
- *
- * @param session      stays as it is
- * @param new_session  gets the handle; end it with doppler_session_destroy()
- * @return             DOPPLER_STATUS_INVALID_STATE while `session` generates, DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_fork(struct doppler_session *session,
-                                    struct doppler_session **new_session);
-
-/**
- * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
- * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
- *
- * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
- * @param capacity  bytes that fit
- * @param size      gets the bytes of the snapshot, also when they do not fit; may be NULL
- * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `size` is written), DOPPLER_STATUS_INVALID_STATE while generating,
- *                  DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_snapshot(const struct doppler_session *session,
-                                        void *buffer,
-                                        size_t capacity,
-                                        size_t *size);
-
-/**
- * Makes a session what another one was when doppler_session_snapshot() wrote these bytes: it goes on exactly as that one did.
- *
- * @param data  the bytes; only read during the call
- * @param size  how many
- * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
- *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
- *              then as it was
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_restore(struct doppler_session *session,
-                                       const void *data,
-                                       size_t size);
 
 /**
  * Ends a session handle. A call that is running in it, on another thread or around the callback that calls this, is cancelled, and
@@ -2283,6 +2236,55 @@ doppler_status doppler_session_get_stats(const struct doppler_session *session,
  * Threads: one at a time for each session.
  */
 DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
+
+/**
+ * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
+ * shared, not copied, and not evaluated again; from then on the two are independent. The cache makes room for what the new one may
+ * still come to hold. Its statistics start at zero.
+ *
+ * @param session      stays as it is
+ * @param new_session  gets the handle; end it with doppler_session_destroy()
+ * @return             DOPPLER_STATUS_INVALID_STATE while `session` generates, DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_fork(struct doppler_session *session,
+                                    struct doppler_session **new_session);
+
+/**
+ * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
+ * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
+ *
+ * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
+ * @param capacity  bytes that fit
+ * @param size      gets the bytes of the snapshot, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `size` is written), DOPPLER_STATUS_INVALID_STATE while generating,
+ *                  DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_snapshot(const struct doppler_session *session,
+                                        void *buffer,
+                                        size_t capacity,
+                                        size_t *size);
+
+/**
+ * Makes a session what another one was when doppler_session_snapshot() wrote these bytes: it goes on exactly as that one did.
+ *
+ * @param data  the bytes; only read during the call
+ * @param size  how many
+ * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
+ *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
+ *              then as it was
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_restore(struct doppler_session *session,
+                                       const void *data,
+                                       size_t size);
 
 /**
  * Fills options with their defaults.

@@ -3,8 +3,19 @@
 use std::path::Path;
 
 /// In the order in which the header shows their items.
-const SOURCES: [&str; 9] =
-    ["status.rs", "mod.rs", "adapter.rs", "stats.rs", "context.rs", "model.rs", "text.rs", "session.rs", "generate.rs"];
+const SOURCES: [&str; 11] = [
+    "status.rs",
+    "mod.rs",
+    "adapter.rs",
+    "stats.rs",
+    "context.rs",
+    "model.rs",
+    "model_stats.rs",
+    "text.rs",
+    "session.rs",
+    "snapshot.rs",
+    "generate.rs",
+];
 
 fn generate(root: &Path) -> String {
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
