@@ -128,6 +128,10 @@ enum doppler_status
      */
     DOPPLER_STATUS_INTERNAL = 14,
     /**
+     * A tensor holds NaN, an infinity or a value beyond the limit of the session's probe, which asked for this check.
+     */
+    DOPPLER_STATUS_NOT_FINITE = 15,
+    /**
      * A pointer that must not be NULL is NULL.
      */
     DOPPLER_STATUS_NULL_POINTER = 100,
@@ -423,6 +427,88 @@ typedef uint32_t doppler_gpu_time_source;
 #endif // __cplusplus
 
 /**
+ * Which part of the library reads back: the index of `places` in statistics.
+ */
+enum doppler_place
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Tokens drawn after a prompt or in a decode batch.
+     */
+    DOPPLER_PLACE_PIPELINE = 0,
+    /**
+     * A layer's intermediate tensors.
+     */
+    DOPPLER_PLACE_LAYER = 1,
+    /**
+     * Logits.
+     */
+    DOPPLER_PLACE_LOGITS = 2,
+    /**
+     * The attention cache.
+     */
+    DOPPLER_PLACE_KV_CACHE = 3,
+    /**
+     * GPU times.
+     */
+    DOPPLER_PLACE_PROFILER = 4,
+    /**
+     * Candidates and choices of the samplers.
+     */
+    DOPPLER_PLACE_SAMPLE = 5,
+    /**
+     * State of the stop check.
+     */
+    DOPPLER_PLACE_CHECK_STOP = 6,
+    /**
+     * Converted or repacked data.
+     */
+    DOPPLER_PLACE_CAST = 7,
+    /**
+     * A buffer, read by a tool.
+     */
+    DOPPLER_PLACE_POOL = 8,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_place doppler_place;
+#else
+typedef uint32_t doppler_place;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Guards ready made.
+ */
+enum doppler_guard_preset
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * For shipped programs: STRICT, with the production budgets.
+     */
+    DOPPLER_GUARD_PRESET_PRODUCTION = 0,
+    /**
+     * For development: WARN.
+     */
+    DOPPLER_GUARD_PRESET_DEBUG = 1,
+    /**
+     * For measuring: OFF. Counters count as always.
+     */
+    DOPPLER_GUARD_PRESET_BENCHMARK = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_guard_preset doppler_guard_preset;
+#else
+typedef uint32_t doppler_guard_preset;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * Why a generation ended.
  */
 enum doppler_finish_reason
@@ -549,6 +635,62 @@ typedef struct doppler_adapter_info {
 } doppler_adapter_info;
 
 /**
+ * Upper limits for one submit and what belongs to it. UINT64_MAX: no limit. This structure stands inside others, so it does not grow.
+ */
+typedef struct doppler_budget {
+    /**
+     * Submits. Production: 1.
+     */
+    uint64_t submits;
+    /**
+     * Required readbacks (not debug, not profile). Production: 1.
+     */
+    uint64_t readbacks;
+    /**
+     * Bytes read back for each token drawn. Production: 16.
+     */
+    uint64_t readback_bytes_per_token;
+    /**
+     * Buffers created. Production: 0.
+     */
+    uint64_t buffers;
+    /**
+     * Bind groups created. Production: 0.
+     */
+    uint64_t bind_groups;
+    /**
+     * Pipelines created. Production: 0.
+     */
+    uint64_t pipelines;
+} doppler_budget;
+
+/**
+ * A guard: a mode and two budgets. Fill it with doppler_guard_init().
+ */
+typedef struct doppler_guard {
+    /**
+     * Set by doppler_guard_init().
+     */
+    size_t struct_size;
+    /**
+     * A doppler_guard_mode, but not INHERIT.
+     */
+    uint32_t mode;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * For each submit of decoding.
+     */
+    struct doppler_budget decode;
+    /**
+     * For each submit of a prompt; a chunk from which no token is drawn reads nothing back.
+     */
+    struct doppler_budget prefill;
+} doppler_guard;
+
+/**
  * How to open a context. Fill it with doppler_context_options_init().
  */
 typedef struct doppler_context_options {
@@ -603,9 +745,14 @@ typedef struct doppler_context_options {
      */
     uint32_t gpu_timing;
     /**
-     * A doppler_guard_mode. Default OFF.
+     * A doppler_guard_mode with the production budgets; doppler_context_set_guard() sets others. Default OFF.
      */
     uint32_t guard_mode;
+    /**
+     * Folder in which compiled pipelines are kept from one process to the next, where the driver can; it is made if it does not exist.
+     * NUL-terminated UTF-8, read during the call. NULL: they are not kept.
+     */
+    const char *cache_dir;
 } doppler_context_options;
 
 /**
@@ -681,6 +828,24 @@ typedef struct doppler_phase_stats {
      */
     uint64_t reserved[6];
 } doppler_phase_stats;
+
+/**
+ * Readbacks of one place, all phases together. It stands in arrays, so it does not grow.
+ */
+typedef struct doppler_place_stats {
+    /**
+     * Readbacks done.
+     */
+    uint64_t readbacks;
+    /**
+     * Their bytes.
+     */
+    uint64_t bytes;
+    /**
+     * Readbacks that a guard refused.
+     */
+    uint64_t refused;
+} doppler_place_stats;
 
 /**
  * What a context has done and holds. Set `struct_size` before the call.
@@ -762,6 +927,46 @@ typedef struct doppler_context_stats {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * Readbacks by doppler_place; the last three are reserved and 0.
+     */
+    struct doppler_place_stats places[12];
+    /**
+     * Most bytes there may be on the device; 0: no limit.
+     */
+    uint64_t memory_budget;
+    /**
+     * Bind-group layouts held by the pipeline cache.
+     */
+    uint64_t cached_group_layouts;
+    /**
+     * Pipeline layouts held by it.
+     */
+    uint64_t cached_pipeline_layouts;
+    /**
+     * Bytes of compiled pipelines that an earlier process left in `cache_dir`.
+     */
+    uint64_t cache_file_bytes;
+    /**
+     * 1 if a file was there but was damaged or made for something else.
+     */
+    uint64_t cache_file_rejected;
+    /**
+     * Bytes of the transient buffers on loan.
+     */
+    uint64_t pool_leased_bytes;
+    /**
+     * Most bytes ever on loan.
+     */
+    uint64_t pool_peak_leased_bytes;
+    /**
+     * Bytes asked for by the leases there are; the rest of `pool_leased_bytes` is slack.
+     */
+    uint64_t pool_requested_bytes;
+    /**
+     * Idle transient buffers freed.
+     */
+    uint64_t pool_trimmed;
 } doppler_context_stats;
 
 /**
@@ -1157,6 +1362,262 @@ typedef struct doppler_model_stats {
 } doppler_model_stats;
 
 /**
+ * What to look at. Fill it with doppler_probe_options_init().
+ */
+typedef struct doppler_probe_options {
+    /**
+     * Set by doppler_probe_options_init().
+     */
+    size_t struct_size;
+    /**
+     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "attn.heads", "attn.residual", "ffn.norm",
+     * "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
+     */
+    const char *const *points;
+    /**
+     * How many; 0: all.
+     */
+    size_t n_points;
+    /**
+     * First layer. Default 0.
+     */
+    uint32_t first_layer;
+    /**
+     * Last layer; DOPPLER_NONE: the model's last. Default DOPPLER_NONE.
+     */
+    uint32_t last_layer;
+    /**
+     * Magnitude beyond which a finite element counts as bad. Default: the largest float.
+     */
+    float limit;
+    /**
+     * Not 0: calls end with DOPPLER_STATUS_NOT_FINITE at the first tensor with a bad element.
+     */
+    uint32_t require_finite;
+} doppler_probe_options;
+
+/**
+ * What a probe saw: one tensor of one submit. It stands in arrays, so it does not grow: `reserved` is for what is added.
+ */
+typedef struct doppler_probe_reading {
+    /**
+     * Where; NUL-terminated.
+     */
+    char point[32];
+    /**
+     * The layer, or DOPPLER_NONE.
+     */
+    uint32_t layer;
+    /**
+     * Position of the first row in the session.
+     */
+    uint32_t position;
+    /**
+     * Rows (tokens).
+     */
+    uint32_t rows;
+    /**
+     * Columns.
+     */
+    uint32_t cols;
+    /**
+     * 1 if the tensor holds floats and has statistics; 0 if it holds words: then only `words` is filled in.
+     */
+    uint32_t has_stats;
+    /**
+     * NaN in it.
+     */
+    uint32_t nan;
+    /**
+     * Infinities in it.
+     */
+    uint32_t inf;
+    /**
+     * Finite elements beyond the limit.
+     */
+    uint32_t over;
+    /**
+     * Number, by row and column, of the first element that is not finite or beyond the limit; DOPPLER_NONE: there is none.
+     */
+    uint32_t first_bad;
+    /**
+     * Smallest finite element.
+     */
+    float min;
+    /**
+     * Largest finite element.
+     */
+    float max;
+    /**
+     * Entries of `words` in use.
+     */
+    uint32_t n_words;
+    /**
+     * Mean of the finite elements.
+     */
+    double mean;
+    /**
+     * Root of their mean square.
+     */
+    double rms;
+    /**
+     * The first values of the first row, as bits: floats where `has_stats` is 1.
+     */
+    uint32_t words[8];
+    /**
+     * 0.
+     */
+    uint64_t reserved[2];
+} doppler_probe_reading;
+
+/**
+ * The submits made under one label in one phase. Times are CPU times of the submit calls, in nanoseconds. It stands in arrays, so it does not
+ * grow: `reserved` is for what is added.
+ */
+typedef struct doppler_submit_stats {
+    /**
+     * What the submits were for, such as "decode"; NUL-terminated.
+     */
+    char label[32];
+    /**
+     * A doppler_phase.
+     */
+    uint32_t phase;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * How many.
+     */
+    uint64_t submits;
+    /**
+     * Dispatches in them.
+     */
+    uint64_t dispatches;
+    /**
+     * All calls together.
+     */
+    uint64_t total_ns;
+    /**
+     * Shortest call.
+     */
+    uint64_t min_ns;
+    /**
+     * Longest call.
+     */
+    uint64_t max_ns;
+    /**
+     * 0.
+     */
+    uint64_t reserved2[2];
+} doppler_submit_stats;
+
+/**
+ * What drawing more tokens in one submit would have saved.
+ */
+typedef struct doppler_batching_saving {
+    /**
+     * Submits that would not have been made.
+     */
+    uint64_t submits;
+    /**
+     * CPU time that submitting them took, nanoseconds. Recording and waiting come on top.
+     */
+    uint64_t submit_cpu_ns;
+} doppler_batching_saving;
+
+/**
+ * What doppler_context_purge_caches() freed.
+ */
+typedef struct doppler_purged {
+    /**
+     * Compiled pipelines.
+     */
+    uint64_t pipelines;
+    /**
+     * Shader modules.
+     */
+    uint64_t modules;
+    /**
+     * Bind-group layouts.
+     */
+    uint64_t group_layouts;
+    /**
+     * Pipeline layouts.
+     */
+    uint64_t pipeline_layouts;
+    /**
+     * Bytes of idle transient buffers.
+     */
+    uint64_t pool_bytes;
+} doppler_purged;
+
+/**
+ * How complete a profile is.
+ */
+typedef struct doppler_profile_info {
+    /**
+     * A doppler_gpu_time_source; a profile exists only with timestamps.
+     */
+    uint32_t gpu_time_source;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * Dispatches that found no free query: they are in no sum.
+     */
+    uint64_t dropped;
+    /**
+     * Dispatches that were measured wrongly (ends before it starts, over a minute): in no sum.
+     */
+    uint64_t invalid;
+    /**
+     * Dispatches that are in the sums but not in the trace.
+     */
+    uint64_t untraced;
+} doppler_profile_info;
+
+/**
+ * GPU times of one operation. It stands in arrays, so it does not grow: `reserved` is for what is added.
+ */
+typedef struct doppler_profile_row {
+    /**
+     * The operation, such as "attn.qkv"; NUL-terminated.
+     */
+    char label[32];
+    /**
+     * A doppler_phase.
+     */
+    uint32_t phase;
+    /**
+     * The layer, or DOPPLER_NONE outside the layers.
+     */
+    uint32_t layer;
+    /**
+     * Dispatches.
+     */
+    uint64_t count;
+    /**
+     * All together, nanoseconds by timestamp queries.
+     */
+    uint64_t total_ns;
+    /**
+     * Shortest.
+     */
+    uint64_t min_ns;
+    /**
+     * Longest.
+     */
+    uint64_t max_ns;
+    /**
+     * 0.
+     */
+    uint64_t reserved[2];
+} doppler_profile_row;
+
+/**
  * How to create a session. Fill it with doppler_session_options_init().
  */
 typedef struct doppler_session_options {
@@ -1238,18 +1699,15 @@ typedef struct doppler_session_stats {
      * A doppler_gpu_time_source.
      */
     uint32_t gpu_time_source;
+    /**
+     * Readbacks by doppler_place; the last three are reserved and 0.
+     */
+    struct doppler_place_stats places[12];
 } doppler_session_stats;
 
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
-
-/**
- * The name of a status, such as "DOPPLER_STATUS_OK"; "DOPPLER_STATUS_UNKNOWN" for a number that this library does not have.
- * The text is never freed. Threads: any.
- */
-DOPPLER_API
-const char *doppler_status_name(uint32_t status);
 
 /**
  * The version of the ABI that this library has; `DOPPLER_ABI_VERSION` is the one the header was made for.
@@ -1298,6 +1756,50 @@ doppler_status doppler_adapter_count(uint32_t *count);
 DOPPLER_API doppler_status doppler_adapter_get_info(uint32_t index, struct doppler_adapter_info *info);
 
 /**
+ * Fills a guard from a preset.
+ *
+ * @param values       filled in
+ * @param struct_size  sizeof *values
+ * @param preset       a doppler_guard_preset
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_guard_init(struct doppler_guard *values, size_t struct_size, uint32_t preset);
+
+/**
+ * Replaces the guard of a context, from now on; sessions with a guard of their own keep theirs.
+ *
+ * @param new_guard  copied
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_set_guard(struct doppler_context *context,
+                                         const struct doppler_guard *new_guard);
+
+/**
+ * The guard of a context.
+ *
+ * @param current  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_guard(const struct doppler_context *context,
+                                         struct doppler_guard *current);
+
+/**
+ * Gives a session a guard of its own.
+ *
+ * @param new_guard  copied; NULL: the context's guard, whatever it is at the time
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_set_guard(struct doppler_session *session,
+                                         const struct doppler_guard *new_guard);
+
+/**
  * Fills options with their defaults.
  *
  * @param options      filled in
@@ -1564,6 +2066,182 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
 DOPPLER_API
 doppler_status doppler_model_get_stats(const struct doppler_model *model,
                                        struct doppler_model_stats *stats);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_probe_options_init(struct doppler_probe_options *options, size_t struct_size);
+
+/**
+ * Looks at a session's tensors from now on. Statistics are made on the GPU in the same submit; while a probe is set, decoding runs one token a
+ * submit and is slower. Under a STRICT guard calls then end with DOPPLER_STATUS_GUARD before any work.
+ *
+ * @param options  NULL: look no longer
+ * @return         DOPPLER_STATUS_INVALID_ARGUMENT for an unknown point or a layer that the model does not have
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_set_probe(struct doppler_session *session,
+                                         const struct doppler_probe_options *options);
+
+/**
+ * What the probe has seen since the readings were last taken, in order. Getting them takes them; asking for the number does not.
+ *
+ * @param readings  gets the readings; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  readings that fit
+ * @param needed    gets the number of readings, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written, the readings stay)
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_take_readings(struct doppler_session *session,
+                                             struct doppler_probe_reading *readings,
+                                             size_t capacity,
+                                             size_t *needed);
+
+/**
+ * The submits of a context by phase and label.
+ *
+ * @param submits   gets the entries; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  entries that fit
+ * @param needed    gets the number of entries, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_submits(const struct doppler_context *context,
+                                           struct doppler_submit_stats *submits,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * The submits of a session by phase and label; else as doppler_context_get_submits().
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_submits(const struct doppler_session *session,
+                                           struct doppler_submit_stats *submits,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * What drawing more tokens in one submit would have saved in a session's decoding so far.
+ *
+ * @param tokens_per_submit  the number to compare with
+ * @param saving             filled in
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_estimate_batching(const struct doppler_session *session,
+                                                 uint32_t tokens_per_submit,
+                                                 struct doppler_batching_saving *saving);
+
+/**
+ * Everything that a context has done and holds, as text of some lines for people.
+ *
+ * @param text      gets the text with its terminating NUL; NULL (with `capacity` 0) to ask for the size
+ * @param capacity  bytes that fit
+ * @param needed    gets the bytes of the text with its NUL, also when it does not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_summary(const struct doppler_context *context,
+                                           char *text,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * Everything that a session has done, as text; else as doppler_context_get_summary().
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_get_summary(const struct doppler_session *session,
+                                           char *text,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * Forgets compiled pipelines and idle transient buffers. Loaded models keep what their plans use; what is needed again is compiled again.
+ *
+ * @param purged  gets what was freed; may be NULL
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_purge_caches(struct doppler_context *context,
+                                            struct doppler_purged *purged);
+
+/**
+ * Starts a profile: until doppler_context_stop_profile() each GPU operation of the context is timed by itself, which makes work slower.
+ *
+ * @return  DOPPLER_STATUS_UNSUPPORTED without timestamp queries, DOPPLER_STATUS_GUARD if the context's guard is STRICT
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_start_profile(struct doppler_context *context);
+
+/**
+ * Ends the profile and keeps it, in place of the one before, for the functions below.
+ *
+ * @param info  filled in; may be NULL
+ * @return      DOPPLER_STATUS_INVALID_STATE if none was started
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_stop_profile(struct doppler_context *context,
+                                            struct doppler_profile_info *info);
+
+/**
+ * The rows of the profile taken last: each operation of each layer in each phase.
+ *
+ * @param rows      gets the rows; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  rows that fit
+ * @param needed    gets the number of rows, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_INVALID_STATE if no profile was taken; DOPPLER_STATUS_BUFFER_TOO_SMALL
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_profile(const struct doppler_context *context,
+                                           struct doppler_profile_row *rows_out,
+                                           size_t capacity,
+                                           size_t *needed);
+
+/**
+ * The profile taken last as a table for people; else as doppler_context_get_summary().
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_profile_text(const struct doppler_context *context,
+                                                char *text,
+                                                size_t capacity,
+                                                size_t *needed);
+
+/**
+ * Writes the profile taken last as a trace file that Perfetto and chrome://tracing open.
+ *
+ * @param path  the file, replaced if it exists; NUL-terminated UTF-8
+ * @return      DOPPLER_STATUS_INVALID_STATE if no profile was taken, DOPPLER_STATUS_IO if the file cannot be written
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_context_write_trace(const struct doppler_context *context, const char *path);
 
 /**
  * Fills options with their defaults.
@@ -1798,522 +2476,6 @@ doppler_status doppler_session_restore(struct doppler_session *session,
  */
 DOPPLER_API
 const char *doppler_status_name(uint32_t status);
-
-/**
- * How many adapters this machine has, software ones included. Asks the drivers anew in each call (tens of milliseconds).
- *
- * @param count  gets the number
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_adapter_count(uint32_t *count);
-
-/**
- * What is known of an adapter before it is opened. Asks the drivers anew in each call.
- *
- * @param index  0 .. count - 1, the number that doppler_context_options.adapter_index takes
- * @param info   filled in; set its `struct_size`
- * @return       DOPPLER_STATUS_INVALID_ARGUMENT if there is no such adapter
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_adapter_get_info(uint32_t index, struct doppler_adapter_info *info);
-
-/**
- * Fills options with their defaults.
- *
- * @param options      filled in
- * @param struct_size  sizeof *options
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_context_options_init(struct doppler_context_options *options, size_t struct_size);
-
-/**
- * Opens a device.
- *
- * @param options  NULL: defaults
- * @param context  gets the handle; end it with doppler_context_destroy()
- * @return         DOPPLER_STATUS_NO_ADAPTER if no adapter fits the options, DOPPLER_STATUS_GPU if the driver refuses the device
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_context_create(const struct doppler_context_options *options,
-                                      struct doppler_context **context);
-
-/**
- * Ends a context handle. Models and sessions made from it go on working; the device is closed with the last of them.
- *
- * @param context  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_context_destroy(struct doppler_context *context);
-
-/**
- * The adapter in use, and which of its abilities are used.
- *
- * @param info  filled in; set its `struct_size`
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_context_get_adapter_info(const struct doppler_context *context,
-                                                struct doppler_adapter_info *info);
-
-/**
- * Counters, memory and caches of a context. With `gpu_timing` this reads times back from the device.
- *
- * @param stats  filled in; set its `struct_size`
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_context_get_stats(const struct doppler_context *context,
-                                         struct doppler_context_stats *stats);
-
-/**
- * Sets `phases` and `submit_histogram` of a context's statistics to zero; memory and caches are what they are.
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_context_reset_stats(struct doppler_context *context);
-
-/**
- * Fills options with their defaults.
- *
- * @param options      filled in
- * @param struct_size  sizeof *options
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_model_options_init(struct doppler_model_options *options, size_t struct_size);
-
-/**
- * Loads a model from a GGUF file. The file is only needed during the call.
- *
- * @param context  into which device
- * @param path     NUL-terminated UTF-8
- * @param options  NULL: defaults
- * @param model    gets the handle; end it with doppler_model_destroy()
- * @return         DOPPLER_STATUS_IO, DOPPLER_STATUS_BAD_FILE or DOPPLER_STATUS_UNSUPPORTED (the error text names the file, and the key or tensor),
- *                 DOPPLER_STATUS_OUT_OF_MEMORY, DOPPLER_STATUS_CANCELLED if `on_progress` asked for it
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_load(struct doppler_context *context,
-                                  const char *path,
-                                  const struct doppler_model_options *options,
-                                  struct doppler_model **model);
-
-/**
- * Ends a model handle. Its sessions go on working; its memory is freed with the last of them.
- *
- * @param model  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_model_destroy(struct doppler_model *model);
-
-/**
- * What a model is.
- *
- * @param info  filled in; set its `struct_size`
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_model_get_info(const struct doppler_model *model, struct doppler_model_info *info);
-
-/**
- * The tokens of a text.
- *
- * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
- * @param text_bytes     its length
- * @param add_special    not 0: BOS before and EOS after it, where the model's file says so
- * @param parse_special  not 0: the text of control tokens becomes those tokens. Do not set it for text of strangers.
- * @param tokens         gets the tokens; NULL (with `capacity` 0) to ask for the number
- * @param capacity       tokens that fit
- * @param needed         gets the number of tokens, also when they do not fit; may be NULL
- * @return               DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written), DOPPLER_STATUS_BAD_UTF8
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_tokenize(const struct doppler_model *model,
-                                      const char *text,
-                                      size_t text_bytes,
-                                      uint32_t add_special,
-                                      uint32_t parse_special,
-                                      uint32_t *tokens,
-                                      size_t capacity,
-                                      size_t *needed);
-
-/**
- * The text of tokens. Bytes that are not UTF-8 become U+FFFD.
- *
- * @param tokens          may be NULL if `n_tokens` is 0
- * @param n_tokens        how many
- * @param render_special  not 0: control tokens show as text
- * @param buffer          gets the text, NUL-terminated; NULL (with `capacity` 0) to ask for the size
- * @param capacity        bytes that fit
- * @param needed          gets the bytes of the text, NUL included, also when they do not fit; may be NULL
- * @return                DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written), DOPPLER_STATUS_INVALID_ARGUMENT for a token
- *                        outside the vocabulary
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_detokenize(const struct doppler_model *model,
-                                        const uint32_t *tokens,
-                                        size_t n_tokens,
-                                        uint32_t render_special,
-                                        char *buffer,
-                                        size_t capacity,
-                                        size_t *needed);
-
-/**
- * The exact bytes of one token, which may be a part of a character, or a zero byte. Streamed output is easier to have from doppler_session_generate().
- *
- * @param token           below `n_vocab`
- * @param render_special  not 0: control tokens show as text
- * @param buffer          gets the bytes and a NUL behind them; NULL (with `capacity` 0) to ask for the size
- * @param capacity        bytes that fit
- * @param needed          gets the number of bytes, NUL included, also when they do not fit; may be NULL
- * @return                as doppler_model_detokenize()
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_token_bytes(const struct doppler_model *model,
-                                         uint32_t token,
-                                         uint32_t render_special,
-                                         char *buffer,
-                                         size_t capacity,
-                                         size_t *needed);
-
-/**
- * The name of a token in the vocabulary, marks for spaces and bytes included: for people, not for output.
- *
- * @param token     below `n_vocab`
- * @param buffer    gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
- * @param capacity  bytes that fit
- * @param needed    gets the bytes of the text, NUL included, also when they do not fit; may be NULL
- * @return          as doppler_model_detokenize()
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_token_text(const struct doppler_model *model,
-                                        uint32_t token,
-                                        char *buffer,
-                                        size_t capacity,
-                                        size_t *needed);
-
-/**
- * Whether a token ends a reply.
- *
- * @param token  a token
- * @param ends   gets 1 or 0
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_is_end_of_generation(const struct doppler_model *model,
-                                                  uint32_t token,
-                                                  uint32_t *ends);
-
-/**
- * Renders a conversation through the model's chat template. doppler_session_append_messages() does this and appends the result.
- *
- * @param messages               the conversation; may be NULL if `n_messages` is 0
- * @param n_messages             how many
- * @param add_generation_prompt  not 0: open the assistant's turn at the end
- * @param buffer                 gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
- * @param capacity               bytes that fit
- * @param needed                 gets the bytes of the text, NUL included, also when they do not fit; may be NULL
- * @return                       DOPPLER_STATUS_UNSUPPORTED if the file has no template, DOPPLER_STATUS_TEMPLATE if it fails,
- *                               DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_model_format_chat(const struct doppler_model *model,
-                                         const struct doppler_message *messages,
-                                         size_t n_messages,
-                                         uint32_t add_generation_prompt,
-                                         char *buffer,
-                                         size_t capacity,
-                                         size_t *needed);
-
-/**
- * What loading a model cost, and what its attention cache holds.
- *
- * @param stats  filled in; set its `struct_size`
- *
- * Threads: any; waits for a submit that is under way in one of its sessions.
- */
-DOPPLER_API
-doppler_status doppler_model_get_stats(const struct doppler_model *model,
-                                       struct doppler_model_stats *stats);
-
-/**
- * Fills options with their defaults.
- *
- * @param options      filled in
- * @param struct_size  sizeof *options
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_session_options_init(struct doppler_session_options *options, size_t struct_size);
-
-/**
- * Creates a session.
- *
- * @param model    the model; sessions of one model take turns on the device
- * @param options  NULL: defaults
- * @param session  gets the handle; end it with doppler_session_destroy()
- * @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_session_create(struct doppler_model *model,
-                                      const struct doppler_session_options *options,
-                                      struct doppler_session **session);
-
-/**
- * Ends a session handle. A call that is running in it, on another thread or around the callback that calls this, is cancelled, and
- * the session is freed when that call returns.
- *
- * @param session  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
- *
- * Threads: any.
- */
-DOPPLER_API
-doppler_status doppler_session_destroy(struct doppler_session *session);
-
-/**
- * Asks the running call of a session, or else its next one, to end. Takes effect within one submit: doppler_session_generate() then succeeds with
- * reason CANCELLED, doppler_session_eval() fails with DOPPLER_STATUS_CANCELLED. doppler_session_reset() takes a request back that nothing has answered yet.
- *
- * Threads: any, at any time, callbacks included.
- */
-DOPPLER_API
-doppler_status doppler_session_cancel(const struct doppler_session *session);
-
-/**
- * Adds text to the end of a session. Nothing is evaluated yet. The first text gets a BOS token in front where the model wants one.
- *
- * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
- * @param text_bytes     its length
- * @param parse_special  not 0: the text of control tokens becomes those tokens. Do not set it for text of strangers.
- * @param n_added        gets the number of tokens added; may be NULL
- * @return               DOPPLER_STATUS_CONTEXT_FULL (nothing is added), DOPPLER_STATUS_BAD_UTF8
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_append_text(struct doppler_session *session,
-                                           const char *text,
-                                           size_t text_bytes,
-                                           uint32_t parse_special,
-                                           uint32_t *n_added);
-
-/**
- * Adds tokens to the end of a session. Nothing is evaluated yet.
- *
- * @param tokens    may be NULL if `n_tokens` is 0
- * @param n_tokens  how many
- * @return          DOPPLER_STATUS_CONTEXT_FULL or DOPPLER_STATUS_INVALID_ARGUMENT (a token outside the vocabulary); nothing is added
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_append_tokens(struct doppler_session *session,
-                                             const uint32_t *tokens,
-                                             size_t n_tokens);
-
-/**
- * Adds messages to the conversation of a session, and renders it through the model's chat template. What the session holds already stays, only
- * what is new is evaluated later. Replies become part of the conversation by themselves: doppler_session_generate() adds them.
- *
- * @param messages               the new messages; may be NULL if `n_messages` is 0
- * @param n_messages             how many
- * @param add_generation_prompt  not 0: open the assistant's turn, as is wanted before doppler_session_generate()
- * @param n_added                gets the number of tokens that are new; may be NULL
- * @return                       DOPPLER_STATUS_CONTEXT_FULL, DOPPLER_STATUS_UNSUPPORTED (no template), DOPPLER_STATUS_TEMPLATE; the conversation is then
- *                               as before
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_append_messages(struct doppler_session *session,
-                                               const struct doppler_message *messages,
-                                               size_t n_messages,
-                                               uint32_t add_generation_prompt,
-                                               uint32_t *n_added);
-
-/**
- * Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
- * are evaluated first.
- *
- * @param tokens    may be NULL if `n_tokens` is 0
- * @param n_tokens  how many
- * @param logits    gets `n_tokens` rows of `n_vocab` numbers, row by row. If the call fails after it began, the content is undefined.
- * @param capacity  numbers that fit
- * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (found before any work), DOPPLER_STATUS_CONTEXT_FULL, DOPPLER_STATUS_INVALID_ARGUMENT,
- *                  DOPPLER_STATUS_CANCELLED. The session then holds the tokens it had.
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_eval(struct doppler_session *session,
-                                    const uint32_t *tokens,
-                                    size_t n_tokens,
-                                    float *logits,
-                                    size_t capacity);
-
-/**
- * The tokens of a session, generated ones included.
- *
- * @param tokens    gets the tokens; NULL (with `capacity` 0) to ask for the number
- * @param capacity  tokens that fit
- * @param needed    gets the number of tokens, also when they do not fit; may be NULL
- * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_get_tokens(const struct doppler_session *session,
-                                          uint32_t *tokens,
-                                          size_t capacity,
-                                          size_t *needed);
-
-/**
- * How many tokens a session holds.
- *
- * @param length  gets the number
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API doppler_status doppler_session_get_length(const struct doppler_session *session, uint32_t *length);
-
-/**
- * Forgets everything said: the session is as new. Its statistics go on. A cancel request that nothing has answered yet is forgotten too.
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_reset(struct doppler_session *session);
-
-/**
- * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over.
- *
- * @param n_tokens  how many to keep
- * @return          DOPPLER_STATUS_INVALID_ARGUMENT if there are fewer
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API doppler_status doppler_session_truncate(struct doppler_session *session, uint32_t n_tokens);
-
-/**
- * Counters and times of a session. With `gpu_timing` this reads times back from the device.
- *
- * @param stats  filled in; set its `struct_size`
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_get_stats(const struct doppler_session *session,
-                                         struct doppler_session_stats *stats);
-
-/**
- * Sets the statistics of a session to zero.
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
-
-/**
- * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
- * shared, not copied, and not evaluated again; from then on the two are independent. The cache makes room for what the new one may
- * still come to hold. Its statistics start at zero.
- *
- * @param session      stays as it is
- * @param new_session  gets the handle; end it with doppler_session_destroy()
- * @return             DOPPLER_STATUS_INVALID_STATE while `session` generates, DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_fork(struct doppler_session *session,
-                                    struct doppler_session **new_session);
-
-/**
- * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
- * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
- *
- * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
- * @param capacity  bytes that fit
- * @param size      gets the bytes of the snapshot, also when they do not fit; may be NULL
- * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `size` is written), DOPPLER_STATUS_INVALID_STATE while generating,
- *                  DOPPLER_STATUS_OUT_OF_MEMORY
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_snapshot(const struct doppler_session *session,
-                                        void *buffer,
-                                        size_t capacity,
-                                        size_t *size);
-
-/**
- * Makes a session what another one was when doppler_session_snapshot() wrote these bytes: it goes on exactly as that one did.
- *
- * @param data  the bytes; only read during the call
- * @param size  how many
- * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
- *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
- *              then as it was
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_restore(struct doppler_session *session,
-                                       const void *data,
-                                       size_t size);
-
-/**
- * Fills options with their defaults.
- *
- * @param options      filled in
- * @param struct_size  sizeof *options
- *
- * Threads: any.
- */
-DOPPLER_API doppler_status doppler_generate_options_init(struct doppler_generate_options *options, size_t struct_size);
-
-/**
- * Generates until something ends it, and returns then. The tokens become part of the session, so the next call goes on from there.
- *
- * @param options   NULL: defaults
- * @param on_token  hears each token; may be NULL
- * @param user      handed to `on_token`
- * @param result    filled in on success; set its `struct_size`; may be NULL
- * @return          DOPPLER_STATUS_INVALID_STATE in an empty session, or from a callback of the same session; DOPPLER_STATUS_INVALID_ARGUMENT names
- *                  the option at fault; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Being cancelled is no failure: see `reason`.
- *
- * Threads: one at a time for each session.
- */
-DOPPLER_API
-doppler_status doppler_session_generate(struct doppler_session *session,
-                                        const struct doppler_generate_options *options,
-                                        doppler_token_callback on_token,
-                                        void *user,
-                                        struct doppler_generate_result *result);
 
 #ifdef __cplusplus
 }  // extern "C"

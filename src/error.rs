@@ -47,6 +47,9 @@ pub enum Error {
     /// The caller's callback or cancel call ended the operation.
     #[error("cancelled: {0}")]
     Cancelled(String),
+    /// A tensor holds NaN, an infinity or a value beyond a limit, where a check was asked for; names point, layer and position.
+    #[error("not finite: {0}")]
+    NotFinite(String),
     /// A chat template failed; carries the template's own message.
     #[error("chat template: {0}")]
     Template(String),
@@ -74,6 +77,7 @@ impl Error {
             E::Guard(m) => E::Guard(join(m)),
             E::ContextFull(m) => E::ContextFull(join(m)),
             E::Cancelled(m) => E::Cancelled(join(m)),
+            E::NotFinite(m) => E::NotFinite(join(m)),
             E::Template(m) => E::Template(join(m)),
             E::Internal(m) => E::Internal(join(m)),
         }

@@ -7,8 +7,8 @@ use std::sync::{Arc, LazyLock};
 use common::*;
 use doppler::Error;
 use doppler::gpu::{
-    AdapterChoice, BindGroupCache, Buffer, Counters, Dispatch, Features, Gpu, GpuOptions, Grid, Guard, GuardMode,
-    Kernel, MemoryClass, Phase, ReadbackClass, Scope, list_adapters,
+    AdapterChoice, BindGroupCache, Buffer, Counters, Dispatch, Features, Gate, Gpu, GpuOptions, Grid, Guard, GuardMode,
+    Kernel, MemoryClass, Phase, Place, ReadbackClass, Scope, list_adapters,
 };
 
 const WORDS: usize = 32;
@@ -189,7 +189,7 @@ fn the_pool_lends_a_buffer_again_only_after_its_submission() {
     let scope = gpu.scope(Phase::Other);
     let n = 1 << 20;
     let (x, y) = (upload_words(&gpu, &vec![1; n]), upload_words(&gpu, &vec![0; n]));
-    let lease = gpu.lease(n as u64 * 4, &scope).unwrap();
+    let lease = gpu.lease("test", n as u64 * 4, &scope).unwrap();
     let mut recorder = gpu.recorder("long", &scope);
     recorder.record(step(&x, lease.buffer(), n as u32, 0)).unwrap();
     for _ in 0..20 {
@@ -197,13 +197,13 @@ fn the_pool_lends_a_buffer_again_only_after_its_submission() {
     }
     recorder.keep(lease);
     // Recorded, not submitted: on loan.
-    let other = gpu.lease(n as u64 * 4, &scope).unwrap();
+    let other = gpu.lease("test", n as u64 * 4, &scope).unwrap();
     let stats = gpu.pool().stats();
     assert_eq!((stats.leased, stats.reuses, stats.misses), (2, 0, 2));
     let submission = recorder.submit().unwrap();
     assert_eq!(gpu.pool().stats().leased, 1, "submitting gives the kept one back");
     // Whether the device is done by now is its affair: reused only if it is.
-    let third = gpu.lease(n as u64 * 4, &scope).unwrap();
+    let third = gpu.lease("test", n as u64 * 4, &scope).unwrap();
     if gpu.pool().stats().reuses > 0 {
         assert!(gpu.completed() >= submission.serial(), "lent again before its submission was complete");
     }
@@ -211,7 +211,7 @@ fn the_pool_lends_a_buffer_again_only_after_its_submission() {
     drop((other, third));
     let idle = gpu.pool().stats();
     assert_eq!(idle.leased, 0);
-    let again = gpu.lease(n as u64 * 4 - 100, &scope).unwrap();
+    let again = gpu.lease("test", n as u64 * 4 - 100, &scope).unwrap();
     let stats = gpu.pool().stats();
     assert_eq!((stats.reuses, stats.misses), (idle.reuses + 1, idle.misses), "reused once it is");
     drop(again);
@@ -222,7 +222,7 @@ fn the_pool_lends_a_buffer_again_only_after_its_submission() {
     assert_eq!(gpu.memory().snapshot().total, before - freed);
     // A recorder dropped without submitting gives its leases back too.
     let mut recorder = gpu.recorder("dropped", &scope);
-    recorder.keep(gpu.lease(300, &scope).unwrap());
+    recorder.keep(gpu.lease("test", 300, &scope).unwrap());
     drop(recorder);
     assert_eq!(gpu.pool().stats().leased, 0);
 }
@@ -242,7 +242,7 @@ fn the_memory_budget_refuses_and_the_account_stays() {
     assert!(matches!(&e, Error::OutOfMemory(m) if m.contains("too much") && m.contains("budget")), "{e}");
     assert_eq!(gpu.memory().snapshot(), before);
     assert_eq!(gpu.counters().snapshot().total(), counted);
-    assert!(gpu.lease(1 << 20, &scope).is_err());
+    assert!(gpu.lease("test", 1 << 20, &scope).is_err());
     assert_eq!((gpu.memory().snapshot(), gpu.pool().stats().leased), (before, 0));
     let rest = gpu.storage("rest", 424 << 10, MemoryClass::Weights, &scope).unwrap();
     assert_eq!(gpu.memory().snapshot().total, 1 << 20, "exactly the budget is allowed");
@@ -395,10 +395,18 @@ fn the_strict_guard_refuses_debug_readbacks_before_any_work() {
     let b = gpu.storage("layer.3", 64, MemoryClass::Other, &scope).unwrap();
     let before = gpu.counters().snapshot();
     for class in [ReadbackClass::Debug, ReadbackClass::Profile] {
-        let e = gpu.download(b.whole(), class, &scope).unwrap_err();
-        assert!(matches!(&e, Error::Guard(m) if m.contains("layer.3")), "{e}");
+        for place in Place::ALL {
+            let gate = Gate { layer: Some(3), ..Gate::new(place, class, "tensor") };
+            let e = gpu.download(b.whole(), gate, &scope).unwrap_err();
+            let reason = format!("{}.tensor.3", place.name());
+            assert!(matches!(&e, Error::Guard(m) if m.contains(&reason)), "{e}");
+        }
     }
-    assert_eq!(gpu.counters().snapshot(), before);
+    let after = gpu.counters().snapshot();
+    assert_eq!((after.phases, after.submit_histogram), (before.phases, before.submit_histogram), "no work was done");
+    for p in after.places {
+        assert_eq!((p.readbacks, p.bytes, p.refused), (0, 0, 2), "refusals are counted where they happened");
+    }
     assert_eq!(gpu.pool().stats().leased, 0);
     for class in [ReadbackClass::Token, ReadbackClass::Logits, ReadbackClass::Embedding, ReadbackClass::State] {
         assert_eq!(gpu.download(b.whole(), class, &scope).unwrap(), [0; 64]);
@@ -456,7 +464,7 @@ fn many_timed_passes_are_collected_on_the_way() {
     let (x, y) = (upload_words(&gpu, &[1; 64]), upload_words(&gpu, &[0; 64]));
     for i in 0..700 {
         step(&x, &y, 64, i).run(&gpu, &scope).unwrap();
-        gpu.timer_rest().unwrap();
+        gpu.rest_profiler().unwrap();
     }
     let collected = gpu.counters().phase(Phase::Other).readbacks[ReadbackClass::Profile as usize];
     assert_eq!(collected > 0, gpu.timed());

@@ -247,7 +247,7 @@ fn print_row(w: &Workload, numbers: [f64; 6], last: &Run, args: &Args) -> Outcom
         say(args, &format!("{:>10}{note}", ""))?;
     }
     if args.verbose {
-        report::print_counters(&last.stats.counters, last.stats.gpu_timed)?;
+        eprint!("{}", last.stats.summary());
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use doppler::session::{FinishReason, Message, Session};
 use super::open::{self, DeviceArgs, EngineArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
-use super::{generate, interrupt, report};
+use super::{generate, interrupt};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -43,13 +43,8 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    fn show_stats(&self) -> Outcome {
-        let model = self.session.model();
-        report::print_times(&self.session.stats(), model.stats().load_ns)?;
-        let c = model.context().stats();
-        report::print_counters(&c.counters, c.gpu_timed)?;
-        report::print_memory(&c.memory);
-        Ok(())
+    fn show_stats(&self) {
+        eprint!("{}{}", self.session.stats().summary(), self.session.model().context().stats().summary());
     }
 
     fn reply(&mut self, line: &str) -> Outcome {
@@ -71,7 +66,10 @@ impl Chat<'_> {
             FinishReason::ContextFull => eprintln!("(the context is full: /reset starts anew)"),
             _ => {}
         }
-        if self.args.verbose { self.show_stats() } else { Ok(()) }
+        if self.args.verbose {
+            self.show_stats();
+        }
+        Ok(())
     }
 }
 
@@ -105,7 +103,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
                 chat.session.reset();
                 chat.begun = false;
             }
-            "/stats" => chat.show_stats()?,
+            "/stats" => chat.show_stats(),
             "/help" => eprintln!("{HELP}"),
             text => match chat.reply(text) {
                 // On a terminal the conversation goes on: the person can shorten it or start anew.

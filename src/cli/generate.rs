@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use doppler::session::{FinishReason, GenerateOptions, Generated, Session};
 use serde_json::json;
 
-use super::open::{self, DeviceArgs, EngineArgs};
+use super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::{input, report};
@@ -42,6 +42,8 @@ pub(super) struct Args {
     verbose: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    profile: ProfileArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -115,6 +117,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
         return Err(Failure::Usage("the prompt is empty".into()));
     }
     let options = args.sampling.generate_options(args.n, args.special);
+    args.profile.start(&context)?;
     let generated = if args.json {
         session.generate(&options, &mut |_| ControlFlow::Continue(()))?
     } else {
@@ -124,6 +127,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
         }
         generated
     };
+    args.profile.finish(&context)?;
     let stats = session.stats();
     let totals = context.stats();
     if args.json {
@@ -142,10 +146,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     }
     if args.verbose {
         eprintln!("ended by {}", reason_name(generated.reason));
-        report::print_times(&stats, model.stats().load_ns)?;
-        report::print_counters(&totals.counters, totals.gpu_timed)?;
-        report::print_memory(&totals.memory);
-        report::print_kv(&model.stats().kv, model.info().kv_type);
+        eprintln!("loaded in {:.0} ms", report::ms(model.stats().load_ns));
+        eprint!("{}{}", stats.summary(), totals.summary());
+        eprint!("{}", model.stats().kv.summary(model.info().kv_type));
     }
     Ok(())
 }

@@ -130,6 +130,8 @@ fn spec_json(s: &ModelSpec, sizes: &LoadedSizes) -> serde_json::Value {
         "format": sizes.format, "n_layer": s.layers.len(), "n_embd": s.n_embd, "n_vocab": s.n_vocab,
         "n_head": a.map(|a| a.n_head), "n_kv_head": a.map(|a| a.n_kv), "head_dim": a.map(|a| a.head_dim),
         "windows": windows(s), "kv_bytes_per_token": kv_bytes_per_token(s), "n_ff": s.layers.first().map(|l| l.feed_forward.n_ff),
+        "n_expert": s.experts().map(|e| e.n_expert).max().unwrap_or(0),
+        "n_expert_used": s.experts().map(|e| e.n_used).max().unwrap_or(0),
         "context_length": s.context_length, "rope_freq_base": s.rope.freq_base,
         "rope_scaling": format!("{:?}", s.rope.scaling), "norm_eps": s.norm_eps,
     })

@@ -12,6 +12,7 @@ mod logits;
 mod open;
 mod outcome;
 mod perplexity;
+mod probe;
 mod report;
 mod sampling;
 mod selfcheck;
@@ -60,6 +61,8 @@ enum Verb {
     Logits(logits::Args),
     /// Render a conversation through a chat template; needs no GPU.
     Format(format::Args),
+    /// Look at a model's intermediate tensors; fails if one holds NaN, infinities or values beyond a limit.
+    Probe(probe::Args),
     /// Perplexity of a text, in independent windows.
     Perplexity(perplexity::Args),
 }
@@ -122,6 +125,7 @@ fn run(program: &Program) -> Outcome {
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Logits(a) => logits::run(device, a),
         Verb::Format(a) => format::run(a),
+        Verb::Probe(a) => probe::run(device, a),
         Verb::Perplexity(a) => perplexity::run(device, a),
     }
 }

@@ -1,7 +1,7 @@
 //! Opening devices and models the way the flags say.
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
@@ -33,9 +33,16 @@ pub(super) struct DeviceArgs {
     /// Take GPU times with timestamp queries (costs a readback now and then)
     #[arg(long, global = true)]
     gpu_timing: bool,
-    /// What happens when decoding breaks its budget
+    /// What happens when work breaks its budget
     #[arg(long, global = true, value_enum, default_value = "off")]
     guard: GuardArg,
+    /// Keep compiled pipelines in this folder from one run to the next
+    #[arg(long, global = true, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Write a trace of every call made of wgpu to this folder
+    #[cfg(feature = "api-trace")]
+    #[arg(long, global = true, value_name = "DIR")]
+    api_trace: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,6 +98,11 @@ impl DeviceArgs {
                 },
                 ..Guard::default()
             },
+            cache_dir: self.cache_dir.clone(),
+            #[cfg(feature = "api-trace")]
+            api_trace: self.api_trace.clone(),
+            #[cfg(not(feature = "api-trace"))]
+            api_trace: None,
         }
     }
 
@@ -105,6 +117,33 @@ impl DeviceArgs {
             eprintln!("doppler: note: this device takes no GPU times");
         }
         Ok(context)
+    }
+}
+
+/// The flag of verbs whose work can be profiled.
+#[derive(Debug, clap::Args)]
+pub(super) struct ProfileArgs {
+    /// Take a profile of every GPU operation: its table goes to stderr, a trace (Perfetto, chrome://tracing) to this file
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+}
+
+impl ProfileArgs {
+    /// Starts a profile if one is asked for.
+    pub(super) fn start(&self, context: &Context) -> Outcome {
+        match self.profile {
+            Some(_) => Ok(context.start_profile()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the profile that was started.
+    pub(super) fn finish(&self, context: &Context) -> Outcome {
+        if let Some(file) = &self.profile {
+            eprint!("{}", context.stop_profile()?.table());
+            context.write_trace(file)?;
+        }
+        Ok(())
     }
 }
 

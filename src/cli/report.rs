@@ -1,7 +1,5 @@
 //! Counters and times as tables and as JSON.
 
-use std::io::{self, Write};
-
 use doppler::gpu::{CounterSnapshot, MemoryClass, MemorySnapshot, Phase, PhaseSnapshot, ReadbackClass};
 use doppler::session::{KvStats, KvType, SessionStats};
 use serde_json::{Map, Value, json};
@@ -68,51 +66,6 @@ pub(super) fn timings_json(s: &SessionStats, load_ns: u64) -> Value {
     })
 }
 
-/// Counters by phase as a table on stderr.
-pub(super) fn print_counters(c: &CounterSnapshot, gpu_timed: bool) -> io::Result<()> {
-    type Field = fn(&PhaseSnapshot) -> String;
-    let rows: [(&str, Field); 13] = [
-        ("submits", |p| p.submits.to_string()),
-        ("dispatches", |p| p.dispatches.to_string()),
-        ("passes", |p| p.passes.to_string()),
-        ("record CPU ms", |p| format!("{:.2}", ms(p.record_cpu_ns))),
-        ("submit CPU ms", |p| format!("{:.2}", ms(p.submit_cpu_ns))),
-        ("buffers created", |p| p.buffers.to_string()),
-        ("  their bytes", |p| p.buffer_bytes.to_string()),
-        ("bind groups", |p| p.bind_groups.to_string()),
-        ("pipelines", |p| p.pipelines.to_string()),
-        ("  their CPU ms", |p| format!("{:.1}", ms(p.pipeline_ns))),
-        ("bytes uploaded", |p| p.upload_bytes.to_string()),
-        ("readbacks", |p| p.readbacks.iter().sum::<u64>().to_string()),
-        ("bytes read back", |p| p.readback_bytes.iter().sum::<u64>().to_string()),
-    ];
-    let mut out = io::stderr().lock();
-    write!(out, "{:<16}", "")?;
-    for p in Phase::ALL {
-        write!(out, "{:>14}", p.name())?;
-    }
-    writeln!(out)?;
-    let mut row = |name: &str, field: &dyn Fn(&PhaseSnapshot) -> String| -> io::Result<()> {
-        write!(out, "{name:<16}")?;
-        for p in Phase::ALL {
-            write!(out, "{:>14}", field(c.phase(p)))?;
-        }
-        writeln!(out)
-    };
-    for (name, field) in rows {
-        row(name, &field)?;
-    }
-    let gpu = |p: &PhaseSnapshot| if gpu_timed { format!("{:.2}", ms(p.gpu_ns)) } else { "-".to_string() };
-    row("GPU ms", &gpu)
-}
-
-/// Device memory by class, on stderr.
-pub(super) fn print_memory(memory: &MemorySnapshot) {
-    let classes: Vec<_> =
-        MemoryClass::ALL.iter().map(|&m| format!("{} {}", m.name(), memory.current[m as usize])).collect();
-    eprintln!("device memory: {} bytes now, {} at most ({})", memory.total, memory.peak, classes.join(", "));
-}
-
 /// What the attention cache holds.
 pub(super) fn kv_json(kv: &KvStats, kv_type: KvType) -> Value {
     let group = |g: &doppler::session::KvGroupStats| {
@@ -126,40 +79,4 @@ pub(super) fn kv_json(kv: &KvStats, kv_type: KvType) -> Value {
         "used": kv.used, "high_water": kv.high_water, "shared": kv.shared, "copies": kv.copies,
         "bytes": kv.bytes, "used_bytes": kv.used_bytes, "groups": kv.groups.iter().map(group).collect::<Vec<_>>(),
     })
-}
-
-/// What the attention cache holds, a line for each group of layers, on stderr.
-pub(super) fn print_kv(kv: &KvStats, kv_type: KvType) {
-    eprintln!(
-        "KV cache ({}): {} of {} bytes in use, blocks of {} tokens, {} shared, {} copied",
-        kv_type.name(),
-        kv.used_bytes,
-        kv.bytes,
-        kv.block_tokens,
-        kv.shared,
-        kv.copies
-    );
-    for g in &kv.groups {
-        let window = if g.window == 0 { "all tokens".to_string() } else { format!("a window of {}", g.window) };
-        eprintln!(
-            "  {} layers that see {window}: {} of {} blocks of {} bytes in use, {} at most",
-            g.layers, g.used, g.blocks, g.block_bytes, g.high_water
-        );
-    }
-}
-
-/// A session's times in two lines on stderr.
-pub(super) fn print_times(s: &SessionStats, load_ns: u64) -> io::Result<()> {
-    let per_s = |n, ns| rate(n, ns).map_or("-".to_string(), |r| format!("{r:.1}"));
-    let mut out = io::stderr().lock();
-    writeln!(out, "load {:.0} ms, first token {:.1} ms", ms(load_ns), ms(s.first_token_ns))?;
-    writeln!(
-        out,
-        "prompt {} tokens at {} tok/s, then {} tokens at {} tok/s; {} tokens in the session",
-        s.prefill_tokens,
-        per_s(s.prefill_tokens, s.prefill_ns),
-        s.decode_tokens,
-        per_s(s.decode_tokens, s.decode_ns),
-        s.tokens
-    )
 }

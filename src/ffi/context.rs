@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use crate::ffi::adapter::doppler_adapter_info;
 use crate::ffi::handle::Table;
-use crate::ffi::stats::{doppler_phase_stats, phases, time_source};
+use crate::ffi::stats::{doppler_phase_stats, doppler_place_stats, phases, places, time_source};
 use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, output, read, slot};
 use crate::ffi::text::c_text_in;
@@ -91,8 +91,11 @@ pub struct doppler_context_options {
     pub memory_budget: u64,
     /// Not 0: take the GPU time of every pass, where the adapter has timestamp queries. Costs a readback every few hundred passes.
     pub gpu_timing: u32,
-    /// A doppler_guard_mode. Default OFF.
+    /// A doppler_guard_mode with the production budgets; doppler_context_set_guard() sets others. Default OFF.
     pub guard_mode: u32,
+    /// Folder in which compiled pipelines are kept from one process to the next, where the driver can; it is made if it does not exist.
+    /// NUL-terminated UTF-8, read during the call. NULL: they are not kept.
+    pub cache_dir: *const c_char,
 }
 
 // SAFETY: `repr(C)`, numbers and raw pointers.
@@ -117,6 +120,7 @@ impl Default for doppler_context_options {
             memory_budget: 0,
             gpu_timing: 0,
             guard_mode: doppler_guard_mode::Off as u32,
+            cache_dir: std::ptr::null(),
         }
     }
 }
@@ -163,6 +167,26 @@ pub struct doppler_context_stats {
     pub gpu_time_source: u32,
     /// 0.
     pub reserved: u32,
+    /// Readbacks by doppler_place; the last three are reserved and 0.
+    pub places: [doppler_place_stats; 12],
+    /// Most bytes there may be on the device; 0: no limit.
+    pub memory_budget: u64,
+    /// Bind-group layouts held by the pipeline cache.
+    pub cached_group_layouts: u64,
+    /// Pipeline layouts held by it.
+    pub cached_pipeline_layouts: u64,
+    /// Bytes of compiled pipelines that an earlier process left in `cache_dir`.
+    pub cache_file_bytes: u64,
+    /// 1 if a file was there but was damaged or made for something else.
+    pub cache_file_rejected: u64,
+    /// Bytes of the transient buffers on loan.
+    pub pool_leased_bytes: u64,
+    /// Most bytes ever on loan.
+    pub pool_peak_leased_bytes: u64,
+    /// Bytes asked for by the leases there are; the rest of `pool_leased_bytes` is slack.
+    pub pool_requested_bytes: u64,
+    /// Idle transient buffers freed.
+    pub pool_trimmed: u64,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -193,6 +217,16 @@ impl From<ContextStats> for doppler_context_stats {
             pool_misses: s.pool.misses,
             gpu_time_source: time_source(s.gpu_timed),
             reserved: 0,
+            places: places(&s.counters),
+            memory_budget: s.memory.budget,
+            cached_group_layouts: s.pipelines.group_layouts,
+            cached_pipeline_layouts: s.pipelines.pipeline_layouts,
+            cache_file_bytes: s.pipelines.blob_bytes,
+            cache_file_rejected: s.pipelines.blob_rejected.into(),
+            pool_leased_bytes: s.pool.leased_bytes,
+            pool_peak_leased_bytes: s.pool.peak_leased_bytes,
+            pool_requested_bytes: s.pool.requested_bytes,
+            pool_trimmed: s.pool.trimmed,
         }
     }
 }
@@ -243,6 +277,12 @@ unsafe fn convert(o: &doppler_context_options) -> Result<ContextOptions> {
         memory_budget: o.memory_budget,
         timing: o.gpu_timing != 0,
         guard: Guard { mode, ..Guard::default() },
+        cache_dir: match o.cache_dir {
+            p if p.is_null() => None,
+            // SAFETY: passed on.
+            p => Some(unsafe { c_text_in(p, "cache_dir")? }.into()),
+        },
+        api_trace: None,
     })
 }
 

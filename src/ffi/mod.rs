@@ -20,11 +20,14 @@ use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod adapter;
+pub mod budget;
 pub mod context;
 pub mod generate;
 mod handle;
 pub mod model;
 pub mod model_stats;
+pub mod probe;
+pub mod report;
 pub mod session;
 pub mod snapshot;
 pub mod stats;

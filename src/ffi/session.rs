@@ -10,7 +10,7 @@ use crate::ffi::context::{doppler_guard_mode, guard_mode};
 use crate::ffi::guard;
 use crate::ffi::handle::Table;
 use crate::ffi::model::{MODELS, doppler_model};
-use crate::ffi::stats::{doppler_phase_stats, phases, time_source};
+use crate::ffi::stats::{doppler_phase_stats, doppler_place_stats, phases, places, time_source};
 use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, optional_slot, output, read, slot};
 use crate::ffi::text::{buffer_out, doppler_message, messages_in, slice_in, text_in};
@@ -113,6 +113,8 @@ pub struct doppler_session_stats {
     pub n_ctx: u32,
     /// A doppler_gpu_time_source.
     pub gpu_time_source: u32,
+    /// Readbacks by doppler_place; the last three are reserved and 0.
+    pub places: [doppler_place_stats; 12],
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -409,6 +411,7 @@ pub unsafe extern "C" fn doppler_session_get_stats(
             cached_tokens: s.cached_tokens,
             n_ctx: session.n_ctx(),
             gpu_time_source: time_source(s.gpu_timed),
+            places: places(&s.counters),
         });
         Ok(())
     })

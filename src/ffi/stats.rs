@@ -84,6 +84,53 @@ pub struct doppler_phase_stats {
     pub reserved: [u64; 6],
 }
 
+/// Which part of the library reads back: the index of `places` in statistics.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum doppler_place {
+    /// Tokens drawn after a prompt or in a decode batch.
+    Pipeline = 0,
+    /// A layer's intermediate tensors.
+    Layer = 1,
+    /// Logits.
+    Logits = 2,
+    /// The attention cache.
+    KvCache = 3,
+    /// GPU times.
+    Profiler = 4,
+    /// Candidates and choices of the samplers.
+    Sample = 5,
+    /// State of the stop check.
+    CheckStop = 6,
+    /// Converted or repacked data.
+    Cast = 7,
+    /// A buffer, read by a tool.
+    Pool = 8,
+}
+
+/// Readbacks of one place, all phases together. It stands in arrays, so it does not grow.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct doppler_place_stats {
+    /// Readbacks done.
+    pub readbacks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Readbacks that a guard refused.
+    pub refused: u64,
+}
+
+/// All places, in the order of [`doppler_place`]; the last three are reserved and 0.
+pub(crate) fn places(counters: &CounterSnapshot) -> [doppler_place_stats; 12] {
+    std::array::from_fn(|i| {
+        counters.places.get(i).map_or(doppler_place_stats::default(), |p| doppler_place_stats {
+            readbacks: p.readbacks,
+            bytes: p.bytes,
+            refused: p.refused,
+        })
+    })
+}
+
 fn classes(values: [u64; 6]) -> [u64; 8] {
     std::array::from_fn(|i| values.get(i).copied().unwrap_or(0))
 }

@@ -39,6 +39,8 @@ pub enum doppler_status {
     Template = 13,
     /// A defect of this library.
     Internal = 14,
+    /// A tensor holds NaN, an infinity or a value beyond the limit of the session's probe, which asked for this check.
+    NotFinite = 15,
     /// A pointer that must not be NULL is NULL.
     NullPointer = 100,
     /// A defect of this library, caught before it could end the process. The object may be left unusable.
@@ -55,7 +57,7 @@ pub enum doppler_status {
 
 use doppler_status as S;
 
-const NAMES: [(S, &CStr); 21] = [
+const NAMES: [(S, &CStr); 22] = [
     (S::Ok, c"DOPPLER_STATUS_OK"),
     (S::InvalidArgument, c"DOPPLER_STATUS_INVALID_ARGUMENT"),
     (S::InvalidState, c"DOPPLER_STATUS_INVALID_STATE"),
@@ -71,6 +73,7 @@ const NAMES: [(S, &CStr); 21] = [
     (S::Cancelled, c"DOPPLER_STATUS_CANCELLED"),
     (S::Template, c"DOPPLER_STATUS_TEMPLATE"),
     (S::Internal, c"DOPPLER_STATUS_INTERNAL"),
+    (S::NotFinite, c"DOPPLER_STATUS_NOT_FINITE"),
     (S::NullPointer, c"DOPPLER_STATUS_NULL_POINTER"),
     (S::Panic, c"DOPPLER_STATUS_PANIC"),
     (S::BadStructSize, c"DOPPLER_STATUS_BAD_STRUCT_SIZE"),
@@ -122,6 +125,7 @@ impl From<Error> for Failure {
             Error::Guard(_) => S::Guard,
             Error::ContextFull(_) => S::ContextFull,
             Error::Cancelled(_) => S::Cancelled,
+            Error::NotFinite(_) => S::NotFinite,
             Error::Template(_) => S::Template,
             Error::Internal(_) => S::Internal,
         };

@@ -56,6 +56,8 @@ pub struct MemorySnapshot {
     pub peak: u64,
     /// Buffers alive.
     pub live_buffers: u64,
+    /// Most bytes there may be; 0 = no limit.
+    pub budget: u64,
 }
 
 impl Memory {
@@ -70,7 +72,13 @@ impl Memory {
             total: self.total.load(Relaxed),
             peak: self.peak.load(Relaxed),
             live_buffers: self.live_buffers.load(Relaxed),
+            budget: self.budget,
         }
+    }
+
+    /// True if `bytes` more would pass nine tenths of the budget: time to free what nobody uses.
+    pub(crate) fn strained_by(&self, bytes: u64) -> bool {
+        self.budget != 0 && self.total.load(Relaxed).saturating_add(bytes) > self.budget / 10 * 9
     }
 
     /// Charges `bytes`, or refuses them.

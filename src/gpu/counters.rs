@@ -4,11 +4,16 @@
 //! a [`Scope`] names the sinks and the phase that a piece of work is charged to. Counting is a few relaxed
 //! atomic adds; nothing here decides anything (see [`crate::gpu::guard`] for the budgets).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::gpu::guard::Guard;
+use crate::gpu::pipeline::parking::Mutex;
+use crate::gpu::readback::{Gate, PLACES, ReadbackClass};
+
 /// What the work is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Loading a model: weights up, pipelines compiled.
     Load,
@@ -27,46 +32,6 @@ impl Phase {
     /// Lower-case name.
     pub fn name(self) -> &'static str {
         ["load", "prefill", "decode", "other"][self as usize]
-    }
-}
-
-/// What is read back. `Token`, `Logits`, `Embedding` and `State` are what a caller asked for (required);
-/// `Debug` and `Profile` are extras that a guard may refuse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ReadbackClass {
-    /// Sampled tokens and their stop flags.
-    Token,
-    /// Logits a caller asked for.
-    Logits,
-    /// Embeddings a caller asked for.
-    Embedding,
-    /// Sequence state: snapshots, saves.
-    State,
-    /// Intermediate tensors, looked at by a person.
-    Debug,
-    /// Timestamps.
-    Profile,
-}
-
-impl ReadbackClass {
-    /// All classes, in the order of [`PhaseSnapshot::readbacks`].
-    pub const ALL: [ReadbackClass; 6] = [
-        ReadbackClass::Token,
-        ReadbackClass::Logits,
-        ReadbackClass::Embedding,
-        ReadbackClass::State,
-        ReadbackClass::Debug,
-        ReadbackClass::Profile,
-    ];
-
-    /// Lower-case name.
-    pub fn name(self) -> &'static str {
-        ["token", "logits", "embedding", "state", "debug", "profile"][self as usize]
-    }
-
-    /// True for the classes without which the caller's request cannot be answered.
-    pub fn required(self) -> bool {
-        !matches!(self, ReadbackClass::Debug | ReadbackClass::Profile)
     }
 }
 
@@ -145,16 +110,68 @@ phase_counters! {
 /// Log-2 histogram of the CPU time of submit calls: bucket `i` holds calls of `[2^i, 2^(i+1))` nanoseconds.
 pub const SUBMIT_HISTOGRAM_BUCKETS: usize = 32;
 
+/// Readbacks of one [`crate::gpu::Place`], all phases together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlaceSnapshot {
+    /// Readbacks done.
+    pub readbacks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Readbacks that a guard refused.
+    pub refused: u64,
+}
+
+#[derive(Debug, Default)]
+struct PlaceCounters {
+    readbacks: AtomicU64,
+    bytes: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// The submits made under one label in one phase. Times are CPU times of the submit calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubmitStats {
+    /// What the submits were for, such as `"decode"`.
+    pub label: &'static str,
+    /// Their phase.
+    pub phase: Phase,
+    /// How many.
+    pub submits: u64,
+    /// Dispatches in them.
+    pub dispatches: u64,
+    /// Nanoseconds in all.
+    pub total_ns: u64,
+    /// Shortest call, nanoseconds.
+    pub min_ns: u64,
+    /// Longest call, nanoseconds.
+    pub max_ns: u64,
+}
+
+impl SubmitStats {
+    /// Mean time of a call, nanoseconds.
+    pub fn avg_ns(&self) -> u64 {
+        self.total_ns / self.submits.max(1)
+    }
+}
+
 /// A set of counters: one in each context and each session.
 #[derive(Debug)]
 pub struct Counters {
     phases: [PhaseCounters; 4],
+    places: [PlaceCounters; PLACES],
     submit_histogram: [AtomicU64; SUBMIT_HISTOGRAM_BUCKETS],
+    /// Labels are few and static: the table stops growing after the first tokens.
+    submits: Mutex<BTreeMap<(Phase, &'static str), SubmitStats>>,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { phases: Default::default(), submit_histogram: std::array::from_fn(|_| AtomicU64::new(0)) }
+        Self {
+            phases: Default::default(),
+            places: Default::default(),
+            submit_histogram: std::array::from_fn(|_| AtomicU64::new(0)),
+            submits: Mutex::default(),
+        }
     }
 }
 
@@ -163,8 +180,27 @@ impl Default for Counters {
 pub struct CounterSnapshot {
     /// By [`Phase`].
     pub phases: [PhaseSnapshot; 4],
+    /// By [`crate::gpu::Place`].
+    pub places: [PlaceSnapshot; PLACES],
     /// See [`SUBMIT_HISTOGRAM_BUCKETS`].
     pub submit_histogram: [u64; SUBMIT_HISTOGRAM_BUCKETS],
+}
+
+/// What drawing more tokens in one submit would have saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BatchingSaving {
+    /// Submits that would not have been made.
+    pub submits: u64,
+    /// CPU time of submitting that they took: their number times the mean. Waiting and recording come on top.
+    pub submit_cpu_ns: u64,
+}
+
+impl PhaseSnapshot {
+    /// What `tokens` tokens would have saved at `per_submit` tokens a submit.
+    pub fn batching_saving(&self, tokens: u64, per_submit: u64) -> BatchingSaving {
+        let submits = self.submits.saturating_sub(tokens.div_ceil(per_submit.max(1)));
+        BatchingSaving { submits, submit_cpu_ns: submits * (self.submit_cpu_ns / self.submits.max(1)) }
+    }
 }
 
 impl CounterSnapshot {
@@ -206,6 +242,14 @@ impl Counters {
     pub fn snapshot(&self) -> CounterSnapshot {
         CounterSnapshot {
             phases: std::array::from_fn(|i| self.phases[i].snapshot()),
+            places: std::array::from_fn(|i| {
+                let p = &self.places[i];
+                PlaceSnapshot {
+                    readbacks: p.readbacks.load(Relaxed),
+                    bytes: p.bytes.load(Relaxed),
+                    refused: p.refused.load(Relaxed),
+                }
+            }),
             submit_histogram: std::array::from_fn(|i| self.submit_histogram[i].load(Relaxed)),
         }
     }
@@ -215,26 +259,53 @@ impl Counters {
         self.phases[phase as usize].snapshot()
     }
 
-    /// Sets everything to zero.
-    pub fn reset(&self) {
+    /// The submits by phase and label, in that order.
+    pub fn submits(&self) -> Vec<SubmitStats> {
+        self.submits.lock().values().copied().collect()
+    }
+
+    /// Sets everything to zero, and returns what it was. What is counted meanwhile by other threads is in one of the two.
+    pub fn reset(&self) -> CounterSnapshot {
+        let before = self.snapshot();
         self.phases.iter().for_each(PhaseCounters::reset);
+        for p in &self.places {
+            [&p.readbacks, &p.bytes, &p.refused].into_iter().for_each(|c| c.store(0, Relaxed));
+        }
         self.submit_histogram.iter().for_each(|c| c.store(0, Relaxed));
+        self.submits.lock().clear();
+        before
     }
 }
 
-/// Whom a piece of work is charged to, and in which phase.
+/// Whom a piece of work is charged to, in which phase, and under whose guard it stands.
 #[derive(Debug, Clone)]
 pub struct Scope {
     context: Arc<Counters>,
     session: Option<Arc<Counters>>,
     /// The phase.
     pub phase: Phase,
+    /// Decides about readbacks.
+    pub guard: Guard,
 }
 
 impl Scope {
-    /// A scope that charges the context only.
+    /// A scope that charges the context only, without a guard.
     pub fn new(context: Arc<Counters>, phase: Phase) -> Self {
-        Self { context, session: None, phase }
+        Self { context, session: None, phase, guard: Guard::default() }
+    }
+
+    /// The same scope under a guard.
+    #[must_use]
+    pub fn with_guard(mut self, guard: Guard) -> Self {
+        self.guard = guard;
+        self
+    }
+
+    /// The same scope in another phase.
+    #[must_use]
+    pub fn in_phase(mut self, phase: Phase) -> Self {
+        self.phase = phase;
+        self
     }
 
     /// The same scope that also charges a session.
@@ -244,14 +315,15 @@ impl Scope {
         self
     }
 
-    fn each(&self, f: impl Fn(&PhaseCounters)) {
-        f(&self.context.phases[self.phase as usize]);
-        if let Some(s) = &self.session {
-            f(&s.phases[self.phase as usize]);
-        }
+    fn sinks(&self) -> impl Iterator<Item = &Arc<Counters>> {
+        [Some(&self.context), self.session.as_ref()].into_iter().flatten()
     }
 
-    pub(crate) fn submitted(&self, ns: u64, dispatches: u64, passes: u64) {
+    fn each(&self, f: impl Fn(&PhaseCounters)) {
+        self.sinks().for_each(|s| f(&s.phases[self.phase as usize]));
+    }
+
+    pub(crate) fn submitted(&self, label: &'static str, ns: u64, dispatches: u64, passes: u64) {
         self.each(|c| {
             c.submits.fetch_add(1, Relaxed);
             c.dispatches.fetch_add(dispatches, Relaxed);
@@ -260,8 +332,23 @@ impl Scope {
             c.submit_cpu_max_ns.fetch_max(ns, Relaxed);
         });
         let bucket = (63 - ns.max(1).leading_zeros() as usize).min(SUBMIT_HISTOGRAM_BUCKETS - 1);
-        for sink in [Some(&self.context), self.session.as_ref()].into_iter().flatten() {
+        for sink in self.sinks() {
             sink.submit_histogram[bucket].fetch_add(1, Relaxed);
+            let mut submits = sink.submits.lock();
+            let s = submits.entry((self.phase, label)).or_insert(SubmitStats {
+                label,
+                phase: self.phase,
+                submits: 0,
+                dispatches: 0,
+                total_ns: 0,
+                min_ns: u64::MAX,
+                max_ns: 0,
+            });
+            s.submits += 1;
+            s.dispatches += dispatches;
+            s.total_ns += ns;
+            s.min_ns = s.min_ns.min(ns);
+            s.max_ns = s.max_ns.max(ns);
         }
     }
 
@@ -298,11 +385,22 @@ impl Scope {
         });
     }
 
-    pub(crate) fn read_back(&self, class: ReadbackClass, bytes: u64) {
+    pub(crate) fn read_back(&self, gate: &Gate, bytes: u64) {
         self.each(|c| {
-            c.readbacks[class as usize].fetch_add(1, Relaxed);
-            c.readback_bytes[class as usize].fetch_add(bytes, Relaxed);
+            c.readbacks[gate.class as usize].fetch_add(1, Relaxed);
+            c.readback_bytes[gate.class as usize].fetch_add(bytes, Relaxed);
         });
+        for sink in self.sinks() {
+            let place = &sink.places[gate.place as usize];
+            place.readbacks.fetch_add(1, Relaxed);
+            place.bytes.fetch_add(bytes, Relaxed);
+        }
+    }
+
+    pub(crate) fn refused(&self, gate: &Gate) {
+        for sink in self.sinks() {
+            sink.places[gate.place as usize].refused.fetch_add(1, Relaxed);
+        }
     }
 
     pub(crate) fn gpu_time(&self, ns: u64) {
@@ -315,13 +413,16 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::readback::Place;
 
     #[test]
     fn a_scope_charges_context_and_session_in_its_phase() {
         let (ctx, session) = (Arc::new(Counters::default()), Arc::new(Counters::default()));
         let scope = Scope::new(ctx.clone(), Phase::Decode).with_session(session.clone());
-        scope.submitted(1000, 7, 1);
-        scope.read_back(ReadbackClass::Token, 8);
+        scope.submitted("decode", 1000, 7, 1);
+        let gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.token");
+        scope.read_back(&gate, 8);
+        scope.refused(&gate);
         Scope::new(ctx.clone(), Phase::Load).buffer_created(64);
         let (c, s) = (ctx.snapshot(), session.snapshot());
         assert_eq!(c.phase(Phase::Decode), s.phase(Phase::Decode));
@@ -329,10 +430,23 @@ mod tests {
         assert_eq!(s.total().buffers, 0);
         assert_eq!(c.submit_histogram[9], 1);
         assert_eq!(c.total().required_readback_bytes(), 8);
+        let place = c.places[Place::Pipeline as usize];
+        assert_eq!((place.readbacks, place.bytes, place.refused), (1, 8, 1));
+        assert_eq!(c.places, s.places);
         let before = ctx.phase(Phase::Decode);
-        scope.submitted(5, 1, 1);
+        scope.submitted("decode", 5, 1, 1);
         assert_eq!(ctx.phase(Phase::Decode).since(&before).submits, 1);
-        ctx.reset();
+        scope.submitted("flush", 7, 0, 0);
+        let by_label = ctx.submits();
+        assert_eq!(by_label.iter().map(|s| s.label).collect::<Vec<_>>(), ["decode", "flush"]);
+        let d = by_label[0];
+        assert_eq!((d.submits, d.dispatches, d.total_ns, d.min_ns, d.max_ns, d.avg_ns()), (2, 8, 1005, 5, 1000, 502));
+        // Three submits for 20 tokens; at 16 a submit two would do.
+        let saving = ctx.phase(Phase::Decode).batching_saving(20, 16);
+        assert_eq!((saving.submits, saving.submit_cpu_ns), (1, 1012 / 3));
+        assert_eq!(ctx.phase(Phase::Decode).batching_saving(20, 1).submits, 0);
+        assert_eq!(ctx.reset().phase(Phase::Decode).submits, 3);
+        assert!(ctx.submits().is_empty());
         assert_eq!(ctx.snapshot().total(), PhaseSnapshot::default());
     }
 }

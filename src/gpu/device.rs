@@ -3,19 +3,23 @@
 //! A [`Gpu`] is shared (`Arc`) by everything made from it and may be used from any thread. wgpu's default handler for uncaptured
 //! errors panics; ours are installed before anything else happens, and every failure becomes a typed error here.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::{Error, Result, bail};
 use crate::gpu::adapter::{self, AdapterChoice, AdapterInfo};
 use crate::gpu::buffer::{Buffer, BufferSlice, Memory, MemoryClass, Usage};
-use crate::gpu::counters::{Counters, Phase, ReadbackClass, Scope};
+use crate::gpu::counters::{Counters, Phase, Scope};
+use crate::gpu::encode::ParamsRing;
+use crate::gpu::fault::{FaultPoint, Faults};
 use crate::gpu::guard::Guard;
 use crate::gpu::pipeline::{PipelineCache, parking::Mutex};
+use crate::gpu::pipeline_blob::PipelineBlob;
 use crate::gpu::pool::{Lease, Pool};
-use crate::gpu::recorder::{ParamsRing, Recorder, Submission};
-use crate::gpu::timer::Timer;
+use crate::gpu::profiler::Profiler;
+use crate::gpu::recorder::{Recorder, Submission};
 
 /// Optional abilities of a device; each can be switched off to force its fallback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +80,13 @@ pub struct GpuOptions {
     pub memory_budget: u64,
     /// Take GPU times of every pass (needs timestamp queries; costs a profile readback every few hundred passes).
     pub timing: bool,
-    /// Readback gates and decode budget.
+    /// Readback gates and budgets; see also [`Gpu::set_guard`].
     pub guard: Guard,
+    /// Folder in which the driver's compiled pipelines are kept from one process to the next, where the backend can; it is made if it
+    /// does not exist. `None`: they are not kept.
+    pub cache_dir: Option<PathBuf>,
+    /// Folder that gets a trace of every call made of wgpu (needs the cargo feature `api-trace`). For tests and bug reports.
+    pub api_trace: Option<PathBuf>,
 }
 
 impl Default for GpuOptions {
@@ -88,7 +97,22 @@ impl Default for GpuOptions {
             memory_budget: 0,
             timing: false,
             guard: Guard::default(),
+            cache_dir: None,
+            api_trace: None,
         }
+    }
+}
+
+#[cfg(feature = "api-trace")]
+fn trace(options: &GpuOptions) -> Result<wgpu::Trace> {
+    Ok(options.api_trace.clone().map_or(wgpu::Trace::Off, wgpu::Trace::Directory))
+}
+
+#[cfg(not(feature = "api-trace"))]
+fn trace(options: &GpuOptions) -> Result<wgpu::Trace> {
+    match &options.api_trace {
+        None => Ok(wgpu::Trace::Off),
+        Some(_) => bail!(Unsupported, "api_trace: this build lacks the cargo feature api-trace"),
     }
 }
 
@@ -110,12 +134,19 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn submit(&self, work: wgpu::CommandBuffer, scope: &Scope, dispatches: u64, passes: u64) -> Submission {
+    pub(crate) fn submit(
+        &self,
+        work: wgpu::CommandBuffer,
+        label: &'static str,
+        scope: &Scope,
+        dispatches: u64,
+        passes: u64,
+    ) -> Submission {
         let mut last = self.order.lock();
         let serial = *last + 1;
         let started = Instant::now();
         let index = self.raw.submit([work]);
-        scope.submitted(started.elapsed().as_nanos() as u64, dispatches, passes);
+        scope.submitted(label, started.elapsed().as_nanos() as u64, dispatches, passes);
         *last = serial;
         self.pool.submitted.store(serial, Relaxed);
         let completed = self.completed.clone();
@@ -139,9 +170,11 @@ pub struct Gpu {
     pipelines: PipelineCache,
     pool: Arc<Pool>,
     params_ring: Mutex<ParamsRing>,
-    timer: Option<Timer>,
-    guard: Guard,
+    profiler: Option<Profiler>,
+    guard: Mutex<Guard>,
     failure: Arc<Failure>,
+    faults: Faults,
+    blob: Option<PipelineBlob>,
 }
 
 impl Gpu {
@@ -168,7 +201,7 @@ impl Gpu {
             required_limits: limits.clone(),
             experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
-            trace: wgpu::Trace::Off,
+            trace: trace(options)?,
         }))
         .map_err(|e| Error::Gpu(format!("adapter {} gives no device: {e}", adapter.name)))?;
         let failure = Arc::new(Failure::default());
@@ -188,11 +221,13 @@ impl Gpu {
             }
         });
         let pool = Arc::new(Pool::default());
-        let timer = (options.timing && features.timestamps).then(|| Timer::new(&device, queue.get_timestamp_period()));
+        let profiler = features.timestamps.then(|| Profiler::new(queue.get_timestamp_period(), options.timing));
+        let blob = options.cache_dir.as_ref().filter(|_| features.pipeline_cache);
+        let blob = blob.map(|dir| PipelineBlob::open(dir, &adapter));
         let queue =
             Queue { raw: queue, pool: pool.clone(), completed: Arc::new(AtomicU64::new(0)), order: Mutex::new(0) };
         Ok(Arc::new(Self {
-            pipelines: PipelineCache::new(&device, features, None),
+            pipelines: PipelineCache::new(&device, features, blob.as_ref()),
             queue,
             adapter,
             features,
@@ -201,9 +236,11 @@ impl Gpu {
             memory: Arc::new(Memory::new(options.memory_budget)),
             pool,
             params_ring: Mutex::new(ParamsRing::default()),
-            timer,
-            guard: options.guard,
+            profiler,
+            guard: Mutex::new(options.guard),
             failure,
+            faults: Faults::default(),
+            blob,
             device,
         }))
     }
@@ -234,23 +271,28 @@ impl Gpu {
     }
 
     /// The pool of transient buffers.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 
-    /// The guard the context was opened with.
-    pub fn guard(&self) -> &Guard {
-        &self.guard
+    /// The guard in force.
+    pub fn guard(&self) -> Guard {
+        *self.guard.lock()
+    }
+
+    /// Replaces the guard, for scopes made from now on; sessions with a guard of their own keep it.
+    pub fn set_guard(&self, guard: Guard) {
+        *self.guard.lock() = guard;
     }
 
     /// True if passes are timed on the GPU.
     pub fn timed(&self) -> bool {
-        self.timer.is_some()
+        self.profiler.as_ref().is_some_and(Profiler::timing)
     }
 
-    /// A scope that charges this device's counters.
+    /// A scope that charges this device's counters and stands under its guard.
     pub fn scope(&self, phase: Phase) -> Scope {
-        Scope::new(self.counters.clone(), phase)
+        Scope::new(self.counters.clone(), phase).with_guard(self.guard())
     }
 
     /// Largest range a shader can bind, in bytes (a multiple of 256).
@@ -281,8 +323,12 @@ impl Gpu {
         &self.queue
     }
 
-    pub(crate) fn timer(&self) -> Option<&Timer> {
-        self.timer.as_ref()
+    pub(crate) fn profiler(&self) -> Option<&Profiler> {
+        self.profiler.as_ref()
+    }
+
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     pub(crate) fn params_ring(&self) -> &Mutex<ParamsRing> {
@@ -333,6 +379,10 @@ impl Gpu {
         scope: &Scope,
     ) -> Result<Buffer> {
         self.check()?;
+        self.fault(FaultPoint::Buffer)?;
+        if self.memory.strained_by(size) {
+            self.pool.trim();
+        }
         let b = Buffer::create(&self.device, &self.memory, label, size, class, usage)?;
         scope.buffer_created(b.size());
         Ok(b)
@@ -342,13 +392,13 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::storage`].
-    pub fn lease(&self, size: u64, scope: &Scope) -> Result<Lease> {
-        self.pool.acquire(self, size, Usage::Storage, scope)
+    pub fn lease(&self, label: &'static str, size: u64, scope: &Scope) -> Result<Lease> {
+        self.pool.acquire(self, size, Usage::Storage, label, scope)
     }
 
     /// Lends a transient buffer that the host can map.
     pub(crate) fn lease_readback(&self, size: u64, scope: &Scope) -> Result<Lease> {
-        self.pool.acquire(self, size, Usage::Readback, scope)
+        self.pool.acquire(self, size, Usage::Readback, "readback", scope)
     }
 
     /// Writes `bytes` (a multiple of 4) to the start of `target`, before the next submission runs.
@@ -397,6 +447,7 @@ impl Gpu {
             self.check()?;
             bail!(DeviceLost, "waiting for submission {}: {e}", submission.serial);
         }
+        self.fault(FaultPoint::Wait)?;
         self.check()
     }
 
@@ -409,83 +460,23 @@ impl Gpu {
         self.wait(&submission)
     }
 
-    /// Reads a range of a buffer back: copies, submits, waits.
+    /// Writes the driver's compiled pipelines to [`GpuOptions::cache_dir`], if there are new ones. Happens by itself after a model was loaded and when
+    /// the device is closed.
     ///
     /// # Errors
-    /// [`Error::Guard`] if the guard refuses the class; else as [`Recorder::submit`].
-    pub fn download(&self, source: BufferSlice<'_>, class: ReadbackClass, scope: &Scope) -> Result<Vec<u8>> {
-        self.guard.gate(class, source.buffer.label())?;
-        let lease = self.lease_readback(source.size, scope)?;
-        let mut recorder = self.recorder("download", scope);
-        recorder.copy(source, lease.buffer().slice(0, source.size))?;
-        let submission = recorder.submit()?;
-        let mut bytes = vec![0; source.size as usize];
-        self.read_staging(lease.buffer(), &submission, &mut bytes, class, scope)?;
-        Ok(bytes)
+    /// [`Error::Io`] naming the file.
+    pub fn save_pipelines(&self) -> Result<()> {
+        self.blob.as_ref().map_or(Ok(()), |blob| blob.save(&self.pipelines))
     }
+}
 
-    /// Maps the start of a readback buffer once `submission` is complete and copies it to `out`. One readback is counted.
-    pub(crate) fn read_staging(
-        &self,
-        staging: &Buffer,
-        submission: &Submission,
-        out: &mut [u8],
-        class: ReadbackClass,
-        scope: &Scope,
-    ) -> Result<()> {
-        let slice = staging.raw().slice(0..out.len().next_multiple_of(4) as u64);
-        let (done, outcome) = std::sync::mpsc::channel();
-        slice.map_async(wgpu::MapMode::Read, move |r| {
-            // The receiver is gone only if the wait below failed.
-            let _ = done.send(r);
-        });
-        if let Err(e) = self.wait(submission) {
-            // Takes the mapping request back, so that the buffer can be used again.
-            staging.raw().unmap();
-            return Err(e);
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if let Err(e) = self.save_pipelines() {
+            log::warn!("compiled pipelines were not kept: {e}");
         }
-        // The submission is complete, but another thread's poll may have taken our callback and not called it yet.
-        let outcome = loop {
-            match outcome.recv_timeout(Duration::from_millis(1)) {
-                Ok(o) => break o,
-                Err(_) => {
-                    self.completed();
-                    self.check()?;
-                }
-            }
-        };
-        if outcome.is_err() {
-            staging.raw().unmap();
-            self.check()?;
-            bail!(Gpu, "mapping \"{}\" for reading failed", staging.label());
-        }
-        let view = slice.get_mapped_range().map_err(|e| Error::Gpu(format!("mapped range: {e}")))?;
-        out.copy_from_slice(&view[..out.len()]);
-        drop(view);
-        staging.raw().unmap();
-        scope.read_back(class, out.len() as u64);
-        Ok(())
-    }
-
-    /// Makes room for the times of coming passes if there is little left; called between submissions.
-    ///
-    /// # Errors
-    /// As [`Gpu::download`].
-    pub fn timer_rest(&self) -> Result<()> {
-        match &self.timer {
-            Some(t) if t.nearly_full() => t.collect(self),
-            _ => Ok(()),
-        }
-    }
-
-    /// Collects GPU times that were taken but not yet read (see [`GpuOptions::timing`]).
-    ///
-    /// # Errors
-    /// As [`Gpu::download`].
-    pub fn collect_times(&self) -> Result<()> {
-        match &self.timer {
-            Some(t) => t.collect(self),
-            None => Ok(()),
+        for leak in self.pool.leaks() {
+            log::error!("leak: {} of {} bytes was leased and never given back", leak.label, leak.bytes);
         }
     }
 }

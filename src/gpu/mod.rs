@@ -1,28 +1,41 @@
-//! The GPU runtime: device, queue, buffers, pipeline cache, shader assembly, recorder, readback, guards.
+//! The GPU runtime: device, queue, buffers, pipeline cache, shader assembly, recorder, readback, profiler, guards.
 //!
 //! The only place that names wgpu. It knows nothing of what a kernel computes.
 
 mod adapter;
+mod arena;
 mod buffer;
 mod counters;
 mod device;
+mod encode;
+mod fault;
 mod guard;
 mod kernel;
 mod pipeline;
+mod pipeline_blob;
 mod pool;
+mod profile;
+mod profiler;
+mod readback;
 mod recorder;
 mod shader;
-mod timer;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, PowerPreference, list_adapters};
+pub use arena::{ALWAYS, Arena, ArenaPlan, Region, Steps};
 pub use buffer::{Buffer, BufferSlice, Memory, MemoryClass, MemorySnapshot};
-pub use counters::{CounterSnapshot, Counters, Phase, PhaseSnapshot, ReadbackClass, SUBMIT_HISTOGRAM_BUCKETS, Scope};
+pub use counters::{
+    BatchingSaving, CounterSnapshot, Counters, Phase, PhaseSnapshot, PlaceSnapshot, SUBMIT_HISTOGRAM_BUCKETS, Scope,
+    SubmitStats,
+};
 pub use device::{Features, Gpu, GpuOptions};
-pub use guard::{DecodeBudget, Guard, GuardMode};
+pub use fault::FaultPoint;
+pub use guard::{Budget, Guard, GuardMode};
 pub use kernel::{Dispatch, Grid, Kernel, MAX_PARAMS, Variant, linear_grid};
 pub use pipeline::{PipelineCache, PipelineCacheStats};
-pub use pool::{Lease, Pool, PoolStats};
-pub use recorder::{BindGroupCache, Plan, Recorder, Submission};
+pub use pool::{Leak, Lease, Pool, PoolLabelStats, PoolStats};
+pub use profile::{OpTime, Profile, ProfileNode, ProfileRow};
+pub use readback::{Gate, Place, ReadbackClass};
+pub use recorder::{BindGroupCache, Plan, Recorder, RecorderStats, Submission};
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
 
 pub(crate) use kernel::params;

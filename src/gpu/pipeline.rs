@@ -3,16 +3,19 @@
 //! Keys are structural: a pipeline is its source's hash, its constants and the layout of its bindings; a layout is its
 //! list of accesses. Names and labels play no part. A failed compile is not kept. The cache belongs to one device.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::gpu::counters::Scope;
-use crate::gpu::device::Features;
+use crate::gpu::device::{Features, Gpu};
+use crate::gpu::fault::FaultPoint;
 use crate::gpu::kernel::{Kernel, MAX_PARAMS, Variant};
+use crate::gpu::pipeline_blob::PipelineBlob;
+use crate::gpu::recorder::Recorder;
 use crate::gpu::shader::{self, BindingDecl};
 
 /// A compiled pipeline with what recording it needs.
@@ -63,6 +66,8 @@ pub struct PipelineCache {
     params_layout: Option<wgpu::BindGroupLayout>,
     driver_cache: Option<wgpu::PipelineCache>,
     features: Features,
+    blob_bytes: u64,
+    blob_rejected: bool,
     hits: AtomicU64,
     misses: AtomicU64,
     compile_ns: AtomicU64,
@@ -83,8 +88,12 @@ pub struct PipelineCacheStats {
     pub hits: u64,
     /// Calls that compiled.
     pub misses: u64,
-    /// CPU time spent compiling.
+    /// CPU time spent compiling, of all threads together.
     pub compile_ns: u64,
+    /// Bytes of compiled pipelines that an earlier process left ([`crate::gpu::GpuOptions::cache_dir`]).
+    pub blob_bytes: u64,
+    /// Such a file was there but was damaged or made for something else.
+    pub blob_rejected: bool,
 }
 
 /// `std::sync::Mutex` without poisoning: a panic in one call must not disable the handle for all later ones, and
@@ -103,7 +112,7 @@ pub(crate) mod parking {
 }
 
 impl PipelineCache {
-    pub(crate) fn new(device: &wgpu::Device, features: Features, blob: Option<&[u8]>) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, features: Features, blob: Option<&PipelineBlob>) -> Self {
         let params_layout = (!features.immediates).then(|| {
             device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some("params"),
@@ -120,12 +129,12 @@ impl PipelineCache {
             })
         });
         let driver_cache = features.pipeline_cache.then(|| {
-            // SAFETY: the blob, where there is one, was written by `driver_blob` of the same adapter and driver (its
-            // key is checked by whoever read it), and `fallback` makes the driver start empty if it disagrees.
+            // SAFETY: the blob, where there is one, was written by `driver_blob` of the same adapter and driver (its key and
+            // checksum were checked when it was read), and `fallback` makes the driver start empty if it disagrees.
             unsafe {
                 device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
                     label: Some("doppler"),
-                    data: blob,
+                    data: blob.and_then(PipelineBlob::data),
                     fallback: true,
                 })
             }
@@ -135,6 +144,8 @@ impl PipelineCache {
             params_layout,
             driver_cache,
             features,
+            blob_bytes: blob.and_then(PipelineBlob::data).map_or(0, |d| d.len() as u64),
+            blob_rejected: blob.is_some_and(PipelineBlob::rejected),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             compile_ns: AtomicU64::new(0),
@@ -156,6 +167,8 @@ impl PipelineCache {
             hits: self.hits.load(Relaxed),
             misses: self.misses.load(Relaxed),
             compile_ns: self.compile_ns.load(Relaxed),
+            blob_bytes: self.blob_bytes,
+            blob_rejected: self.blob_rejected,
         }
     }
 
@@ -174,7 +187,7 @@ impl PipelineCache {
     /// The pipeline of a kernel's variant: from the cache, or compiled now and charged to `scope`.
     pub(crate) fn get(
         &self,
-        device: &wgpu::Device,
+        gpu: &Gpu,
         kernel: &'static Kernel,
         variant: &Variant,
         scope: &Scope,
@@ -196,7 +209,8 @@ impl PipelineCache {
                 return Ok(p);
             }
         }
-        let pipeline = Arc::new(self.compile(device, kernel.name, &key, assembled)?);
+        gpu.fault(FaultPoint::Pipeline)?;
+        let pipeline = Arc::new(self.compile(gpu.device(), kernel.name, &key, assembled)?);
         let ns = started.elapsed().as_nanos() as u64;
         self.misses.fetch_add(1, Relaxed);
         self.compile_ns.fetch_add(ns, Relaxed);
@@ -316,5 +330,42 @@ impl PipelineCache {
         });
         self.tables.lock().pipeline_layouts.insert(layout_key, layout.clone());
         layout
+    }
+}
+
+impl Gpu {
+    /// A recorder whose [`Recorder::into_survey`] lists the pipelines that the recorded work would need.
+    pub fn survey(&self, scope: &Scope) -> Recorder<'_> {
+        Recorder::survey(self, scope)
+    }
+
+    /// Compiles pipelines ahead of their use, on as many threads as the machine has (at most 16).
+    ///
+    /// # Errors
+    /// [`crate::Error::Gpu`] naming the kernel that does not compile; the others are compiled all the same.
+    pub fn compile(&self, wanted: &[(&'static Kernel, Variant)], scope: &Scope) -> Result<()> {
+        let mut list: Vec<_> = wanted.iter().collect();
+        let mut seen = HashSet::new();
+        list.retain(|(k, v)| seen.insert((std::ptr::from_ref(*k).addr(), v)));
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16).min(list.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut outcome = Ok(());
+            while let Some((kernel, variant)) = list.get(next.fetch_add(1, Relaxed)) {
+                outcome = outcome.and(self.pipelines().get(self, kernel, variant, scope).map(drop));
+            }
+            outcome
+        };
+        if threads <= 1 {
+            return work();
+        }
+        std::thread::scope(|s| {
+            let running: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
+            running.into_iter().fold(Ok(()), |outcome, thread| {
+                let joined =
+                    thread.join().unwrap_or_else(|_| Err(Error::Internal("a compiling thread panicked".into())));
+                outcome.and(joined)
+            })
+        })
     }
 }

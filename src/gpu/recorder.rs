@@ -13,12 +13,14 @@ use crate::error::{Result, bail};
 use crate::gpu::buffer::{Buffer, BufferSlice, MemoryClass, Usage};
 use crate::gpu::counters::Scope;
 use crate::gpu::device::Gpu;
-use crate::gpu::kernel::{Dispatch, Grid, MAX_PARAMS};
+use crate::gpu::encode::{Encoder, params_group};
+use crate::gpu::fault::FaultPoint;
+use crate::gpu::kernel::{Dispatch, Grid, Kernel, MAX_PARAMS, Variant};
 use crate::gpu::pipeline::{Pipeline, parking::Mutex};
 use crate::gpu::pool::Lease;
 
 /// Distance of parameter structures in a uniform buffer: the largest alignment an adapter may ask for.
-const PARAMS_STRIDE: usize = 256;
+pub(crate) const PARAMS_STRIDE: usize = 256;
 
 /// The number of a submission: later ones are larger, and [`Gpu::completed`] says up to which the device is done.
 #[derive(Debug, Clone)]
@@ -35,24 +37,26 @@ impl Submission {
 }
 
 #[derive(Debug)]
-struct Resolved {
-    pipeline: Arc<Pipeline>,
-    group: wgpu::BindGroup,
-    params: Range<usize>,
-    grid: Grid,
+pub(crate) struct Resolved {
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) group: wgpu::BindGroup,
+    pub(crate) params: Range<usize>,
+    pub(crate) grid: Grid,
+    pub(crate) label: &'static str,
+    pub(crate) layer: Option<u32>,
 }
 
 #[derive(Debug)]
-struct Copy {
-    source: Buffer,
-    source_offset: u64,
-    target: Buffer,
-    target_offset: u64,
-    size: u64,
+pub(crate) struct Copy {
+    pub(crate) source: Buffer,
+    pub(crate) source_offset: u64,
+    pub(crate) target: Buffer,
+    pub(crate) target_offset: u64,
+    pub(crate) size: u64,
 }
 
 #[derive(Debug)]
-enum Command {
+pub(crate) enum Command {
     Dispatch(Resolved),
     Copy(Copy),
     Clear(Buffer, Range<u64>),
@@ -62,10 +66,10 @@ enum Command {
 /// Frozen commands, replayed with [`Recorder::replay`].
 #[derive(Debug)]
 pub struct Plan {
-    commands: Vec<Command>,
-    params: Vec<u8>,
+    pub(crate) commands: Vec<Command>,
+    pub(crate) params: Vec<u8>,
     /// Where immediates are missing: the parameters on the device, and their bind group.
-    uniforms: Option<(Buffer, wgpu::BindGroup)>,
+    pub(crate) uniforms: Option<(Buffer, wgpu::BindGroup)>,
 }
 
 impl Plan {
@@ -105,7 +109,56 @@ pub struct Recorder<'g> {
     commands: Vec<Command>,
     params: Vec<u8>,
     leases: Vec<Lease>,
+    layer: Option<u32>,
+    /// Present: pipelines are not looked up but listed.
+    survey: Option<Vec<(&'static Kernel, Variant)>>,
     started: Instant,
+}
+
+/// What a recorder holds so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecorderStats {
+    /// Dispatches, those of replayed plans included.
+    pub dispatches: u64,
+    /// Compute passes that they will make (one a dispatch while a profile is taken).
+    pub passes: u64,
+    /// Copies.
+    pub copies: u64,
+    /// Fills with zeros.
+    pub clears: u64,
+    /// Plans replayed.
+    pub replays: u64,
+    /// Bytes of parameters recorded here.
+    pub params_bytes: u64,
+    /// Pooled buffers kept until the submit.
+    pub leases: u64,
+}
+
+impl RecorderStats {
+    /// Counts commands; `open` tells whether a pass is open before, and after.
+    fn count(&mut self, commands: &[Command], each: bool, open: &mut bool) {
+        for c in commands {
+            match c {
+                Command::Dispatch(_) => {
+                    self.dispatches += 1;
+                    self.passes += u64::from(each || !*open);
+                    *open = true;
+                }
+                Command::Copy(_) => {
+                    self.copies += 1;
+                    *open = false;
+                }
+                Command::Clear(..) => {
+                    self.clears += 1;
+                    *open = false;
+                }
+                Command::Replay(plan) => {
+                    self.replays += 1;
+                    self.count(&plan.commands, each, open);
+                }
+            }
+        }
+    }
 }
 
 impl<'g> Recorder<'g> {
@@ -118,8 +171,37 @@ impl<'g> Recorder<'g> {
             commands: Vec::new(),
             params: Vec::new(),
             leases: Vec::new(),
+            layer: None,
+            survey: None,
             started: Instant::now(),
         }
+    }
+
+    /// A recorder that compiles and keeps nothing: what is recorded only names the pipelines that it would need, for [`Gpu::compile`].
+    pub(crate) fn survey(gpu: &'g Gpu, scope: &Scope) -> Self {
+        Self { survey: Some(Vec::new()), ..Self::new(gpu, "survey", scope) }
+    }
+
+    /// The pipelines that a [`Gpu::survey`] found to be needed, each as often as it was recorded.
+    pub fn into_survey(self) -> Vec<(&'static Kernel, Variant)> {
+        self.survey.unwrap_or_default()
+    }
+
+    /// What is recorded so far.
+    pub fn stats(&self) -> RecorderStats {
+        let mut s = RecorderStats {
+            params_bytes: self.params.len() as u64,
+            leases: self.leases.len() as u64,
+            ..Default::default()
+        };
+        let each = self.gpu.profiler().is_some_and(|p| p.detailed());
+        s.count(&self.commands, each, &mut false);
+        s
+    }
+
+    /// The layer that what follows belongs to, for profiles and probes; `None` outside the layers.
+    pub fn set_layer(&mut self, layer: Option<u32>) {
+        self.layer = layer;
     }
 
     /// Takes bind groups from `cache`, and leaves new ones there.
@@ -155,14 +237,20 @@ impl<'g> Recorder<'g> {
         {
             return Ok(());
         }
-        let pipeline = self.gpu.pipelines().get(self.gpu.device(), d.kernel, &d.variant, &self.scope)?;
+        if let Some(list) = &mut self.survey {
+            list.push((d.kernel, d.variant));
+            return Ok(());
+        }
+        self.gpu.fault(FaultPoint::Record)?;
+        let pipeline = self.gpu.pipelines().get(self.gpu, d.kernel, &d.variant, &self.scope)?;
         self.check_bindings(&d, &pipeline)?;
         let group = self.bind_group(&d, &pipeline);
         let start = self.params.len();
         self.params.extend_from_slice(&d.params);
         let params = start..self.params.len();
         self.params.resize(self.params.len().next_multiple_of(PARAMS_STRIDE), 0);
-        self.commands.push(Command::Dispatch(Resolved { pipeline, group, params, grid: d.grid }));
+        let (label, layer) = (d.label, self.layer);
+        self.commands.push(Command::Dispatch(Resolved { pipeline, group, params, grid: d.grid, label, layer }));
         Ok(())
     }
 
@@ -243,6 +331,7 @@ impl<'g> Recorder<'g> {
                 target.buffer.label()
             );
         }
+        self.gpu.fault(FaultPoint::Record)?;
         self.commands.push(Command::Copy(Copy {
             source: source.buffer.clone(),
             source_offset: source.offset,
@@ -261,6 +350,7 @@ impl<'g> Recorder<'g> {
         if !slice.fits() || !slice.offset.is_multiple_of(4) || !slice.size.is_multiple_of(4) {
             bail!(Internal, "clearing bytes {}+{} of \"{}\"", slice.offset, slice.size, slice.buffer.label());
         }
+        self.gpu.fault(FaultPoint::Record)?;
         self.commands.push(Command::Clear(slice.buffer.clone(), slice.offset..slice.offset + slice.size));
         Ok(())
     }
@@ -296,6 +386,7 @@ impl<'g> Recorder<'g> {
     /// [`crate::Error::DeviceLost`], [`crate::Error::OutOfMemory`] or [`crate::Error::Gpu`].
     pub fn submit(self) -> Result<Submission> {
         self.gpu.check()?;
+        self.gpu.fault(FaultPoint::Submit)?;
         // The ring of parameters is one buffer: held from writing to submitting, so that two threads cannot mix theirs.
         let mut ring = self.gpu.params_ring().lock();
         let uniforms = match self.gpu.pipelines().params_layout() {
@@ -307,131 +398,17 @@ impl<'g> Recorder<'g> {
         encoder.commands(&self.commands, &self.params, uniforms.as_ref());
         let (buffer, dispatches, passes) = encoder.finish();
         self.scope.recorded(self.started.elapsed().as_nanos() as u64);
-        let submission = self.gpu.queue().submit(buffer, &self.scope, dispatches, passes);
+        let submitting = Instant::now();
+        let submission = self.gpu.queue().submit(buffer, self.label, &self.scope, dispatches, passes);
         drop(ring);
+        if let Some(p) = self.gpu.profiler() {
+            p.submitted(self.label, self.scope.phase, submitting);
+        }
         if let Some(e) = pollster::block_on(errors.pop()) {
             bail!(Gpu, "submit {}: {e}", self.label);
         }
         drop(self.leases);
         self.gpu.check()?;
         Ok(submission)
-    }
-}
-
-fn params_group(gpu: &Gpu, layout: &wgpu::BindGroupLayout, buffer: &Buffer, scope: &Scope) -> wgpu::BindGroup {
-    scope.bind_group_created();
-    gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some("params"),
-        layout,
-        entries: &[wgpu::BindGroupEntry {
-            binding: 0,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: buffer.raw(),
-                offset: 0,
-                size: std::num::NonZeroU64::new(PARAMS_STRIDE as u64),
-            }),
-        }],
-    })
-}
-
-/// The uniform buffer that one submission's parameters are written to where immediates are missing.
-#[derive(Debug, Default)]
-pub(crate) struct ParamsRing {
-    buffer: Option<(Buffer, wgpu::BindGroup)>,
-}
-
-impl ParamsRing {
-    fn write(
-        &mut self,
-        gpu: &Gpu,
-        layout: &wgpu::BindGroupLayout,
-        params: &[u8],
-        scope: &Scope,
-    ) -> Result<wgpu::BindGroup> {
-        let wanted = params.len() as u64;
-        if self.buffer.as_ref().is_none_or(|(b, _)| b.size() < wanted) {
-            let size = wanted.next_power_of_two().max(64 << 10);
-            let b = gpu.create_buffer("params", size, MemoryClass::Other, Usage::Uniform, scope)?;
-            let group = params_group(gpu, layout, &b, scope);
-            self.buffer = Some((b, group));
-        }
-        let Some((b, group)) = &self.buffer else { bail!(Internal, "no parameter ring") };
-        gpu.upload(b.slice(0, wanted), params, scope)?;
-        Ok(group.clone())
-    }
-}
-
-/// Turns commands into a command buffer.
-struct Encoder<'a> {
-    gpu: &'a Gpu,
-    scope: &'a Scope,
-    encoder: wgpu::CommandEncoder,
-    pass: Option<wgpu::ComputePass<'static>>,
-    dispatches: u64,
-    passes: u64,
-}
-
-impl<'a> Encoder<'a> {
-    fn new(gpu: &'a Gpu, label: &'static str, scope: &'a Scope) -> Self {
-        let encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
-        Self { gpu, scope, encoder, pass: None, dispatches: 0, passes: 0 }
-    }
-
-    fn commands(&mut self, commands: &[Command], params: &[u8], uniforms: Option<&wgpu::BindGroup>) {
-        for command in commands {
-            match command {
-                Command::Dispatch(d) => self.dispatch(d, params, uniforms),
-                Command::Copy(c) => {
-                    self.pass = None;
-                    self.encoder.copy_buffer_to_buffer(
-                        c.source.raw(),
-                        c.source_offset,
-                        c.target.raw(),
-                        c.target_offset,
-                        c.size,
-                    );
-                }
-                Command::Clear(b, range) => {
-                    self.pass = None;
-                    self.encoder.clear_buffer(b.raw(), range.start, Some(range.end - range.start));
-                }
-                Command::Replay(plan) => {
-                    self.commands(&plan.commands, &plan.params, plan.uniforms.as_ref().map(|u| &u.1));
-                }
-            }
-        }
-    }
-
-    fn dispatch(&mut self, d: &Resolved, params: &[u8], uniforms: Option<&wgpu::BindGroup>) {
-        if self.pass.is_none() {
-            self.passes += 1;
-            let timed = self.gpu.timer().and_then(|t| t.next_pass(self.scope));
-            let writes = timed.as_ref().map(|(set, first)| wgpu::ComputePassTimestampWrites {
-                query_set: set,
-                beginning_of_pass_write_index: Some(*first),
-                end_of_pass_write_index: Some(first + 1),
-            });
-            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: writes };
-            self.pass = Some(self.encoder.begin_compute_pass(&descriptor).forget_lifetime());
-        }
-        let Some(pass) = &mut self.pass else { return };
-        pass.set_pipeline(&d.pipeline.raw);
-        pass.set_bind_group(0, &d.group, &[]);
-        if d.pipeline.has_params {
-            match uniforms {
-                Some(group) => pass.set_bind_group(1, group, &[d.params.start as u32]),
-                None => pass.set_immediates(0, params.get(d.params.clone()).unwrap_or_default()),
-            }
-        }
-        match &d.grid {
-            Grid::Direct([x, y, z]) => pass.dispatch_workgroups(*x, *y, *z),
-            Grid::Indirect(buffer, offset) => pass.dispatch_workgroups_indirect(buffer.raw(), *offset),
-        }
-        self.dispatches += 1;
-    }
-
-    fn finish(mut self) -> (wgpu::CommandBuffer, u64, u64) {
-        self.pass = None;
-        (self.encoder.finish(), self.dispatches, self.passes)
     }
 }

@@ -14,5 +14,11 @@ pub const TILE: (u32, u32) = (32, 64);
 pub const ATTENTION_ROWS: u32 = 16;
 /// Tokens in a block of the KV cache.
 pub const KV_BLOCK_TOKENS: u32 = 32;
+/// Experts that a mixture may have, and those it may use for one row (`moe_route.wgsl` and `moe_tiles.wgsl` know both).
+pub const MAX_EXPERTS: u32 = 1024;
+/// See [`MAX_EXPERTS`].
+pub const MAX_EXPERTS_USED: u32 = 64;
+/// Rows for each expert, on average, from which on products with experts are grouped into tiles.
+pub const GROUP_FROM: u32 = TILE_FROM;
 /// Bindings start at multiples of this: the largest alignment an adapter may ask for.
 pub const BINDING_ALIGN: u64 = 256;

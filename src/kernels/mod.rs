@@ -9,11 +9,13 @@ mod cast;
 pub mod constants;
 mod gather;
 mod matmul;
+mod moe;
 mod residual;
 mod rmsnorm;
 mod rope;
 pub mod sample;
 mod softmax;
+mod tensor_stats;
 mod weight;
 
 use std::sync::LazyLock;
@@ -27,11 +29,13 @@ pub use attention::{AttentionShape, attention_decode, attention_prefill, attenti
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather};
 pub use matmul::{MatmulPath, matmul, matmul_with};
+pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::rmsnorm;
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
 pub use softmax::softmax;
-pub use weight::{RowSource, Weight, WeightPart, WeightUploader};
+pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
+pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
@@ -43,6 +47,12 @@ pub static KERNELS: &[&Kernel] = &[
     &gather::GATHER,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
+    &moe::MOE_COMBINE,
+    &moe::MOE_GROUP,
+    &moe::MOE_ROUTE,
+    &moe::MOE_TILE,
+    &moe::MOE_TILES,
+    &moe::MOE_VEC,
     &residual::RESIDUAL,
     &rmsnorm::RMSNORM,
     &rope::ROPE,
@@ -52,6 +62,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
     &softmax::SOFTMAX,
+    &tensor_stats::TENSOR_STATS,
 ];
 
 /// How keys and values are stored.

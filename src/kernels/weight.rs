@@ -2,7 +2,8 @@
 //!
 //! A [`Weight`] is a matrix of `rows` × `k`. Its rows may come from several tensors stacked (q, k and v, say) and in several formats; a part
 //! is a run of rows of one format in one buffer. Operations make one dispatch a part, and parts write disjoint columns of
-//! the result, so stacking and splitting look the same to them.
+//! the result, so stacking and splitting look the same to them. An [`ExpertWeight`] is such a matrix for each expert of a mixture; its
+//! parts hold the same run of rows of several neighbouring experts, whole experts wherever one fits a binding.
 
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Scope};
@@ -16,15 +17,19 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// Bytes in flight before the uploader waits for the device, which bounds the host memory of loading.
 const IN_FLIGHT_BYTES: u64 = 24 << 20;
 
-/// A run of rows of one format in one buffer.
+/// A run of rows of one format in one buffer; for experts, that run of each of them, one expert after another.
 #[derive(Debug)]
 pub struct WeightPart {
     /// The format.
     pub format: &'static Format,
-    /// First row, counted in the whole weight.
+    /// First row, counted in the whole weight (of one expert).
     pub row_start: u32,
-    /// Rows.
+    /// Rows (of one expert).
     pub rows: u32,
+    /// First expert; 0 in a plain weight.
+    pub expert_start: u32,
+    /// Experts; 1 in a plain weight.
+    pub experts: u32,
     /// f32 bias of these rows.
     pub bias: Option<Buffer>,
     buffer: Buffer,
@@ -80,16 +85,50 @@ impl Weight {
     }
 }
 
+/// One matrix of `rows` × `k` for each expert. Made by [`WeightUploader::upload_experts`], used by [`crate::kernels::moe_matmul`].
+#[derive(Debug)]
+pub struct ExpertWeight {
+    stack: Weight,
+    n_expert: u32,
+}
+
+impl ExpertWeight {
+    /// Name, for errors.
+    pub fn name(&self) -> &str {
+        &self.stack.name
+    }
+    /// Experts.
+    pub fn n_expert(&self) -> u32 {
+        self.n_expert
+    }
+    /// Rows of one expert: outputs of its product.
+    pub fn rows(&self) -> u32 {
+        self.stack.rows
+    }
+    /// Width: inputs of a product.
+    pub fn k(&self) -> u32 {
+        self.stack.k
+    }
+    /// The parts, by rows and then by experts.
+    pub fn parts(&self) -> &[WeightPart] {
+        &self.stack.parts
+    }
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.stack.bytes()
+    }
+}
+
 /// Rows of one tensor in its file's format.
 #[derive(Debug, Clone, Copy)]
 pub struct RowSource<'a> {
     /// The format.
     pub format: &'static Format,
-    /// Rows.
+    /// Rows (of one expert).
     pub rows: u32,
-    /// The rows' bytes.
+    /// The rows' bytes; for experts, those of one after another.
     pub data: &'a [u8],
-    /// f32 bias, one number a row.
+    /// f32 bias, one number a row, in the same order.
     pub bias: Option<&'a [f32]>,
 }
 
@@ -120,28 +159,47 @@ impl<'a> WeightUploader<'a> {
     /// [`crate::Error::BadFile`] if a source's bytes and shape disagree, [`crate::Error::Unsupported`] for a width that kernels cannot read,
     /// [`crate::Error::OutOfMemory`], or what the progress function returned.
     pub fn upload(&mut self, name: &str, k: u32, sources: &[RowSource<'_>]) -> Result<Weight> {
+        self.stack(name, k, 1, sources)
+    }
+
+    /// Uploads a weight for each of `n_expert` experts, whose rows are those of `sources` for this expert, stacked.
+    ///
+    /// # Errors
+    /// As [`WeightUploader::upload`].
+    pub fn upload_experts(
+        &mut self,
+        name: &str,
+        k: u32,
+        n_expert: u32,
+        sources: &[RowSource<'_>],
+    ) -> Result<ExpertWeight> {
+        Ok(ExpertWeight { stack: self.stack(name, k, n_expert, sources)?, n_expert })
+    }
+
+    fn stack(&mut self, name: &str, k: u32, n_expert: u32, sources: &[RowSource<'_>]) -> Result<Weight> {
         if k == 0 || !k.is_multiple_of(4) {
             bail!(Unsupported, "tensor {name}: rows of {k} weights (a multiple of 4 is needed)");
         }
         for s in sources {
-            let wanted = s.format.row_bytes(k as usize) as u64 * u64::from(s.rows);
-            if !(k as usize).is_multiple_of(s.format.block_len) || s.data.len() as u64 != wanted || s.rows == 0 {
+            let rows = u64::from(s.rows) * u64::from(n_expert);
+            let wanted = s.format.row_bytes(k as usize) as u64 * rows;
+            if !(k as usize).is_multiple_of(s.format.block_len) || s.data.len() as u64 != wanted || rows == 0 {
                 bail!(
                     BadFile,
-                    "tensor {name}: {} rows of {k} in {} need {wanted} bytes, there are {}",
-                    s.rows,
+                    "tensor {name}: {rows} rows of {k} in {} need {wanted} bytes, there are {}",
                     s.format.name,
                     s.data.len()
                 );
             }
-            if let Some(b) = s.bias.filter(|b| b.len() != s.rows as usize) {
-                bail!(BadFile, "tensor {name}: a bias of {} values for {} rows", b.len(), s.rows);
+            if let Some(b) = s.bias.filter(|b| b.len() as u64 != rows) {
+                bail!(BadFile, "tensor {name}: a bias of {} values for {rows} rows", b.len());
             }
         }
         let mut parts = Vec::new();
         let mut row_start = 0u32;
         for run in sources.chunk_by(|a, b| a.format == b.format && a.bias.is_some() == b.bias.is_some()) {
-            self.run(name, k, run, row_start, &mut parts)?;
+            let stacked = Stacked { run, row_bytes: run[0].format.row_bytes(k as usize) };
+            self.run(name, k, n_expert, &stacked, row_start, &mut parts)?;
             row_start += run.iter().map(|s| s.rows).sum::<u32>();
         }
         Ok(Weight { name: name.to_string(), rows: row_start, k, parts })
@@ -152,11 +210,12 @@ impl<'a> WeightUploader<'a> {
         &mut self,
         name: &str,
         k: u32,
-        run: &[RowSource<'_>],
+        n_expert: u32,
+        data: &Stacked<'_>,
         first_row: u32,
         parts: &mut Vec<WeightPart>,
     ) -> Result<()> {
-        let format = run[0].format;
+        let format = data.run[0].format;
         let blocks = Format::gpu_blocks(k as usize) as u64;
         let widest = format.planes.iter().map(|p| p.block_bytes as u64 * blocks).max().unwrap_or(1);
         let max_rows = (self.gpu.max_binding_bytes() / widest) / PART_ROWS * PART_ROWS;
@@ -167,39 +226,40 @@ impl<'a> WeightUploader<'a> {
                 self.gpu.max_binding_bytes()
             );
         }
-        let row_bytes = format.row_bytes(k as usize);
-        let data = Stacked { run, row_bytes };
-        let total: u64 = run.iter().map(|s| u64::from(s.rows)).sum();
-        let bias: Option<Vec<f32>> =
-            run[0].bias.is_some().then(|| run.iter().flat_map(|s| s.bias.unwrap_or_default()).copied().collect());
-        let mut start = 0u64;
-        while start < total {
-            let rows = (total - start).min(max_rows);
-            let mut planes = Vec::with_capacity(format.planes.len());
-            let mut size = 0u64;
-            for p in format.planes {
-                let bytes = (p.block_bytes as u64 * blocks * rows).next_multiple_of(4);
-                planes.push((size, bytes));
-                size = (size + bytes).next_multiple_of(BINDING_ALIGN);
-            }
-            let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
-            self.fill(&buffer, &planes, format, blocks as usize, start..start + rows, &data)?;
-            let bias = match &bias {
-                Some(values) => {
-                    let slice = values.get(start as usize..(start + rows) as usize).unwrap_or_default();
-                    Some(self.vector(&format!("{name}.bias"), slice)?)
+        let total: u64 = data.run.iter().map(|s| u64::from(s.rows)).sum();
+        let mut row = 0u64;
+        while row < total {
+            let rows = (total - row).min(max_rows);
+            let mut expert = 0u64;
+            while expert < n_expert.into() {
+                let experts = (u64::from(n_expert) - expert).min(max_rows / rows);
+                let window = Window { row, rows, expert, experts };
+                let mut planes = Vec::with_capacity(format.planes.len());
+                let mut size = 0u64;
+                for p in format.planes {
+                    let bytes = (p.block_bytes as u64 * blocks * rows * experts).next_multiple_of(4);
+                    planes.push((size, bytes));
+                    size = (size + bytes).next_multiple_of(BINDING_ALIGN);
                 }
-                None => None,
-            };
-            parts.push(WeightPart {
-                format,
-                row_start: first_row + start as u32,
-                rows: rows as u32,
-                bias,
-                buffer,
-                planes,
-            });
-            start += rows;
+                let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
+                self.fill(&buffer, &planes, format, blocks as usize, window, data)?;
+                let bias = match data.run[0].bias {
+                    Some(_) => Some(self.vector(&format!("{name}.bias"), &data.bias(window))?),
+                    None => None,
+                };
+                parts.push(WeightPart {
+                    format,
+                    row_start: first_row + row as u32,
+                    rows: rows as u32,
+                    expert_start: expert as u32,
+                    experts: experts as u32,
+                    bias,
+                    buffer,
+                    planes,
+                });
+                expert += experts;
+            }
+            row += rows;
         }
         Ok(())
     }
@@ -211,14 +271,14 @@ impl<'a> WeightUploader<'a> {
         planes: &[(u64, u64)],
         format: &Format,
         blocks: usize,
-        rows: std::ops::Range<u64>,
+        window: Window,
         data: &Stacked<'_>,
     ) -> Result<()> {
         // Even counts keep every plane's chunk a multiple of 4 bytes.
         let chunk_rows = (CHUNK_BYTES / (format.row_bytes(blocks * crate::quant::GPU_BLOCK)).max(1)).max(2) & !1;
         let mut staged: Vec<Vec<u8>> = vec![Vec::new(); planes.len()];
         let mut done = 0u64;
-        let count = rows.end - rows.start;
+        let count = window.rows * window.experts;
         while done < count {
             let n = (count - done).min(chunk_rows as u64) as usize;
             for (s, p) in staged.iter_mut().zip(format.planes) {
@@ -226,7 +286,8 @@ impl<'a> WeightUploader<'a> {
                 s.resize((p.block_bytes * blocks * n).next_multiple_of(4), 0);
             }
             for i in 0..n {
-                let row = data.row(rows.start + done + i as u64);
+                let at = done + i as u64;
+                let row = data.row(window.expert + at / window.rows, window.row + at % window.rows);
                 let mut targets: Vec<&mut [u8]> = staged
                     .iter_mut()
                     .zip(format.planes)
@@ -276,21 +337,40 @@ impl<'a> WeightUploader<'a> {
     }
 }
 
-/// Several tensors as one run of rows.
+/// The rows `row .. row + rows` of the experts `expert .. expert + experts`.
+#[derive(Clone, Copy)]
+struct Window {
+    row: u64,
+    rows: u64,
+    expert: u64,
+    experts: u64,
+}
+
+/// Several tensors as one run of rows, for each expert.
 struct Stacked<'a> {
     run: &'a [RowSource<'a>],
     row_bytes: usize,
 }
 
 impl Stacked<'_> {
-    fn row(&self, mut index: u64) -> &[u8] {
+    /// The source that has a row of an expert, and the row's number in it.
+    fn find(&self, expert: u64, mut row: u64) -> Option<(&RowSource<'_>, usize)> {
         for s in self.run {
-            if index < u64::from(s.rows) {
-                let at = index as usize * self.row_bytes;
-                return &s.data[at..at + self.row_bytes];
+            if row < u64::from(s.rows) {
+                return Some((s, (expert * u64::from(s.rows) + row) as usize));
             }
-            index -= u64::from(s.rows);
+            row -= u64::from(s.rows);
         }
-        &[]
+        None
+    }
+
+    fn row(&self, expert: u64, row: u64) -> &[u8] {
+        let Some((s, i)) = self.find(expert, row) else { return &[] };
+        &s.data[i * self.row_bytes..(i + 1) * self.row_bytes]
+    }
+
+    fn bias(&self, w: Window) -> Vec<f32> {
+        let rows = (w.expert..w.expert + w.experts).flat_map(|e| (w.row..w.row + w.rows).map(move |r| (e, r)));
+        rows.filter_map(|(e, r)| self.find(e, r)).filter_map(|(s, i)| s.bias?.get(i).copied()).collect()
     }
 }

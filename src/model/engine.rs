@@ -3,22 +3,29 @@
 //! The engine holds no policy: which tokens, when to stop and what to show is the session's business. A sequence's length is the
 //! caller's to keep; nothing here counts as done before the device has finished it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::gpu::{BindGroupCache, Buffer, Gpu, Plan, ReadbackClass, Recorder, Scope};
+use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::KvType;
 use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
+use crate::model::moe::grouped_from;
+use crate::model::probe::{Lens, Probe, ProbeOptions};
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
 use crate::model::weights::Weights;
 use crate::sample::SamplingOptions;
+
+/// The token drawn after a prompt, and the tokens of a decode batch with their stop flags.
+const PROMPT_TOKEN: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "prefill.token");
+const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
+const LOGITS: Gate = Gate::new(Place::Logits, ReadbackClass::Logits, "rows");
 
 /// Tokens that one submit may run, at most.
 pub const MAX_TOKENS_PER_SUBMIT: u32 = 64;
@@ -90,6 +97,8 @@ pub struct Engine {
     plans: HashMap<(u32, bool), Arc<Plan>>,
     /// Slots that `scratch.batch_slots` holds.
     batch: Vec<u32>,
+    /// [`Engine::prewarm`] was done for the buffers there are.
+    warm: bool,
 }
 
 impl Engine {
@@ -111,6 +120,7 @@ impl Engine {
             groups: BindGroupCache::default(),
             plans: HashMap::new(),
             batch: Vec::new(),
+            warm: false,
             gpu,
             spec,
             weights,
@@ -128,14 +138,33 @@ impl Engine {
         self.options
     }
 
-    fn forward(&self) -> Forward<'_> {
-        Forward { spec: &self.spec, weights: &self.weights, scratch: &self.scratch, slots: &self.slots, kv: &self.kv }
+    fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
+        Forward {
+            spec: &self.spec,
+            weights: &self.weights,
+            scratch: &self.scratch,
+            slots: &self.slots,
+            kv: &self.kv,
+            lens,
+        }
+    }
+
+    /// Looks at a sequence's tensors from now on, or with `None` no longer. Probed decoding runs one token a submit and builds its commands anew
+    /// for each.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] for an unknown point or layer, [`crate::Error::OutOfMemory`].
+    pub fn set_probe(&self, sequence: &mut Sequence, options: Option<ProbeOptions>, scope: &Scope) -> Result<()> {
+        let n_layer = self.spec.layers.len() as u32;
+        sequence.probe = options.map(|o| Probe::new(&self.gpu, o, n_layer, scope)).transpose()?;
+        Ok(())
     }
 
     pub(super) fn forget_plans(&mut self) {
         self.plans.clear();
         self.groups.clear();
         self.batch.clear();
+        self.warm = false;
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -176,8 +205,8 @@ impl Engine {
     }
 
     /// Records the evaluation of `n` staged rows.
-    fn record_run(&self, n: u32, scope: &Scope) -> Result<Recorder<'_>> {
-        let forward = self.forward();
+    fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
+        let forward = self.forward(lens);
         let mut recorder = self.gpu.recorder("prefill", scope).with_groups(&self.groups);
         forward.body(&mut recorder, n, Batch::Run)?;
         Ok(recorder)
@@ -188,10 +217,32 @@ impl Engine {
     /// # Errors
     /// [`crate::Error::ContextFull`], [`crate::Error::InvalidArgument`], or what the device reports.
     pub fn prefill(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
+        self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let recorder = self.record_run(tokens.len() as u32, scope)?;
+        let lens = sequence.lens(pos);
+        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
-        self.gpu.wait(&submission)
+        self.gpu.wait(&submission)?;
+        self.read_probe(sequence, seen, &submission, scope)
+    }
+
+    /// Asks leave for everything the sequence's probe wants to see.
+    fn pass_gates(&self, sequence: &Sequence, scope: &Scope) -> Result<()> {
+        sequence.probe.as_ref().map_or(Ok(()), |p| p.pass_gates(&self.gpu, scope))
+    }
+
+    fn read_probe(
+        &self,
+        sequence: &mut Sequence,
+        seen: Option<Lease>,
+        submission: &Submission,
+        scope: &Scope,
+    ) -> Result<()> {
+        match (sequence.probe.as_mut(), seen) {
+            (Some(probe), Some(lease)) => probe.read(&self.gpu, &lease, submission, scope),
+            _ => Ok(()),
+        }
     }
 
     /// As [`Engine::prefill`], and draws the next token from the last row's logits, in the same submit. From then on
@@ -218,17 +269,22 @@ impl Engine {
             pad: [0; 3],
         };
         let penalties = sequence.penalties;
+        self.pass_gates(sequence, scope)?;
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let mut recorder = self.record_run(n, scope)?;
-        self.forward().logits(&mut recorder, n - 1, 1)?;
-        self.forward().sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
+        let lens = sequence.lens(pos);
+        let forward = self.forward(lens);
+        let mut recorder = self.record_run(n, lens, scope)?;
+        forward.logits(&mut recorder, n - 1, 1)?;
+        forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
-        self.gpu.read_staging(&self.staging, &submission, out, ReadbackClass::Token, scope)?;
+        self.gpu.read_staging(&self.staging, &submission, out, PROMPT_TOKEN, scope)?;
+        self.read_probe(sequence, seen, &submission, scope)?;
         match Drawn::of(words, self.spec.n_vocab)? {
             Some(drawn) => Ok(drawn),
             None => bail!(Internal, "a sequence that was just started had stopped"),
@@ -249,17 +305,17 @@ impl Engine {
     ) -> Result<()> {
         let n = tokens.len() as u32;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let recorder = self.record_run(tokens.len() as u32, scope)?;
+        let recorder = self.record_run(tokens.len() as u32, None, scope)?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
         let mut first = 0;
         while first < n {
             let rows = (n - first).min(LOGIT_ROWS);
             let mut recorder = self.gpu.recorder("logits", scope).with_groups(&self.groups);
-            self.forward().logits(&mut recorder, first, rows)?;
+            self.forward(None).logits(&mut recorder, first, rows)?;
             recorder.submit()?;
             let bytes = u64::from(rows) * u64::from(self.spec.n_vocab) * 4;
-            let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), ReadbackClass::Logits, scope)?;
+            let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), LOGITS, scope)?;
             sink(&bytemuck::pod_collect_to_vec::<u8, f32>(&raw))?;
             first += rows;
         }
@@ -271,29 +327,46 @@ impl Engine {
             return Ok(plan.clone());
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
-        self.forward().decode_step(&mut recorder, n, penalties)?;
+        self.forward(None).decode_step(&mut recorder, n, penalties)?;
         let plan = Arc::new(recorder.into_plan()?);
         self.plans.insert((n, penalties), plan.clone());
         Ok(plan)
     }
 
-    /// Compiles the pipelines of prefill and decode, and builds the plans of single-sequence decode. A sequence must have been opened,
-    /// so that there is a cache to bind.
+    /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
+    fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
+        let forward = self.forward(None);
+        // One, two and more columns of the matrix-vector product, the first size that is tiled, and those whose experts are grouped.
+        let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
+        for n in [1, 2, 3, TILE_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
+            forward.body(recorder, n, Batch::Run)?;
+            forward.logits(recorder, 0, n.min(LOGIT_ROWS))?;
+        }
+        [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
+    }
+
+    /// Makes everything that single-sequence prefill and decode need, so that neither compiles or creates anything later: pipelines (on
+    /// several threads), bind groups, plans. Does nothing if it is all there; what growing has made void is made again. A sequence must have been
+    /// opened, so that there is a cache to bind.
     ///
     /// # Errors
     /// What compiling reports.
     pub fn prewarm(&mut self, scope: &Scope) -> Result<()> {
-        // One, two and more columns of the matrix-vector product, and the first size that is tiled.
-        for n in [1, 2, 3, TILE_FROM] {
-            if n <= self.scratch.rows {
-                let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
-                self.forward().body(&mut recorder, n, Batch::Run)?;
-                self.forward().logits(&mut recorder, 0, n)?;
-                // Dropped, not submitted: recording alone compiles.
-            }
+        if self.warm {
+            return Ok(());
         }
+        let mut survey = self.gpu.survey(scope);
+        self.record_prompts(&mut survey)?;
+        [false, true].into_iter().try_for_each(|p| self.forward(None).decode_step(&mut survey, 1, p))?;
+        self.gpu.compile(&survey.into_survey(), scope)?;
+        let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
+        self.record_prompts(&mut recorder)?;
+        // Dropped, not submitted: its bind groups stay in the cache.
+        drop(recorder);
         self.prepare_decode(1, false, scope)?;
-        self.prepare_decode(1, true, scope)
+        self.prepare_decode(1, true, scope)?;
+        self.warm = true;
+        Ok(())
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
@@ -320,6 +393,13 @@ impl Engine {
         if n == 0 || n > LOGIT_ROWS.min(self.scratch.rows) || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
             bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
         }
+        let probed = sequences.first().is_some_and(|s| s.is_probed());
+        if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
+            bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
+        }
+        for sequence in sequences.iter() {
+            self.pass_gates(sequence, scope)?;
+        }
         for (sequence, &pos) in sequences.iter_mut().zip(positions) {
             // Rows of a stopped sequence are computed but not used: they write within its pages.
             let end = (pos + tokens).min(sequence.n_ctx);
@@ -330,21 +410,29 @@ impl Engine {
         }
         let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);
-        let plan = self.decode_plan(n, penalties, scope)?;
+        let plan = if probed { None } else { Some(self.decode_plan(n, penalties, scope)?) };
         if self.batch != slots {
             self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
             self.batch = slots;
         }
-        let mut recorder = self.gpu.recorder("decode", scope);
+        let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
+        let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
         let step = u64::from(n) * 8;
         for i in 0..u64::from(tokens) {
-            recorder.replay(&plan);
+            match &plan {
+                Some(plan) => recorder.replay(plan),
+                None => self.forward(lens).decode_step(&mut recorder, n, penalties)?,
+            }
             recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step))?;
         }
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
-        self.gpu.read_staging(&self.staging, &submission, out, ReadbackClass::Token, scope)?;
+        self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        if let Some(first) = sequences.first_mut() {
+            self.read_probe(first, seen, &submission, scope)?;
+        }
         let vocab = self.spec.n_vocab;
         words.chunks(n as usize).map(|step| step.iter().map(|&w| Drawn::of(w, vocab)).collect()).collect()
     }

@@ -2,16 +2,17 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
-use crate::kernels::sample::{Chunks, SamplingBuffers, argmax, check_stop, penalize, pick, step_begin};
+use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
     AttentionShape, Matrix, Pages, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
     matmul, rmsnorm, rope,
 };
 use crate::model::kv_cache::KvPool;
+use crate::model::probe::Lens;
 use crate::model::scratch::Scratch;
 use crate::model::slots::Slots;
 use crate::model::spec::{LayerSpec, ModelSpec};
-use crate::model::weights::{LayerWeights, Weights};
+use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
 
 /// How the rows of a batch belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +31,36 @@ pub(crate) struct Forward<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) slots: &'a Slots,
     pub(crate) kv: &'a KvPool,
+    /// Looks at tensors on the way.
+    pub(crate) lens: Option<Lens<'a>>,
 }
 
 impl<'a> Forward<'a> {
-    fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
+    pub(super) fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
         dispatches.into_iter().try_for_each(|d| r.record(d.label(label)))
+    }
+
+    /// Shows a tensor to the probe, if there is one.
+    pub(super) fn look(&self, r: &mut Recorder<'_>, point: &str, layer: Option<usize>, x: Matrix<'_>) -> Result<()> {
+        match self.lens {
+            Some(lens) => lens.probe.tensor(r, point, layer.map(|l| l as u32), lens.position, x),
+            None => Ok(()),
+        }
+    }
+
+    /// Shows the `n` words at the probed sequence's slot of an array over slots to the probe, if there is one.
+    fn look_slot(
+        &self,
+        r: &mut Recorder<'_>,
+        point: &str,
+        layer: Option<usize>,
+        data: BufferSlice<'_>,
+        n: u32,
+    ) -> Result<()> {
+        let Some(lens) = self.lens else { return Ok(()) };
+        let bytes = u64::from(n) * 4;
+        let words = data.buffer.slice(data.offset + u64::from(lens.slot) * bytes, bytes);
+        lens.probe.words(r, point, layer.map(|l| l as u32), lens.position, words, n)
     }
 
     /// Embedding and all blocks, for the first `n` rows of the scratch.
@@ -42,10 +68,15 @@ impl<'a> Forward<'a> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
+        self.look(r, "embed", None, x)?;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+            r.set_layer(Some(i as u32));
             self.attention(r, i, spec, weights, x, batch)?;
-            self.feed_forward(r, spec, weights, x)?;
+            self.look(r, "attn.residual", Some(i), x)?;
+            self.feed_forward(r, i, spec, weights, x)?;
+            self.look(r, "ffn.residual", Some(i), x)?;
         }
+        r.set_layer(None);
         Ok(())
     }
 
@@ -66,8 +97,10 @@ impl<'a> Forward<'a> {
     ) -> Result<()> {
         let (s, a, n) = (self.scratch, &spec.attention, x.rows);
         let normed = self.norm(r, x, &w.attn_norm)?;
+        self.look(r, "attn.norm", Some(layer), normed)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
         Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
+        self.look(r, "attn.qkv", Some(layer), qkv)?;
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
             rows: s.row_data.whole(),
@@ -86,6 +119,8 @@ impl<'a> Forward<'a> {
         };
         let (q, out) = (s.q.whole(), s.attn.whole());
         r.record(rope(rotation, qkv, pages, self.weights.angles.whole(), q)?.label("attn.rope"))?;
+        self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
+        self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
         let shape = AttentionShape {
             n_head: a.n_head,
             n_kv: a.n_kv,
@@ -101,18 +136,34 @@ impl<'a> Forward<'a> {
         };
         r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
+        self.look(r, "attn.heads", Some(layer), heads)?;
         Self::record_all(r, "attn.out", matmul(r.gpu(), heads, &w.attn_out, x, true)?)
     }
 
-    fn feed_forward(&self, r: &mut Recorder<'_>, spec: &LayerSpec, w: &LayerWeights, x: Matrix<'_>) -> Result<()> {
+    fn feed_forward(
+        &self,
+        r: &mut Recorder<'_>,
+        layer: usize,
+        spec: &LayerSpec,
+        w: &LayerWeights,
+        x: Matrix<'_>,
+    ) -> Result<()> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
         let normed = self.norm(r, x, &w.ffn_norm)?;
+        self.look(r, "ffn.norm", Some(layer), normed)?;
+        let (w_gate_up, w_down) = match &w.feed_forward {
+            FeedForwardWeights::Dense { gate_up, down } => (gate_up, down),
+            FeedForwardWeights::Experts(experts) => {
+                return self.experts(r, layer, &spec.feed_forward, experts, normed, x);
+            }
+        };
         let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, w_gate_up, gate_up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
         let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
         r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
-        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, &w.down, x, true)?)
+        self.look(r, "ffn.inner", Some(layer), inner)?;
+        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, w_down, x, true)?)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
@@ -120,8 +171,10 @@ impl<'a> Forward<'a> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
         let normed = self.norm(r, x, &self.weights.output_norm)?;
+        self.look(r, "output.norm", None, normed)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
-        Self::record_all(r, "head", matmul(r.gpu(), normed, self.weights.head(), logits, false)?)
+        Self::record_all(r, "head", matmul(r.gpu(), normed, self.weights.head(), logits, false)?)?;
+        self.look(r, "logits", None, logits)
     }
 
     /// Draws a token from each of the first `n` rows of logits, whose slots and positions stand in `rows`, and moves the sequences on.
@@ -142,7 +195,11 @@ impl<'a> Forward<'a> {
         r.record(argmax(n, vocab, cut, logits, partial)?.label("sample.argmax"))?;
         r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))?;
         let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
-        r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))
+        r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))?;
+        if let Some(lens) = self.lens {
+            lens.probe.words(r, "sample.picked", None, lens.position, picked, n)?;
+        }
+        self.look_slot(r, "stop.state", None, states, (size_of::<SeqState>() / 4) as u32)
     }
 
     /// One whole decode step of `n` sequences, whose slots stand in `scratch.batch_slots`.

@@ -350,7 +350,7 @@ impl KvPool {
     /// Copies blocks (group, place, from, to) in all layers. wgpu copies nothing within one buffer: each goes through a transient one.
     fn copy_blocks(&self, gpu: &Gpu, copies: &[(usize, u32, u32, u32)], scope: &Scope) -> Result<()> {
         let largest = self.layers.iter().map(Layer::block_bytes).max().unwrap_or(0);
-        let lease = gpu.lease(largest, scope)?;
+        let lease = gpu.lease("kv.copy", largest, scope)?;
         let mut recorder = gpu.recorder("kv.copy", scope);
         for &(g, _, from, to) in copies {
             for layer in self.layers.iter().filter(|l| l.group == g) {

@@ -1,12 +1,14 @@
 //! Keys and values of a sequence as bytes: written to a snapshot, and taken from one.
 
 use crate::error::{Result, bail};
-use crate::gpu::{ReadbackClass, Scope};
+use crate::gpu::{Gate, Place, ReadbackClass, Scope};
 use crate::kernels::constants::KV_BLOCK_TOKENS;
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::KvExtent;
 use crate::model::kv_cache::Piece;
 use crate::model::sequence::Sequence;
+
+const SNAPSHOT: Gate = Gate::new(Place::KvCache, ReadbackClass::State, "snapshot");
 
 /// Bytes that are handed to the queue before they are flushed: its own copy of them is bounded by this.
 const UPLOAD_BATCH: u64 = 64 << 20;
@@ -36,7 +38,7 @@ impl Engine {
         if size == 0 {
             return Ok(Vec::new());
         }
-        self.gpu.guard().gate(ReadbackClass::State, "snapshot")?;
+        self.gpu.gate(&SNAPSHOT, scope)?;
         let staging = self.gpu.staging("snapshot", size, scope)?;
         let mut recorder = self.gpu.recorder("snapshot", scope);
         let mut at = 0;
@@ -46,7 +48,7 @@ impl Engine {
         }
         let submission = recorder.submit()?;
         let mut bytes = vec![0; size as usize];
-        self.gpu.read_staging(&staging, &submission, &mut bytes, ReadbackClass::State, scope)?;
+        self.gpu.read_staging(&staging, &submission, &mut bytes, SNAPSHOT, scope)?;
         let rows = (tokens % KV_BLOCK_TOKENS) as usize;
         let mut rest = bytes.as_mut_slice();
         for piece in self.kv.pieces(&sequence.tables, extents) {

@@ -8,6 +8,8 @@ mod forward;
 mod kv_blocks;
 mod kv_cache;
 mod kv_state;
+mod moe;
+mod probe;
 mod scratch;
 mod sequence;
 mod slots;
@@ -20,12 +22,15 @@ use crate::error::Result;
 use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase};
 
-pub use crate::kernels::KvType;
+pub use crate::kernels::{KvType, TensorStats};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
+pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use sequence::Sequence;
-pub use spec::{AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec};
+pub use spec::{
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec,
+};
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

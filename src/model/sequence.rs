@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use crate::error::{Result, bail};
-use crate::gpu::{Gpu, Scope};
+use crate::gpu::{Gpu, Phase, Scope};
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::BlockTable;
 use crate::model::kv_cache::{KvPool, KvStats};
+use crate::model::probe::{Lens, Probe, ProbeReading};
 
 /// A sequence: its slot and its pages. Made by [`Engine::open`] or [`Engine::fork`], given back with [`Engine::close`].
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct Sequence {
     /// Sampling changes logits (penalties or bias).
     pub(super) penalties: bool,
     pub(super) n_stop: u32,
+    pub(super) probe: Option<Probe>,
 }
 
 impl Sequence {
@@ -26,9 +28,24 @@ impl Sequence {
         self.n_ctx
     }
 
-    /// Whether penalties or a bias change its logits before the draw.
-    pub fn changes_logits(&self) -> bool {
-        self.penalties
+    /// What its probe has seen and was not taken yet.
+    pub fn readings(&self) -> &[ProbeReading] {
+        self.probe.as_ref().map(Probe::readings).unwrap_or_default()
+    }
+
+    /// What its probe has seen since this was asked last.
+    pub fn take_readings(&mut self) -> Vec<ProbeReading> {
+        self.probe.as_mut().map(Probe::take).unwrap_or_default()
+    }
+
+    /// Its probe, at rows from `position` on.
+    pub(super) fn lens(&self, position: u32) -> Option<Lens<'_>> {
+        self.probe.as_ref().map(|probe| Lens { probe, slot: self.slot, position })
+    }
+
+    /// Whether something looks at its tensors.
+    pub fn is_probed(&self) -> bool {
+        self.probe.is_some()
     }
 }
 
@@ -38,8 +55,8 @@ impl Engine {
         self.kv.stats()
     }
 
-    /// Does something with the pool; plans that bind buffers it replaced are forgotten, whatever came of it. They are built again by
-    /// [`Engine::prepare_decode`], before the next step is counted.
+    /// Does something with the pool; plans that bind buffers it replaced are forgotten, whatever came of it. [`Engine::prewarm`] builds
+    /// them again before the next step is counted.
     pub(super) fn with_pool<T>(&mut self, work: impl FnOnce(&mut KvPool, &Gpu) -> Result<T>) -> Result<T> {
         let before = self.kv.version();
         let result = work(&mut self.kv, &self.gpu);
@@ -68,7 +85,7 @@ impl Engine {
             self.slots.release(slot);
             return Err(e);
         }
-        Ok(Sequence { slot, n_ctx, tables: self.kv.tables(), penalties: false, n_stop: 0 })
+        Ok(Sequence { slot, n_ctx, tables: self.kv.tables(), penalties: false, n_stop: 0, probe: None })
     }
 
     /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
@@ -129,7 +146,7 @@ impl Engine {
     }
 
     /// Takes pages for the evaluation of `positions` and tells the device which. Between the tokens of a text (`may_grow` is false)
-    /// no buffer is made.
+    /// no buffer is made. Growing, and copying what is shared no longer, is upkeep of the cache: it counts for neither prompts nor decoding.
     pub(super) fn reserve(
         &mut self,
         sequence: &mut Sequence,
@@ -140,7 +157,12 @@ impl Engine {
         if positions.end > sequence.n_ctx {
             bail!(ContextFull, "{} positions in a context of {}", positions.end, sequence.n_ctx);
         }
-        self.with_pool(|kv, gpu| kv.reserve(gpu, &mut sequence.tables, positions, may_grow, scope))?;
+        let upkeep = scope.clone().in_phase(Phase::Other);
+        let before = self.kv.version();
+        self.with_pool(|kv, gpu| kv.reserve(gpu, &mut sequence.tables, positions, may_grow, &upkeep))?;
+        if may_grow && self.kv.version() != before {
+            self.prewarm(&upkeep)?;
+        }
         self.send_tables(sequence, scope)
     }
 

@@ -26,6 +26,13 @@ pub struct ModelSpec {
     pub layers: Vec<LayerSpec>,
 }
 
+impl ModelSpec {
+    /// The mixtures of experts among the feed-forward blocks.
+    pub fn experts(&self) -> impl Iterator<Item = ExpertsSpec> + '_ {
+        self.layers.iter().filter_map(|l| l.feed_forward.experts)
+    }
+}
+
 /// One transformer block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
@@ -67,13 +74,38 @@ impl AttentionSpec {
     }
 }
 
-/// One layer's feed-forward block: `down(act(gate(x)) · up(x))`.
+/// One layer's feed-forward block: `down(act(gate(x)) · up(x))`, or the weighted sum of such blocks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FeedForwardSpec {
-    /// Inner width.
+    /// Inner width; of one expert, where there are experts.
     pub n_ff: u32,
     /// Activation of the gate.
     pub activation: Activation,
+    /// The mixture, if the block is one.
+    pub experts: Option<ExpertsSpec>,
+}
+
+impl FeedForwardSpec {
+    /// Inner values of a row that are held at a time: those of all experts chosen for it.
+    pub fn inner_width(&self) -> u32 {
+        let Some(e) = self.experts else { return self.n_ff };
+        (self.n_ff * e.n_used).max(e.shared_n_ff.unwrap_or(0))
+    }
+}
+
+/// A mixture of experts: a router chooses some of them for each row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertsSpec {
+    /// Experts.
+    pub n_expert: u32,
+    /// Experts in use for a row: those with the largest router logits.
+    pub n_used: u32,
+    /// Weights are the softmax over the chosen experts' logits (else their part of the softmax over all).
+    pub renormalize: bool,
+    /// Factor on the weights.
+    pub scale: f32,
+    /// Inner width of an expert that every row uses beside the chosen ones, with the sigmoid of a product of its own as weight.
+    pub shared_n_ff: Option<u32>,
 }
 
 /// Rotary position embedding.

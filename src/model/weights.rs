@@ -1,13 +1,13 @@
 //! A model's weights on the device, read from a GGUF file.
 //!
 //! Every tensor is found, typed and measured before the first byte goes to the device, so a bad file costs nothing.
-//! q, k and v are stacked into one product, and gate and up into another, whatever formats they come in.
+//! q, k and v are stacked into one product, and gate and up into another, whatever formats they come in; with experts, for each of them.
 
 use crate::error::{Error, Result, bail};
 use crate::format::{Gguf, TensorInfo, type_name};
 use crate::gpu::{Buffer, Gpu, Scope};
-use crate::kernels::{RowSource, Weight, WeightUploader};
-use crate::model::spec::{LayerSpec, ModelSpec, RopeDivisors};
+use crate::kernels::{ExpertWeight, RowSource, Weight, WeightUploader};
+use crate::model::spec::{FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors};
 use crate::quant;
 
 /// Weights of one block.
@@ -17,6 +17,30 @@ pub(crate) struct LayerWeights {
     pub(crate) qkv: Weight,
     pub(crate) attn_out: Weight,
     pub(crate) ffn_norm: Buffer,
+    pub(crate) feed_forward: FeedForwardWeights,
+}
+
+/// Weights of a feed-forward block.
+#[derive(Debug)]
+pub(crate) enum FeedForwardWeights {
+    Dense { gate_up: Weight, down: Weight },
+    Experts(Box<ExpertsWeights>),
+}
+
+/// Weights of a mixture of experts.
+#[derive(Debug)]
+pub(crate) struct ExpertsWeights {
+    pub(crate) router: Weight,
+    pub(crate) gate_up: ExpertWeight,
+    pub(crate) down: ExpertWeight,
+    pub(crate) shared: Option<SharedWeights>,
+}
+
+/// Weights of the expert that every row uses.
+#[derive(Debug)]
+pub(crate) struct SharedWeights {
+    /// One row: its product is the logit of this expert's weight.
+    pub(crate) gate: Weight,
     pub(crate) gate_up: Weight,
     pub(crate) down: Weight,
 }
@@ -43,14 +67,16 @@ impl Weights {
 struct Member<'a> {
     info: &'a TensorInfo,
     format: &'static quant::Format,
+    /// Of one expert, where there are experts.
     rows: u32,
     bias: Option<Vec<f32>>,
 }
 
-/// Tensors stacked into one weight of width `k`.
+/// Tensors stacked into one weight of width `k`, or into one for each of `n_expert` experts.
 struct Stack<'a> {
     name: String,
     k: u32,
+    n_expert: Option<u32>,
     members: Vec<Member<'a>>,
 }
 
@@ -65,8 +91,16 @@ struct LayerPlan<'a> {
     qkv: Stack<'a>,
     attn_out: Stack<'a>,
     ffn_norm: Vector,
+    feed_forward: FeedForwardPlan<'a>,
+}
+
+struct FeedForwardPlan<'a> {
+    /// Where there are experts.
+    router: Option<Stack<'a>>,
     gate_up: Stack<'a>,
     down: Stack<'a>,
+    /// Gate, gate and up, down of the expert that every row uses.
+    shared: Option<[Stack<'a>; 3]>,
 }
 
 /// What is going to be uploaded: everything was found and measured.
@@ -108,7 +142,11 @@ impl<'a> LoadPlan<'a> {
     }
 
     fn stacks(&self) -> impl Iterator<Item = &Stack<'a>> {
-        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.attn_out, &l.gate_up, &l.down]);
+        let layers = self.layers.iter().flat_map(|l| {
+            let ff = &l.feed_forward;
+            let shared = ff.shared.iter().flatten();
+            [&l.qkv, &l.attn_out, &ff.gate_up, &ff.down].into_iter().chain(&ff.router).chain(shared)
+        });
         [&self.embedding].into_iter().chain(layers).chain(&self.output)
     }
 
@@ -119,7 +157,7 @@ impl<'a> LoadPlan<'a> {
 
     /// Weights of all matrices.
     pub(crate) fn parameters(&self) -> u64 {
-        self.stacks().flat_map(|s| s.members.iter().map(|m| u64::from(s.k) * u64::from(m.rows))).sum()
+        self.stacks().flat_map(|s| &s.members).map(|m| m.info.elements()).sum()
     }
 
     /// The format that holds most of the matrices' bytes, as a name for the whole file.
@@ -155,8 +193,7 @@ impl<'a> LoadPlan<'a> {
                 qkv: self.stack(&mut up, &l.qkv)?,
                 attn_out: self.stack(&mut up, &l.attn_out)?,
                 ffn_norm: up.vector(&l.ffn_norm.name, &l.ffn_norm.values)?,
-                gate_up: self.stack(&mut up, &l.gate_up)?,
-                down: self.stack(&mut up, &l.down)?,
+                feed_forward: self.feed_forward(&mut up, &l.feed_forward)?,
             });
         }
         let output = self.output.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
@@ -167,22 +204,53 @@ impl<'a> LoadPlan<'a> {
         Ok(Weights { embedding, layers, output_norm, output, angles })
     }
 
+    fn feed_forward(&self, up: &mut WeightUploader<'_>, p: &FeedForwardPlan<'_>) -> Result<FeedForwardWeights> {
+        let Some(router) = &p.router else {
+            return Ok(FeedForwardWeights::Dense {
+                gate_up: self.stack(up, &p.gate_up)?,
+                down: self.stack(up, &p.down)?,
+            });
+        };
+        Ok(FeedForwardWeights::Experts(Box::new(ExpertsWeights {
+            router: self.stack(up, router)?,
+            gate_up: self.experts(up, &p.gate_up)?,
+            down: self.experts(up, &p.down)?,
+            shared: match &p.shared {
+                Some([gate, gate_up, down]) => Some(SharedWeights {
+                    gate: self.stack(up, gate)?,
+                    gate_up: self.stack(up, gate_up)?,
+                    down: self.stack(up, down)?,
+                }),
+                None => None,
+            },
+        })))
+    }
+
+    fn sources<'s>(&'s self, s: &'s Stack<'_>) -> Vec<RowSource<'s>> {
+        let source = |m: &'s Member<'_>| RowSource {
+            format: m.format,
+            rows: m.rows,
+            data: self.file.data(m.info),
+            bias: m.bias.as_deref(),
+        };
+        s.members.iter().map(source).collect()
+    }
+
     fn stack(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<Weight> {
-        let sources: Vec<_> = s
-            .members
-            .iter()
-            .map(|m| RowSource {
-                format: m.format,
-                rows: m.rows,
-                data: self.file.data(m.info),
-                bias: m.bias.as_deref(),
-            })
-            .collect();
-        up.upload(&s.name, s.k, &sources).map_err(|e| match e {
+        up.upload(&s.name, s.k, &self.sources(s)).map_err(|e| self.blame(e))
+    }
+
+    fn experts(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<ExpertWeight> {
+        up.upload_experts(&s.name, s.k, s.n_expert.unwrap_or(1), &self.sources(s)).map_err(|e| self.blame(e))
+    }
+
+    /// Names the file in an error of uploading.
+    fn blame(&self, e: Error) -> Error {
+        match e {
             // What the progress callback returned is the caller's own word.
             Error::Cancelled(_) => e,
             e => e.within(self.file.name()),
-        })
+        }
     }
 }
 
@@ -203,15 +271,45 @@ impl<'a> Finder<'a> {
             self.stack(&fused, e, &[(&q, a.q_width()), (&k, a.kv_width()), (&v, a.kv_width())])?
         };
         let out = name("attn_output");
-        let (gate, up, down) = (name("ffn_gate"), name("ffn_up"), name("ffn_down"));
         Ok(LayerPlan {
             attn_norm: self.norm(&name("attn_norm"), e)?,
             qkv,
             attn_out: self.stack(&out, a.q_width(), &[(&out, e)])?,
             ffn_norm: self.norm(&name("ffn_norm"), e)?,
-            gate_up: self.stack(&name("ffn_gate_up"), e, &[(&gate, ff.n_ff), (&up, ff.n_ff)])?,
-            down: self.stack(&down, ff.n_ff, &[(&down, e)])?,
+            feed_forward: self.feed_forward(&name, ff, e)?,
         })
+    }
+
+    fn feed_forward(&self, name: &dyn Fn(&str) -> String, ff: &FeedForwardSpec, e: u32) -> Result<FeedForwardPlan<'a>> {
+        let f = ff.n_ff;
+        // Gate, up and down whose names end in `suffix`; newer converters fuse gate and up.
+        let block = |suffix: &str, f: u32, n_expert: Option<u32>| -> Result<[Stack<'a>; 2]> {
+            let name = |part: &str| name(&format!("{part}{suffix}"));
+            let (gate, up, down, fused) = (name("ffn_gate"), name("ffn_up"), name("ffn_down"), name("ffn_gate_up"));
+            let gate_up = if self.file.tensor(&format!("{fused}.weight")).is_some() {
+                self.stack_of(&fused, e, n_expert, &[(&fused, 2 * f)])?
+            } else {
+                self.stack_of(&fused, e, n_expert, &[(&gate, f), (&up, f)])?
+            };
+            Ok([gate_up, self.stack_of(&down, f, n_expert, &[(&down, e)])?])
+        };
+        let Some(x) = ff.experts else {
+            let [gate_up, down] = block("", f, None)?;
+            return Ok(FeedForwardPlan { router: None, gate_up, down, shared: None });
+        };
+        let router = name("ffn_gate_inp");
+        let router = Some(self.stack(&router, e, &[(&router, x.n_expert)])?);
+        let [gate_up, down] = block("_exps", f, Some(x.n_expert))?;
+        let shared = match x.shared_n_ff {
+            Some(n_ff) => {
+                let gate = name("ffn_gate_inp_shexp");
+                let gate = self.stack(&gate, e, &[(&gate, 1)])?;
+                let [gate_up, down] = block("_shexp", n_ff, None)?;
+                Some([gate, gate_up, down])
+            }
+            None => None,
+        };
+        Ok(FeedForwardPlan { router, gate_up, down, shared })
     }
 
     fn tensor(&self, name: &str) -> Result<&'a TensorInfo> {
@@ -240,27 +338,35 @@ impl<'a> Finder<'a> {
 
     /// The tensors `<name>.weight` of `members`, each `[k, rows]`, with `<name>.bias` where there is one.
     fn stack(&self, name: &str, k: u32, members: &[(&str, u32)]) -> Result<Stack<'a>> {
+        self.stack_of(name, k, None, members)
+    }
+
+    /// As [`Finder::stack`], each `[k, rows, n_expert]` where there are experts.
+    fn stack_of(&self, name: &str, k: u32, n_expert: Option<u32>, members: &[(&str, u32)]) -> Result<Stack<'a>> {
         let members = members
             .iter()
             .map(|&(member, rows)| {
                 let info = self.tensor(&format!("{member}.weight"))?;
-                if info.dims != [u64::from(k), u64::from(rows)] {
+                let wanted: Vec<u64> = [k, rows].into_iter().chain(n_expert).map(u64::from).collect();
+                // Files leave out trailing dimensions of 1.
+                if !info.dims.iter().chain([&1; 3]).take(wanted.len().max(info.dims.len())).eq(&wanted) {
                     bail!(
                         BadFile,
-                        "{}: tensor {}: shape {:?}, expected [{k}, {rows}]",
+                        "{}: tensor {}: shape {:?}, expected {wanted:?}",
                         self.file.name(),
                         info.name,
                         info.dims
                     );
                 }
                 let bias = self.optional_vector(&format!("{member}.bias"))?;
-                if let Some(b) = bias.as_ref().filter(|b| b.len() != rows as usize) {
-                    bail!(BadFile, "{}: tensor {member}.bias: {} values for {rows} rows", self.file.name(), b.len());
+                let values: u64 = wanted.iter().skip(1).product();
+                if let Some(b) = bias.as_ref().filter(|b| b.len() as u64 != values) {
+                    bail!(BadFile, "{}: tensor {member}.bias: {} values for {values} rows", self.file.name(), b.len());
                 }
                 Ok(Member { info, format: self.format(info)?, rows, bias })
             })
             .collect::<Result<_>>()?;
-        Ok(Stack { name: format!("{name}.weight"), k, members })
+        Ok(Stack { name: format!("{name}.weight"), k, n_expert, members })
     }
 
     /// `<name>.weight` as a vector of `n` numbers.

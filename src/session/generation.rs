@@ -150,6 +150,8 @@ impl Session {
         if self.cancel.take() {
             return self.finish(FinishReason::Cancelled, None);
         }
+        self.warm()?;
+        self.model.context().gpu().rest_profiler()?;
         match self.generation.as_ref().map(|g| g.decoding) {
             Some(true) => self.step_decode(),
             Some(false) => self.step_prompt(),
@@ -166,6 +168,7 @@ impl Session {
             return self.finish(FinishReason::Cancelled, None);
         }
         let started = Instant::now();
+        let before = self.counters.phase(Phase::Prefill);
         let scope = self.scope(Phase::Prefill);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.engine.lock();
@@ -173,6 +176,7 @@ impl Session {
         // The last token that fits is drawn from the position before it.
         let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, &scope)?;
         drop(engine);
+        self.check_prefill(&before, last, 1)?;
         self.cached = self.tokens.len() as u32;
         self.tally.prefill_tokens += last as u64;
         self.tally.prefill_ns += started.elapsed().as_nanos() as u64;
@@ -186,15 +190,14 @@ impl Session {
     fn step_decode(&mut self) -> Result<()> {
         let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
         let left = g.max_tokens - g.tokens.len() as u32;
-        let tokens = self.tokens_per_submit.min(left).min(self.n_ctx - self.tokens.len() as u32).max(1);
-        let gpu = self.model.context().gpu().clone();
-        gpu.timer_rest()?;
+        let per_submit = match self.sequence.as_ref().is_some_and(|s| s.is_probed()) {
+            true => 1,
+            false => self.tokens_per_submit,
+        };
+        let tokens = per_submit.min(left).min(self.n_ctx - self.tokens.len() as u32).max(1);
         let scope = self.scope(Phase::Decode);
-        let prepare = self.scope(Phase::Prefill);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.engine.lock();
-        // A session opened since the last batch may have replaced buffers; what that costs is no part of steady decode.
-        engine.prepare_decode(1, sequence.changes_logits(), &prepare)?;
         let before = self.counters.phase(Phase::Decode);
         let started = Instant::now();
         let steps = engine.decode(&mut [sequence], &[self.cached], tokens, &scope)?;
@@ -204,7 +207,7 @@ impl Session {
         self.tally.decode_tokens += drawn.len() as u64;
         let cost = self.counters.phase(Phase::Decode).since(&before);
         // Before anything is taken over: a refused batch leaves the session as it was.
-        self.guard.check_decode(&cost, 1, tokens.into())?;
+        self.guard().check_decode(&cost, 1, tokens.into())?;
         self.accept(&drawn)
     }
 

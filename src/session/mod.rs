@@ -11,8 +11,11 @@ mod options;
 mod snapshot;
 mod state;
 mod stats;
+mod summary;
 
-pub use crate::model::{KvGroupStats, KvStats, KvType};
+pub use crate::model::{
+    KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, TensorStats,
+};
 pub use crate::sample::SamplingOptions;
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, tokenizer_of};

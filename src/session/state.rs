@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::error::{Error, Result, bail};
-use crate::gpu::{Counters, Guard, Phase, Scope};
-use crate::model::{MAX_TOKENS_PER_SUBMIT, Sequence};
+use crate::gpu::{BatchingSaving, Counters, Guard, Phase, PhaseSnapshot, Scope};
+use crate::model::{MAX_TOKENS_PER_SUBMIT, ProbeOptions, ProbeReading, Sequence};
 use crate::session::generation::Generation;
 use crate::session::model::Model;
 use crate::session::options::{Message, SessionOptions};
@@ -52,7 +52,8 @@ pub struct Session {
     pub(super) cached: u32,
     pub(super) n_ctx: u32,
     pub(super) tokens_per_submit: u32,
-    pub(super) guard: Guard,
+    /// `None`: the context's, whatever it is at the time.
+    pub(super) guard: Option<Guard>,
     pub(super) counters: Arc<Counters>,
     pub(super) tally: Tally,
     pub(super) cancel: CancelHandle,
@@ -78,7 +79,7 @@ impl Session {
             cached: 0,
             n_ctx,
             tokens_per_submit,
-            guard: options.guard.unwrap_or(*gpu.guard()),
+            guard: options.guard,
             counters,
             tally: Tally::default(),
             cancel: CancelHandle::default(),
@@ -136,7 +137,17 @@ impl Session {
     }
 
     pub(super) fn scope(&self, phase: Phase) -> Scope {
-        self.model.context().gpu().scope(phase).with_session(self.counters.clone())
+        self.model.context().gpu().scope(phase).with_session(self.counters.clone()).with_guard(self.guard())
+    }
+
+    /// The guard this session is under.
+    pub fn guard(&self) -> Guard {
+        self.guard.unwrap_or_else(|| self.model.context().gpu().guard())
+    }
+
+    /// Puts the session under a guard of its own, or with `None` under its context's.
+    pub fn set_guard(&mut self, guard: Option<Guard>) {
+        self.guard = guard;
     }
 
     /// Fails while a generation that was begun has not ended.
@@ -266,14 +277,22 @@ impl Session {
             let from = self.cached as usize;
             let n = (self.tokens.len() - from - keep).min(chunk as usize);
             let started = Instant::now();
+            let before = self.counters.phase(Phase::Prefill);
             let sequence =
                 self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
             self.model.0.engine.lock().prefill(sequence, &self.tokens[from..from + n], self.cached, &scope)?;
+            self.check_prefill(&before, n, 0)?;
             self.cached += n as u32;
             self.tally.prefill_tokens += n as u64;
             self.tally.prefill_ns += started.elapsed().as_nanos() as u64;
         }
         Ok(true)
+    }
+
+    /// Compares what a chunk cost with its budget, before it is taken over: a refused chunk is evaluated again next time.
+    pub(super) fn check_prefill(&self, before: &PhaseSnapshot, tokens: usize, drawn: u64) -> Result<()> {
+        let cost = self.counters.phase(Phase::Prefill).since(before);
+        self.guard().check_prefill(&cost, tokens as u64, drawn)
     }
 
     /// Adds `tokens` and evaluates them with full logits: `sink` gets rows `[n, n_vocab]` for the added tokens, in order. Tokens
@@ -291,7 +310,15 @@ impl Session {
         result
     }
 
+    /// Makes what evaluation needs, if it is not there: a session opened since may have replaced buffers, or the model was loaded without
+    /// prewarming. What that costs is no part of prompts or decoding.
+    pub(super) fn warm(&self) -> Result<()> {
+        let scope = self.scope(Phase::Load);
+        self.model.0.engine.lock().prewarm(&scope)
+    }
+
     fn eval_added(&mut self, before: u32, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        self.warm()?;
         if !self.catch_up(self.tokens.len() - before as usize)? {
             bail!(Cancelled, "evaluation was cancelled");
         }
@@ -316,6 +343,37 @@ impl Session {
         Ok(())
     }
 
+    /// This session's counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What drawing `tokens_per_submit` tokens in one submit would have saved in decoding so far.
+    pub fn batching_saving(&self, tokens_per_submit: u32) -> BatchingSaving {
+        self.counters.phase(Phase::Decode).batching_saving(self.tally.decode_tokens, tokens_per_submit.into())
+    }
+
+    /// Looks at this session's tensors from now on, or with `None` no longer. While it does, decoding runs one token a submit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an unknown point or layer, [`Error::OutOfMemory`], [`Error::InvalidState`] while generating.
+    pub fn set_probe(&mut self, options: Option<ProbeOptions>) -> Result<()> {
+        self.idle()?;
+        let scope = self.scope(Phase::Other);
+        let sequence = self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
+        self.model.0.engine.lock().set_probe(sequence, options, &scope)
+    }
+
+    /// What the probe has seen and was not taken yet, in order.
+    pub fn readings(&self) -> &[ProbeReading] {
+        self.sequence.as_ref().map(Sequence::readings).unwrap_or_default()
+    }
+
+    /// What the probe has seen since this was called last, in order.
+    pub fn take_readings(&mut self) -> Vec<ProbeReading> {
+        self.sequence.as_mut().map(Sequence::take_readings).unwrap_or_default()
+    }
+
     /// Counters and times.
     pub fn stats(&self) -> SessionStats {
         let gpu = self.model.context().gpu();
@@ -325,6 +383,7 @@ impl Session {
         let t = &self.tally;
         SessionStats {
             counters: self.counters.snapshot(),
+            submits: self.counters.submits(),
             prefill_tokens: t.prefill_tokens,
             prefill_ns: t.prefill_ns,
             generated_tokens: t.generated_tokens,

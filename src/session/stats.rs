@@ -1,20 +1,24 @@
 //! What things cost, as plain structures.
 
-use crate::gpu::{CounterSnapshot, MemorySnapshot, PipelineCacheStats, PoolStats};
+use crate::gpu::{CounterSnapshot, MemorySnapshot, PipelineCacheStats, PoolLabelStats, PoolStats, SubmitStats};
 use crate::model::KvStats;
 use crate::session::state::Session;
 
 /// A context's counters and memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextStats {
     /// Everything done on the device, by phase.
     pub counters: CounterSnapshot,
+    /// Its submits, by phase and label.
+    pub submits: Vec<SubmitStats>,
     /// Device memory, by class.
     pub memory: MemorySnapshot,
     /// The pipeline cache.
     pub pipelines: PipelineCacheStats,
     /// The pool of transient buffers.
     pub pool: PoolStats,
+    /// Its leases, by label.
+    pub pool_labels: Vec<(&'static str, PoolLabelStats)>,
     /// GPU times come from timestamp queries; otherwise there are none.
     pub gpu_timed: bool,
 }
@@ -31,10 +35,12 @@ pub struct ModelStats {
 }
 
 /// A session's counters and times since it was opened or its stats were reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionStats {
     /// This session's share of the work, by phase.
     pub counters: CounterSnapshot,
+    /// Its submits, by phase and label.
+    pub submits: Vec<SubmitStats>,
     /// Prompt tokens evaluated.
     pub prefill_tokens: u64,
     /// Wall time of evaluating them.

@@ -179,6 +179,7 @@ programs! {
     text: "c/text.c",
     eval: "c/eval.c",
     fork: "c/fork.c",
+    observe: "c/observe.c",
     wrapper: "wrapper.cpp",
 }
 

@@ -9,7 +9,7 @@ use doppler::session::{Context, GenerateOptions};
 
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
 
-const ARCHITECTURES: [&str; 3] = ["llama2", "llama3", "mistral"];
+const ARCHITECTURES: [&str; 5] = ["llama2", "llama3", "mistral", "mixtral", "qwen2moe"];
 
 fn check(context: &Context, arch: &str, kv: KvType, chunk: u32, bound: f32) {
     let Some(dir) = shared(&format!("golden/{arch}")) else { return };

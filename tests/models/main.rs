@@ -1,10 +1,13 @@
 //! Whole models against outsiders: reference logits, greedy tokens and perplexities.
 
 mod common;
+mod faults;
 mod golden;
 mod hearth;
 mod kv_sharing;
 mod kv_windows;
 mod loading;
+mod moe;
 mod perplexity;
+mod probe;
 mod sampling;

@@ -5,7 +5,9 @@
 mod attention;
 mod elementwise;
 mod model;
+mod moe;
 mod sampling;
+mod stats;
 mod weights;
 
 use std::sync::Arc;
@@ -44,10 +46,16 @@ pub(super) const CHECKS: &[Check] = &[
     check("rope", false, attention::rope),
     check("attention-decode", false, attention::decode),
     check("attention-prefill", false, attention::prefill),
+    check("moe-route", false, moe::route),
+    check("moe-group", false, moe::group),
+    check("moe-vec", false, moe::vec),
+    check("moe-tile", false, moe::tile),
+    check("moe-combine", false, moe::combine),
     check("sample-greedy", false, sampling::greedy),
     check("sample-draw", false, sampling::draw),
     check("check-stop", false, sampling::check_stop),
     check("step-begin", false, sampling::step_begin),
+    check("tensor-stats", true, stats::tensor_stats_check),
 ];
 
 /// The largest error of a case and what was allowed there.
@@ -212,8 +220,15 @@ mod tests {
             ("attention_prefill", "attention-prefill"),
             ("matmul_tile", "matmul-tile"),
             ("matmul_vec", "matmul-vec"),
+            ("moe_combine", "moe-combine"),
+            ("moe_group", "moe-group"),
+            ("moe_route", "moe-route"),
+            ("moe_tile", "moe-tile"),
+            ("moe_tiles", "moe-group"),
+            ("moe_vec", "moe-vec"),
             ("check_stop", "check-stop"),
             ("step_begin", "step-begin"),
+            ("tensor_stats", "tensor-stats"),
             ("sample_argmax", "sample-greedy"),
             ("sample_penalize", "sample-draw"),
             ("sample_pick", "sample-draw"),

@@ -8,7 +8,7 @@ use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
 /// so a new format needs nothing here.
-fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+pub(super) fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
     let blocks = rows * k / format.block_len;
     let mut bytes = Vec::with_capacity(blocks * format.block_bytes);
     let mut values = Vec::with_capacity(rows * k);
@@ -43,7 +43,7 @@ fn weight(
 }
 
 /// Two widths: a few blocks, an odd number of them.
-fn widths(format: &Format) -> [usize; 2] {
+pub(super) fn widths(format: &Format) -> [usize; 2] {
     if format.block_len == 1 { [36, 420] } else { [format.block_len * 3, format.block_len * 13] }
 }
 

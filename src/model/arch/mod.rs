@@ -1,10 +1,12 @@
 //! Architectures: one file each, turning metadata into a [`ModelSpec`]. Nothing else knows an architecture's name.
 
 mod llama;
+mod qwen2moe;
 
 use crate::error::{Result, bail};
 use crate::format::Gguf;
-use crate::model::spec::{ModelSpec, RopeScaling};
+use crate::kernels::constants::{MAX_EXPERTS, MAX_EXPERTS_USED};
+use crate::model::spec::{ExpertsSpec, ModelSpec, RopeScaling};
 
 /// An architecture: the name files carry, and how to read its metadata.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub struct Architecture {
 }
 
 /// Every architecture that runs.
-pub static ARCHITECTURES: &[Architecture] = &[llama::LLAMA];
+pub static ARCHITECTURES: &[Architecture] = &[llama::LLAMA, qwen2moe::QWEN2MOE];
 
 /// Reads the spec of a file.
 ///
@@ -85,6 +87,34 @@ impl<'a> Keys<'a> {
     /// One number for each layer, from a scalar or an array.
     pub(super) fn per_layer(&self, key: &str, layers: u32) -> Result<Option<Vec<u32>>> {
         self.file.get_u32_per_layer(&self.name(key), layers as usize)
+    }
+
+    /// `expert_*`, where there are experts. What files do not say is known of the architecture: whether weights are renormalised (unless
+    /// `expert_weights_norm` does say), and whether there is a shared expert with a gate.
+    pub(super) fn experts(&self, renormalize: bool, shared: bool) -> Result<Option<ExpertsSpec>> {
+        let Some(n_expert) = self.u32("expert_count")?.filter(|&n| n > 0) else { return Ok(None) };
+        self.within("expert_count", n_expert, MAX_EXPERTS)?;
+        let n_used = self.count("expert_used_count", n_expert.min(MAX_EXPERTS_USED))?;
+        // 0 and 1 both stand for softmax.
+        if let Some(other) = self.u32("expert_gating_func")?.filter(|&f| f > 1) {
+            let (file, key) = (self.file.name(), self.name("expert_gating_func"));
+            bail!(Unsupported, "{file}: key {key}: {other} (softmax, 1, runs)");
+        }
+        let shared_length = "expert_shared_feed_forward_length";
+        let shared_n_ff = if shared { Some(self.count(shared_length, 1 << 24)?) } else { None };
+        for key in ["expert_shared_count", shared_length, "expert_group_count"] {
+            if let Some(n) = self.u32(key)?.filter(|&n| n > 0 && !(shared && key == shared_length)) {
+                bail!(
+                    Unsupported,
+                    "{}: key {}: {n} (does not run with this architecture)",
+                    self.file.name(),
+                    self.name(key)
+                );
+            }
+        }
+        let renormalize = self.file.get_bool(&self.name("expert_weights_norm"))?.unwrap_or(renormalize);
+        let scale = self.positive("expert_weights_scale")?.unwrap_or(1.0);
+        Ok(Some(ExpertsSpec { n_expert, n_used, renormalize, scale, shared_n_ff }))
     }
 
     /// `rope.scaling.*`; the type defaults to linear, as llama.cpp reads such files.

@@ -1,0 +1,140 @@
+//! Mixtures of experts, recorded: route, group where there are many rows, two products with the chosen experts, weighted sum.
+//!
+//! Nothing here depends on what the router chooses: the device keeps that to itself, so a decode plan replays as it is.
+
+use crate::error::{Result, bail};
+use crate::gpu::{Buffer, Gpu, Recorder, Scope};
+use crate::kernels::constants::GROUP_FROM;
+use crate::kernels::{
+    Activation, Grouping, Matrix, MoeShape, Routing, SharedExpert, glu, matmul, moe_combine, moe_group, moe_matmul,
+    moe_route, tile_columns,
+};
+use crate::model::forward::Forward;
+use crate::model::scratch::buffer;
+use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
+use crate::model::weights::{ExpertsWeights, SharedWeights};
+
+/// Buffers of mixtures, large enough for every layer.
+#[derive(Debug)]
+pub(crate) struct MoeScratch {
+    /// Router logits `[rows, n_expert]`.
+    logits: Buffer,
+    /// Experts of each row, and their weights: `[rows, n_used]`.
+    ids: Buffer,
+    weights: Buffer,
+    /// Rows of each expert, and tiles of products.
+    groups: Buffer,
+    order: Buffer,
+    tiles: Buffer,
+    grids: Buffer,
+    /// Outputs of the experts `[rows, n_used, n_embd]`.
+    down: Buffer,
+    /// Of the expert that every row uses: its gate `[rows]`, its output `[rows, n_embd]`.
+    shared: Option<(Buffer, Buffer)>,
+}
+
+impl MoeScratch {
+    /// Plans the buffers for `rows` rows of a model with experts; `down` takes the outputs of the experts.
+    pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, down: Buffer, scope: &Scope) -> Result<Self> {
+        let shapes: Vec<MoeShape> = spec.experts().map(|e| shape(&e, rows)).collect();
+        let largest = |bytes: fn(&MoeShape) -> u64| shapes.iter().map(bytes).max().unwrap_or(4);
+        let bytes = |name: &str, size: u64| buffer(gpu, name, size, rows, scope);
+        Ok(Self {
+            logits: bytes("moe.logits", largest(|s| u64::from(s.rows) * u64::from(s.n_expert) * 4))?,
+            ids: bytes("moe.ids", largest(MoeShape::entries_bytes))?,
+            weights: bytes("moe.weights", largest(MoeShape::entries_bytes))?,
+            groups: bytes("moe.groups", largest(MoeShape::groups_bytes))?,
+            order: bytes("moe.order", largest(MoeShape::entries_bytes))?,
+            tiles: bytes("moe.tiles", largest(MoeShape::tiles_bytes))?,
+            grids: gpu.indirect("moe.grids", MoeShape::GRIDS_BYTES, scope)?,
+            down,
+            shared: match spec.experts().any(|e| e.shared_n_ff.is_some()) {
+                true => Some((
+                    bytes("moe.shared_gate", u64::from(rows) * 4)?,
+                    bytes("moe.shared", u64::from(rows) * u64::from(spec.n_embd) * 4)?,
+                )),
+                false => None,
+            },
+        })
+    }
+}
+
+fn shape(e: &ExpertsSpec, rows: u32) -> MoeShape {
+    MoeShape { rows, n_expert: e.n_expert, n_used: e.n_used }
+}
+
+/// Rows from which on a layer's experts are grouped.
+pub(crate) fn grouped_from(e: &ExpertsSpec) -> u32 {
+    (GROUP_FROM * e.n_expert).div_ceil(e.n_used)
+}
+
+impl Forward<'_> {
+    /// `x += Σ weight · expert(normed)` over each row's experts.
+    pub(super) fn experts(
+        &self,
+        r: &mut Recorder<'_>,
+        layer: usize,
+        spec: &FeedForwardSpec,
+        w: &ExpertsWeights,
+        normed: Matrix<'_>,
+        x: Matrix<'_>,
+    ) -> Result<()> {
+        let (Some(s), Some(experts)) = (&self.scratch.moe, spec.experts) else {
+            bail!(Internal, "a mixture of experts without its buffers")
+        };
+        let (shape, n_ff) = (shape(&experts, x.rows), spec.n_ff);
+        let entries = x.rows * experts.n_used;
+        let routing = Routing { shape, ids: s.ids.whole(), weights: s.weights.whole() };
+        let logits = Matrix::new(&s.logits, x.rows, experts.n_expert);
+        Self::record_all(r, "moe.router", matmul(r.gpu(), normed, &w.router, logits, false)?)?;
+        self.look(r, "moe.router", Some(layer), logits)?;
+        r.record(moe_route(logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
+        self.look(r, "moe.weights", Some(layer), Matrix::new(&s.weights, x.rows, experts.n_used))?;
+        let grouping = shape.grouped().then(|| Grouping {
+            groups: s.groups.whole(),
+            order: s.order.whole(),
+            tiles: s.tiles.whole(),
+            grids: &s.grids,
+            widths: [tile_columns(&w.gate_up), tile_columns(&w.down)],
+        });
+        if let Some(grouping) = grouping {
+            Self::record_all(r, "moe.group", moe_group(routing, grouping)?.into())?;
+        }
+        let gate_up = Matrix::new(&self.scratch.gate_up, entries, 2 * n_ff);
+        Self::record_all(r, "moe.gate_up", moe_matmul(normed, &w.gate_up, gate_up, routing, grouping)?)?;
+        let inner = Matrix::new(&self.scratch.ff, entries, n_ff);
+        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
+        r.record(glu(spec.activation, gate, up, inner)?.label("moe.act"))?;
+        self.look(r, "ffn.inner", Some(layer), inner)?;
+        let down = Matrix::new(&s.down, entries, x.cols);
+        Self::record_all(r, "moe.down", moe_matmul(inner, &w.down, down, routing, grouping)?)?;
+        let shared = match (&w.shared, &s.shared) {
+            (Some(w), Some(buffers)) => Some(self.shared_expert(r, spec.activation, w, buffers, normed)?),
+            (None, _) => None,
+            (Some(_), None) => bail!(Internal, "a shared expert without its buffers"),
+        };
+        r.record(moe_combine(routing, down, shared, x)?.label("moe.combine"))
+    }
+
+    /// The expert that every row uses, and its gate. Gate and up take the place of those of the chosen experts, which are done.
+    fn shared_expert<'b>(
+        &self,
+        r: &mut Recorder<'_>,
+        activation: Activation,
+        w: &SharedWeights,
+        (gates, out): &'b (Buffer, Buffer),
+        normed: Matrix<'_>,
+    ) -> Result<SharedExpert<'b>> {
+        let (rows, n_ff) = (normed.rows, w.down.k());
+        let gate_logits = Matrix::new(gates, rows, 1);
+        Self::record_all(r, "moe.shared_gate", matmul(r.gpu(), normed, &w.gate, gate_logits, false)?)?;
+        let gate_up = Matrix::new(&self.scratch.gate_up, rows, 2 * n_ff);
+        Self::record_all(r, "moe.shared_gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
+        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
+        r.record(glu(activation, gate, up, inner)?.label("moe.shared_act"))?;
+        let y = Matrix::new(out, rows, w.down.rows());
+        Self::record_all(r, "moe.shared_down", matmul(r.gpu(), inner, &w.down, y, false)?)?;
+        Ok(SharedExpert { gate: gates.whole(), y })
+    }
+}
