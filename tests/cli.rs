@@ -162,8 +162,35 @@ fn the_self_check_passes_and_filters() {
     }
     let report = json(&["test", "correctness", "--quick", "--json"], "");
     assert_eq!(report["failed"], 0, "{report}");
+    let (declared, executed) = (report["variants"]["declared"].as_u64(), report["variants"]["executed"].as_u64());
+    assert!(
+        executed > Some(0) && executed < declared,
+        "the short round reports what it covers and does not fail for it"
+    );
     assert!(out(&["test", "correctness", "--filter", "cast"], "").contains("PASS cast"));
     assert_eq!(fails(&["test", "correctness", "--filter", "nothing-like-that"]).0, Some(2));
+}
+
+/// Fails when a variant that a kernel declares was never executed against its reference.
+#[test]
+fn every_declared_variant_is_executed_against_its_reference() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let o = doppler(&["test", "correctness", "--json"], "");
+    let report: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    let missing = report["variants"]["missing"].as_array().unwrap();
+    assert!(missing.is_empty(), "never executed against their references: {missing:#?}");
+    let failed: Vec<_> = report["checks"].as_array().unwrap().iter().filter(|c| c["pass"] != true).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert_eq!(o.status.code(), Some(0));
+    let v = &report["variants"];
+    assert_eq!((&v["complete"], &v["executed"]), (&true.into(), &v["declared"]));
+    // Each check says on which kind of device it ran.
+    let devices: std::collections::BTreeSet<_> =
+        report["checks"].as_array().unwrap().iter().map(|c| c["device"].as_str().unwrap().to_string()).collect();
+    assert!(devices.contains("everything on"), "{devices:?}");
 }
 
 #[test]

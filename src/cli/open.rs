@@ -108,6 +108,13 @@ impl DeviceArgs {
     }
 }
 
+impl DeviceArgs {
+    /// Opens the device once more with fewer abilities.
+    pub(super) fn open_with(&self, features: Features) -> Outcome<Context> {
+        Ok(Context::open(&ContextOptions { features, ..self.options() })?)
+    }
+}
+
 /// Storage of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum KvArg {

@@ -19,7 +19,7 @@ pub use buffer::{Buffer, BufferSlice, Memory, MemoryClass, MemorySnapshot};
 pub use counters::{CounterSnapshot, Counters, Phase, PhaseSnapshot, ReadbackClass, SUBMIT_HISTOGRAM_BUCKETS, Scope};
 pub use device::{Features, Gpu, GpuOptions};
 pub use guard::{DecodeBudget, Guard, GuardMode};
-pub use kernel::{Dispatch, Grid, Kernel, MAX_PARAMS, Variant, linear_grid};
+pub use kernel::{Dispatch, Forms, Grid, Kernel, MAX_PARAMS, Variant, linear_grid};
 pub use pipeline::{PipelineCache, PipelineCacheStats};
 pub use pool::{Lease, Pool, PoolStats};
 pub use recorder::{BindGroupCache, Plan, Recorder, Submission};

@@ -14,6 +14,7 @@ mod rmsnorm;
 mod rope;
 pub mod sample;
 mod softmax;
+pub mod variants;
 mod weight;
 
 use std::sync::LazyLock;

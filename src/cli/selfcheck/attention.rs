@@ -219,7 +219,8 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for kv in KV_TYPES {
-        for shape in shapes(20) {
+        // Large heads take larger workgroups.
+        for shape in shapes(20).into_iter().chain([260, 520].map(|head_dim| shapes(head_dim)[0])) {
             all.push(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
         }
     }
