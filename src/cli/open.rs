@@ -60,6 +60,13 @@ enum GuardArg {
     Strict,
 }
 
+fn say_if_software(context: &Context) {
+    let adapter = context.adapter();
+    if adapter.is_software() {
+        eprintln!("doppler: note: {} computes on the CPU", adapter.name);
+    }
+}
+
 impl DeviceArgs {
     fn options(&self) -> ContextOptions {
         let on = |a| !self.disable.contains(&a);
@@ -97,10 +104,7 @@ impl DeviceArgs {
     /// Opens the device, and says so on stderr if it computes on the CPU.
     pub(super) fn open(&self) -> Outcome<Context> {
         let context = Context::open(&self.options())?;
-        let adapter = context.gpu().adapter();
-        if adapter.is_software() {
-            eprintln!("doppler: note: {} computes on the CPU", adapter.name);
-        }
+        say_if_software(&context);
         if self.gpu_timing && !context.gpu().timed() {
             eprintln!("doppler: note: this device takes no GPU times");
         }
@@ -109,6 +113,13 @@ impl DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// [`DeviceArgs::open`] with GPU times, whatever the flags say.
+    pub(super) fn open_timed(&self) -> Outcome<Context> {
+        let context = Context::open(&ContextOptions { timing: true, ..self.options() })?;
+        say_if_software(&context);
+        Ok(context)
+    }
+
     /// Opens the device once more with fewer abilities.
     pub(super) fn open_with(&self, features: Features) -> Outcome<Context> {
         Ok(Context::open(&ContextOptions { features, ..self.options() })?)

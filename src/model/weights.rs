@@ -117,6 +117,16 @@ impl<'a> LoadPlan<'a> {
         self.stacks().flat_map(|s| &s.members).map(|m| m.info.bytes).sum()
     }
 
+    /// Bytes of the matrices that one token reads: all of them, but one row of the embedding unless the head is tied to it.
+    pub(crate) fn token_bytes(&self) -> u64 {
+        let table: u64 = self.embedding.members.iter().map(|m| m.info.bytes).sum();
+        let rows: u64 = self.embedding.members.iter().map(|m| u64::from(m.rows)).sum();
+        match self.output {
+            Some(_) => self.file_bytes() - table + table / rows.max(1),
+            None => self.file_bytes(),
+        }
+    }
+
     /// Weights of all matrices.
     pub(crate) fn parameters(&self) -> u64 {
         self.stacks().flat_map(|s| s.members.iter().map(|m| u64::from(s.k) * u64::from(m.rows))).sum()

@@ -10,7 +10,7 @@ use super::{BLANK, Lab, Measured, Rng, Want, compare};
 const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::F32];
 
 /// Values as words of a cache of this type.
-fn pack(kv: KvType, values: &[f32]) -> Vec<u32> {
+pub(in crate::cli) fn pack(kv: KvType, values: &[f32]) -> Vec<u32> {
     match kv {
         KvType::F32 => values.iter().map(|v| v.to_bits()).collect(),
         KvType::F16 => {
@@ -30,23 +30,32 @@ fn unpack(kv: KvType, words: &[u32]) -> Vec<f32> {
 }
 
 /// Blocks of one sequence, in random places.
-struct Layout {
+pub(in crate::cli) struct Layout {
     table: Vec<u32>,
     n_kv: u32,
     head_dim: u32,
 }
 
 impl Layout {
-    fn new(rng: &mut Rng, positions: u32, n_kv: u32, head_dim: u32) -> Self {
+    pub(in crate::cli) fn new(rng: &mut Rng, positions: u32, n_kv: u32, head_dim: u32) -> Self {
         Self { table: rng.permutation(positions.div_ceil(KV_BLOCK_TOKENS)), n_kv, head_dim }
     }
 
-    fn elements(&self) -> usize {
+    pub(in crate::cli) fn elements(&self) -> usize {
         self.table.len() * (KV_BLOCK_TOKENS * self.n_kv * self.head_dim) as usize
     }
 
+    /// The sequence's block table: which block holds its first positions, its next ones, and so on.
+    pub(in crate::cli) fn table(&self) -> &[u32] {
+        &self.table
+    }
+
     /// The buffers as kernels take them: rows, block table, keys, values.
-    fn bind<'a>(&self, kv_type: KvType, [rows, tables, k, v]: [&'a Buffer; 4]) -> kernels::Pages<'a> {
+    pub(in crate::cli) fn bind<'a>(
+        &self,
+        kv_type: KvType,
+        [rows, tables, k, v]: [&'a Buffer; 4],
+    ) -> kernels::Pages<'a> {
         kernels::Pages {
             kv_type,
             rows: rows.into(),
@@ -65,7 +74,7 @@ impl Layout {
 }
 
 /// Slot and position of each row.
-fn row_words(positions: &[u32]) -> Vec<u32> {
+pub(in crate::cli) fn row_words(positions: &[u32]) -> Vec<u32> {
     positions.iter().flat_map(|&p| [0, p]).collect()
 }
 

@@ -15,8 +15,10 @@ use std::sync::Arc;
 use doppler::Result;
 use doppler::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Phase, ReadbackClass, Scope, Variant};
 
+pub(super) use attention::{Layout, pack, row_words};
 pub(super) use coverage::Coverage;
 pub(super) use model::model_check;
+pub(super) use weights::random_rows;
 
 /// A check: some cases of one kernel.
 pub(super) struct Check {
@@ -180,10 +182,10 @@ impl Lab {
 }
 
 /// xorshift64* (Vigna 2016): the same numbers on every machine.
-struct Rng(u64);
+pub(super) struct Rng(u64);
 
 impl Rng {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -199,7 +201,7 @@ impl Rng {
         (self.word() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     }
 
-    fn units(&mut self, n: usize) -> Vec<f32> {
+    pub(super) fn units(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.unit()).collect()
     }
 

@@ -9,7 +9,7 @@ use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
 /// so a new format needs nothing here.
-fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+pub(in crate::cli) fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
     let blocks = rows * k / format.block_len;
     let mut bytes = Vec::with_capacity(blocks * format.block_bytes);
     let mut values = Vec::with_capacity(rows * k);
