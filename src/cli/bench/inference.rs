@@ -168,7 +168,7 @@ fn bytes_per_token(model: &Model, w: &Workload) -> (u64, u64) {
     let positions: f64 =
         layers.iter().map(|l| f64::from(l.attention.kv_width()) / all.max(1.0) * read(l.attention.window)).sum();
     let position_bytes = kv.block_bytes as f64 / f64::from(kv.block_tokens.max(1));
-    (model.info().token_bytes, (position_bytes * positions) as u64)
+    (model.info().token_bytes, (position_bytes * positions).round() as u64)
 }
 
 /// Runs a workload; the second value says whether all runs gave the same tokens.

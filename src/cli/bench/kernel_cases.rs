@@ -27,8 +27,10 @@ pub(super) struct Case {
     /// Additions and multiplications (and functions) on numbers; 0 where nothing is computed.
     pub(super) flops: u64,
     /// Uploads the data.
-    pub(super) prepare: Box<dyn Fn(&Bench) -> Result<Work>>,
+    pub(super) prepare: Prepare,
 }
+
+type Prepare = Box<dyn Fn(&Bench) -> Result<Work>>;
 
 fn case(name: String, bytes: u64, flops: u64, prepare: impl Fn(&Bench) -> Result<Work> + 'static) -> Case {
     Case { name, bytes, flops, prepare: Box::new(prepare) }

@@ -59,7 +59,7 @@ fn panels(files: &[ResultFile]) -> Vec<Panel> {
             // Times of operations differ by orders of magnitude: they are drawn as speed by that of the first file.
             let relative = (first.kind == "kernels").then(|| median(m.samples.iter().copied()));
             let title = match relative {
-                Some(_) => format!("speed by that of {}", first.label),
+                Some(_) => format!("speed relative to {}", first.label),
                 None => format!("{}, {}", m.name, m.unit),
             };
             let bars = files.iter().enumerate().filter_map(|(file, f)| {
@@ -104,11 +104,12 @@ fn draw(out: &mut String, panel: &Panel, mut y: f64) -> f64 {
     y += 30.0;
     let rows: f64 = panel.groups.iter().map(|g| g.1.len() as f64 * BAR + GAP).sum();
     let step = step(top);
+    let digits = (-step.log10().floor()).max(0.0) as usize;
     for i in 0..=(top / step) as u32 {
         let v = f64::from(i) * step;
         let (at, end) = (x(v), y + rows);
         let _ = writeln!(out, r#"<line class="grid" x1="{at:.1}" y1="{y:.1}" x2="{at:.1}" y2="{end:.1}"/>"#);
-        let _ = writeln!(out, r#"<text x="{at:.1}" y="{:.1}" text-anchor="middle">{}</text>"#, end + 14.0, number(v));
+        let _ = writeln!(out, r#"<text x="{at:.1}" y="{:.1}" text-anchor="middle">{v:.digits$}</text>"#, end + 14.0);
     }
     for (name, bars) in &panel.groups {
         let middle = y + bars.len() as f64 * BAR / 2.0 + 4.0;
