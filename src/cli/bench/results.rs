@@ -1,5 +1,6 @@
 //! Result files of `doppler bench`, as named series of measurements.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -69,6 +70,10 @@ impl Reader<'_> {
 
     fn inference(&self, model: &Value) -> Outcome<Vec<Workload>> {
         let file = self.get(model, "file", Value::as_str)?;
+        let kv = match self.get(model, "kv_type", Value::as_str)? {
+            "f16" => String::new(),
+            other => format!(", kv {other}"),
+        };
         let mut all = Vec::new();
         for w in self.get(model, "workloads", Value::as_array)? {
             let (prompt, generate) =
@@ -87,7 +92,7 @@ impl Reader<'_> {
             };
             let several = if batch == 1 { String::new() } else { format!(", {batch} a submit") };
             all.push(Workload {
-                name: format!("{file} {prompt}+{generate}{several}"),
+                name: format!("{file} {prompt}+{generate}{several}{kv}"),
                 tokens: ids.iter().map(Value::as_u64).collect(),
                 metrics: INFERENCE.iter().map(metric).collect::<Outcome<_>>()?,
             });
@@ -122,7 +127,7 @@ impl ResultFile {
             return r.fail(&format!("schema_version {version}; this program reads {SCHEMA_VERSION}"));
         }
         let kind = r.get(value, "kind", Value::as_str)?;
-        let workloads = match kind {
+        let mut workloads: Vec<Workload> = match kind {
             "inference" => {
                 let models = r.get(value, "models", Value::as_array)?;
                 models.iter().map(|m| r.inference(m)).collect::<Outcome<Vec<_>>>()?.into_iter().flatten().collect()
@@ -133,6 +138,14 @@ impl ResultFile {
             }
             other => return r.fail(&format!("a result of kind \"{other}\"; inference and kernels can be compared")),
         };
+        // Files of one name, or prompts clipped to one length: told apart by their order.
+        let mut times = HashMap::new();
+        for w in &mut workloads {
+            let n = times.entry(w.name.clone()).and_modify(|n| *n += 1).or_insert(1);
+            if *n > 1 {
+                w.name = format!("{} ({n})", w.name);
+            }
+        }
         let adapter = &value["environment"]["adapter"]["name"];
         let adapter = adapter.as_str().unwrap_or("unknown adapter").to_string();
         Ok(Self { label: label.to_string(), kind: kind.to_string(), adapter, workloads })
@@ -170,7 +183,7 @@ mod tests {
         let bad = json!({"schema_version": 2, "kind": "kernels", "operations": [{"name": "x", "us": ["fast"]}]});
         let text = problem(bad);
         assert!(text.contains("a.json") && text.contains("numbers"), "{text}");
-        let bad = json!({"schema_version": 2, "kind": "inference", "models": [{"file": "m"}]});
+        let bad = json!({"schema_version": 2, "kind": "inference", "models": [{"file": "m", "kv_type": "f16"}]});
         assert!(problem(bad).contains("workloads"));
     }
 
@@ -182,10 +195,14 @@ mod tests {
             "prompt_tokens": 64, "gen_tokens": 8, "tokens_per_submit": 4, "generated_ids": [1, 2],
             "runs": [run(4.0), run(5.0)],
         });
-        let v =
-            json!({"schema_version": 2, "kind": "inference", "models": [{"file": "m.gguf", "workloads": [workload]}]});
+        let model = |kv: &str| json!({"file": "m.gguf", "kv_type": kv, "workloads": [workload]});
+        let models = [model("f16"), model("f32"), model("f16")];
+        let v = json!({"schema_version": 2, "kind": "inference", "models": models});
         let f = ResultFile::of("a", &v).unwrap_or_else(|e| panic!("{e:?}"));
-        let w = f.workload("m.gguf 64+8, 4 a submit").unwrap();
+        let names: Vec<_> = f.workloads.iter().map(|w| w.name.as_str()).collect();
+        let name = "m.gguf 64+8, 4 a submit";
+        assert_eq!(names, [name, &format!("{name}, kv f32"), &format!("{name} (2)")]);
+        let w = f.workload(name).unwrap();
         assert_eq!(w.tokens, Some(vec![1, 2]));
         assert_eq!(w.metric("prefill").unwrap().samples, [8.0, 10.0]);
         assert!(!w.metric("first token").unwrap().higher_is_better);

@@ -25,6 +25,8 @@ pub(in crate::cli) struct Coverage {
     /// The short round: only some forms of each kernel are asked for.
     quick: bool,
     covered: HashSet<VariantKey>,
+    /// What had been covered when the present device was opened: which cases run does not depend on the order of the checks.
+    before: HashSet<VariantKey>,
     /// Of the check that is running: dispatches whose results were not read yet, and variants whose results were.
     pending: Vec<Executed>,
     read: HashSet<VariantKey>,
@@ -36,6 +38,11 @@ impl Coverage {
     /// Everything that kernels declare for an adapter with these abilities.
     pub(in crate::cli) fn new(present: Features, quick: bool) -> Result<Self> {
         Ok(Self { declared: Arc::new(variants::declared(present)?), quick, ..Default::default() })
+    }
+
+    /// A device is opened: from now on only what is not covered yet is asked for.
+    pub(super) fn begin(&mut self) {
+        self.before = self.covered.clone();
     }
 
     pub(super) fn dispatched(&mut self, d: &Dispatch<'_>, features: Features) -> Result<()> {
@@ -86,10 +93,10 @@ impl Coverage {
         self.covered.extend(other.covered);
     }
 
-    /// Variants of a kernel not covered yet that a device with these abilities executes.
+    /// Variants of a kernel that only a device with these abilities executes of those opened so far.
     fn missing_on(&self, kernel: &str, features: Features) -> impl Iterator<Item = &Declared> {
         let here = move |d: &&Declared| {
-            VariantKey::new(d.kernel, &d.form, features).is_ok_and(|key| key == d.key && !self.covered.contains(&key))
+            VariantKey::new(d.kernel, &d.form, features).is_ok_and(|key| key == d.key && !self.before.contains(&key))
         };
         self.declared.iter().filter(move |d| d.kernel.name == kernel).filter(here)
     }

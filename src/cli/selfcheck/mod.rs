@@ -119,7 +119,8 @@ pub(super) struct Lab {
 const BLANK: f32 = -77.0;
 
 impl Lab {
-    pub(super) fn new(gpu: Arc<Gpu>, coverage: Coverage) -> Self {
+    pub(super) fn new(gpu: Arc<Gpu>, mut coverage: Coverage) -> Self {
+        coverage.begin();
         let scope = gpu.scope(Phase::Other);
         Self { gpu, scope, coverage: RefCell::new(coverage) }
     }
@@ -136,12 +137,12 @@ impl Lab {
         result
     }
 
-    /// True if variants are still to be tried on this device by kernels that the check runs.
+    /// True if kernels that the check runs have variants to be tried on this device.
     pub(super) fn wants(&self, check: &Check) -> bool {
         self.coverage.borrow().wants(check.name, self.gpu.features())
     }
 
-    /// The forms of a kernel that are still to be tried on this device: a check that turns each into a case need not know which there are.
+    /// The forms of a kernel that are to be tried on this device: a check that turns each into a case need not know which there are.
     fn variants(&self, kernel: &str) -> Vec<Variant> {
         self.coverage.borrow().missing_forms(kernel, self.gpu.features())
     }
