@@ -28,7 +28,7 @@ pub(super) static MATMUL_TILE: Kernel = Kernel {
 };
 
 /// Rows of a format with blocks are whole blocks, so they have no tail.
-fn tail_only_without_blocks(v: &Variant) -> bool {
+pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
     let blocks = |name| by_name(name).is_some_and(|f| f.block_len.is_multiple_of(GPU_BLOCK));
     !(v.has("TAIL") && v.fragment("weight").is_some_and(blocks))
 }

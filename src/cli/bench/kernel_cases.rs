@@ -13,7 +13,7 @@ use doppler::kernels::{
 use doppler::quant::{FORMATS, Format};
 use doppler::sample::{SampleParams, SamplingOptions};
 
-use super::super::selfcheck::{Layout, Rng, pack, random_rows, row_words};
+use super::super::selfcheck::{Layout, Rng, random_rows, row_words};
 use super::kernels::Bench;
 
 /// Records one operation, the `i`-th of a submit.
@@ -129,41 +129,44 @@ struct Cache {
 }
 
 impl Cache {
-    /// A cache of `length` positions; the rows stand at `positions`.
-    fn new(bench: &Bench, (_, n_kv, head_dim): Heads, kv: KvType, length: u32, positions: &[u32]) -> Result<Self> {
+    /// A cache of `length` positions in f16; the rows stand at `positions`.
+    fn new(bench: &Bench, (_, n_kv, head_dim): Heads, length: u32, positions: &[u32]) -> Result<Self> {
         let mut rng = Rng::new(length.into());
         let layout = Layout::new(&mut rng, length, n_kv, head_dim);
-        let words = pack(kv, &rng.units(layout.elements()));
+        let half = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
+        let words: Vec<u32> =
+            rng.units(layout.elements()).chunks_exact(2).map(|p| half(p[0]) | half(p[1]) << 16).collect();
         let (k, v) = (bench.words(&words)?, bench.words(&words)?);
         let buffers = [bench.words(&row_words(positions))?, bench.words(layout.table())?, k, v];
         Ok(Self { layout, buffers })
     }
 
-    fn pages(&self, kv: KvType) -> kernels::Pages<'_> {
+    fn pages(&self) -> kernels::Pages<'_> {
         let [rows, tables, k, v] = &self.buffers;
-        self.layout.bind(kv, [rows, tables, k, v])
+        self.layout.bind(KvType::F16, [rows, tables, k, v])
     }
 }
 
-const KV: KvType = KvType::F16;
+/// Bytes of one number of the cache.
+const KV_BYTES: u64 = 2;
 
 fn rope(rows: u32, heads: Heads) -> Case {
     let (n_head, n_kv, head_dim) = heads;
     let width = (n_head + 2 * n_kv) * head_dim;
     let (x, q) = (u64::from(rows) * u64::from(width), u64::from(rows) * u64::from(n_head * head_dim));
-    let bytes = (x + q) * 4 + (x - q) * KV.bytes();
+    let bytes = (x + q) * 4 + (x - q) * KV_BYTES;
     let rotated = u64::from(rows) * u64::from((n_head + n_kv) * head_dim);
     let name = format!("rope {n_head}/{n_kv} heads of {head_dim}, {}", rows_of(rows));
     case(name, bytes, 3 * rotated, move |bench| {
         let positions: Vec<u32> = (0..rows).collect();
-        let cache = Cache::new(bench, heads, KV, rows, &positions)?;
+        let cache = Cache::new(bench, heads, rows, &positions)?;
         let steps: Vec<f64> = (0..head_dim / 2).map(|i| 0.9f64.powi(i as i32)).collect();
         let angles = bench.words(bytemuck::cast_slice(&AngleTable::new(&steps, 1.0, rows).values))?;
         let (xb, qb) = (bench.floats(x)?, bench.blank(q)?);
         let shape = RopeShape { n_head, n_kv, head_dim, n_rot: head_dim, pairs: RopePairs::Halves };
         Ok(Box::new(move |r, _| {
             let x = Matrix::new(&xb, rows, width);
-            r.record(kernels::rope(shape, x, cache.pages(KV), (&angles).into(), (&qb).into())?)
+            r.record(kernels::rope(shape, x, cache.pages(), (&angles).into(), (&qb).into())?)
         }))
     })
 }
@@ -174,19 +177,19 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
     let rows = if prefill { length } else { 1 };
     let n = u64::from(length);
     let q = u64::from(rows) * u64::from(n_head * head_dim);
-    let bytes = 2 * q * 4 + 2 * n * u64::from(n_kv * head_dim) * KV.bytes();
+    let bytes = 2 * q * 4 + 2 * n * u64::from(n_kv * head_dim) * KV_BYTES;
     let seen = if prefill { n * (n + 1) / 2 } else { n };
     let what = if prefill { "prefill" } else { "decode" };
     let name = format!("attention {what} {n_head}/{n_kv} heads of {head_dim}, kv {length}");
     case(name, bytes, 4 * seen * u64::from(n_head * head_dim), move |bench| {
         let positions: Vec<u32> = (length - rows..length).collect();
-        let cache = Cache::new(bench, heads, KV, length, &positions)?;
+        let cache = Cache::new(bench, heads, length, &positions)?;
         let (qb, yb) = (bench.floats(q)?, bench.blank(q)?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let shape = AttentionShape { n_head, n_kv, head_dim, window: 0, scale, softcap: 0.0 };
         let tiled = prefill && kernels::attention_prefill_fits(&bench.gpu, head_dim);
         Ok(Box::new(move |r, _| {
-            let (pages, q, y): (_, BufferSlice<'_>, BufferSlice<'_>) = (cache.pages(KV), (&qb).into(), (&yb).into());
+            let (pages, q, y): (_, BufferSlice<'_>, BufferSlice<'_>) = (cache.pages(), (&qb).into(), (&yb).into());
             let d = match tiled {
                 true => kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?,
                 false => kernels::attention_decode(shape, rows, pages, q, y)?,

@@ -10,7 +10,7 @@ use super::{BLANK, Lab, Measured, Rng, Want, compare};
 const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::F32];
 
 /// Values as words of a cache of this type.
-pub(in crate::cli) fn pack(kv: KvType, values: &[f32]) -> Vec<u32> {
+fn pack(kv: KvType, values: &[f32]) -> Vec<u32> {
     match kv {
         KvType::F32 => values.iter().map(|v| v.to_bits()).collect(),
         KvType::F16 => {
@@ -229,7 +229,7 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for kv in KV_TYPES {
         // Large heads take larger workgroups.
-        for shape in shapes(20).into_iter().chain([260, 520].map(|head_dim| shapes(head_dim)[0])) {
+        for shape in shapes(20).into_iter().chain([288, 544].map(|head_dim| shapes(head_dim)[0])) {
             all.push(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use doppler::Result;
 use doppler::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Phase, ReadbackClass, Scope, Variant};
 
-pub(super) use attention::{Layout, pack, row_words};
+pub(super) use attention::{Layout, row_words};
 pub(super) use coverage::Coverage;
 pub(super) use model::model_check;
 pub(super) use weights::random_rows;

@@ -44,7 +44,7 @@ fn weight(
 }
 
 /// The weight format that a variant reads.
-fn format_of(v: &Variant) -> Result<&'static Format> {
+pub(super) fn format_of(v: &Variant) -> Result<&'static Format> {
     let name = v.fragment("weight").unwrap_or_default();
     by_name(name).ok_or_else(|| doppler::Error::Internal(format!("no weight format {name}")))
 }
