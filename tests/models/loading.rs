@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use doppler::Error;
-use doppler::format::GgufWriter;
-use doppler::gpu::{Features, Guard};
+use doppler::format::{Gguf, GgufWriter};
+use doppler::gpu::{Features, Guard, GuardMode, Place};
+use doppler::model::verify_weights;
 use doppler::session::{Context, ModelOptions};
 
-use crate::common::{context, shared};
+use crate::common::{asset, context, shared};
 
 /// A folder of this test process for files it makes.
 fn scratch_file(name: &str) -> PathBuf {
@@ -76,4 +77,28 @@ fn what_does_not_run_is_refused_by_name() {
     let err = context.load_model(&path, &ModelOptions::default(), &mut |_, _| Ok(())).expect_err("Q2_K");
     let text = err.to_string();
     assert!(matches!(err, Error::Unsupported(_)) && text.contains("_K") && text.contains("tensor"), "{text}");
+}
+
+#[test]
+fn matrices_arrive_as_the_file_has_them() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let file = Gguf::open(&asset()).unwrap();
+    let mut seen = Vec::new();
+    verify_weights(context.gpu(), &file, &mut |t| {
+        assert_eq!((t.differing, t.max_error), (0, 0.0), "{t:?}");
+        assert!(t.largest > 0.0 && t.largest < 100.0, "{t:?}");
+        seen.push((t.name, t.rows * t.cols));
+        Ok(())
+    })
+    .unwrap();
+    let matrices: Vec<_> =
+        file.tensors().iter().filter(|t| t.dims.len() > 1).map(|t| (t.name.clone(), t.elements())).collect();
+    assert_eq!(seen, matrices);
+    let cast = context.stats().counters.places[Place::Cast as usize];
+    assert_eq!((cast.readbacks, cast.bytes), (seen.len() as u64, seen.iter().map(|t| t.1 * 4).sum()));
+
+    context.set_guard(Guard { mode: GuardMode::Strict, ..Guard::default() });
+    let e = verify_weights(context.gpu(), &file, &mut |_| panic!("it was refused")).unwrap_err();
+    assert!(matches!(&e, Error::Guard(m) if m.contains("cast.weights")), "{e}");
+    assert_eq!(context.stats().counters.places[Place::Cast as usize].refused, 1);
 }
