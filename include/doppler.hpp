@@ -467,6 +467,13 @@ class Context {
                 return doppler_context_get_submits(get(), to, capacity, needed);
             });
     }
+    /** doppler_context_get_pool() */
+    std::vector<doppler_pool_stats> pool() const {
+        return detail::list_from<doppler_pool_stats>(
+            [this](doppler_pool_stats *to, std::size_t capacity, std::size_t *needed) {
+                return doppler_context_get_pool(get(), to, capacity, needed);
+            });
+    }
     /** doppler_context_get_summary() */
     std::string summary() const {
         return detail::text_from([this](char *to, std::size_t capacity, std::size_t *needed) {

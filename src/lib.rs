@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 #![warn(missing_debug_implementations, unreachable_pub)]
 
+mod checksum;
 pub mod error;
 #[allow(unsafe_code, reason = "wgpu's pipeline-cache constructor takes a blob whose origin it cannot check")]
 pub mod gpu;

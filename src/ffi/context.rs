@@ -187,6 +187,8 @@ pub struct doppler_context_stats {
     pub pool_requested_bytes: u64,
     /// Idle transient buffers freed.
     pub pool_trimmed: u64,
+    /// Passes that were not timed because too many waited to be read.
+    pub gpu_times_dropped: u64,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -227,6 +229,7 @@ impl From<ContextStats> for doppler_context_stats {
             pool_peak_leased_bytes: s.pool.peak_leased_bytes,
             pool_requested_bytes: s.pool.requested_bytes,
             pool_trimmed: s.pool.trimmed,
+            gpu_times_dropped: s.gpu_times_dropped,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::ffi::session::{SESSIONS, doppler_session};
 use crate::ffi::status::{Result, doppler_status};
 use crate::ffi::structs::{optional_slot, slot};
 use crate::ffi::text::{buffer_out, c_text_in, fixed};
-use crate::gpu::{Profile, SubmitStats};
+use crate::gpu::{PoolLabelStats, Profile, SubmitStats};
 
 /// The submits made under one label in one phase. Times are CPU times of the submit calls, in nanoseconds. It stands in arrays, so it does not
 /// grow: `reserved` is for what is added.
@@ -60,6 +60,22 @@ pub struct doppler_batching_saving {
     pub submits: u64,
     /// CPU time that submitting them took, nanoseconds. Recording and waiting come on top.
     pub submit_cpu_ns: u64,
+}
+
+/// The transient buffers borrowed under one label. It stands in arrays, so it does not grow: `reserved` is for what is added.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct doppler_pool_stats {
+    /// What they were for, such as "readback"; NUL-terminated.
+    pub label: [c_char; 32],
+    /// On loan now. While no call runs, anything but 0 is a leak.
+    pub leased: u64,
+    /// Bytes of those.
+    pub leased_bytes: u64,
+    /// Requests so far.
+    pub requests: u64,
+    /// 0.
+    pub reserved: [u64; 2],
 }
 
 /// What doppler_context_purge_caches() freed.
@@ -164,6 +180,36 @@ pub unsafe extern "C" fn doppler_context_get_submits(
         let context = CONTEXTS.get(context)?;
         // SAFETY: the caller vouches for the buffer.
         unsafe { submits_out(&context.gpu().counters().submits(), submits, capacity, needed) }
+    })
+}
+
+/// The transient buffers of a context by label: requests, and what is on loan.
+///
+/// @param labels    gets the entries; NULL (with `capacity` 0) to ask for the number
+/// @param capacity  entries that fit
+/// @param needed    gets the number of entries, also when they do not fit; may be NULL
+/// @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn doppler_context_get_pool(
+    context: *const doppler_context,
+    labels: *mut doppler_pool_stats,
+    capacity: usize,
+    needed: *mut usize,
+) -> doppler_status {
+    guard(|| {
+        let context = CONTEXTS.get(context)?;
+        let entry = |(label, s): (&'static str, PoolLabelStats)| doppler_pool_stats {
+            label: fixed(label),
+            leased: s.leased,
+            leased_bytes: s.leased_bytes,
+            requests: s.requests,
+            reserved: [0; 2],
+        };
+        let list: Vec<_> = context.gpu().pool().labels().into_iter().map(entry).collect();
+        // SAFETY: the caller vouches for the buffer.
+        unsafe { buffer_out(labels, capacity, needed)? }.fill(&list)
     })
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::gpu::guard::Guard;
-use crate::gpu::pipeline::parking::Mutex;
-use crate::gpu::readback::{Gate, PLACES, ReadbackClass};
+use crate::gpu::readback::{Gate, PLACES, Place, ReadbackClass};
+use crate::gpu::sync::Mutex;
 
 /// What the work is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +35,17 @@ impl Phase {
     }
 }
 
+/// How a counter is read: left as it is, or taken.
+type Read = fn(&AtomicU64) -> u64;
+
+fn look(c: &AtomicU64) -> u64 {
+    c.load(Relaxed)
+}
+
+fn take(c: &AtomicU64) -> u64 {
+    c.swap(0, Relaxed)
+}
+
 macro_rules! phase_counters {
     ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
         #[derive(Debug, Default)]
@@ -51,16 +62,12 @@ macro_rules! phase_counters {
         }
 
         impl PhaseCounters {
-            fn snapshot(&self) -> PhaseSnapshot {
+            fn read(&self, how: Read) -> PhaseSnapshot {
                 PhaseSnapshot {
-                    $($field: self.$field.load(Relaxed),)*
-                    readbacks: std::array::from_fn(|i| self.readbacks[i].load(Relaxed)),
-                    readback_bytes: std::array::from_fn(|i| self.readback_bytes[i].load(Relaxed)),
+                    $($field: how(&self.$field),)*
+                    readbacks: std::array::from_fn(|i| how(&self.readbacks[i])),
+                    readback_bytes: std::array::from_fn(|i| how(&self.readback_bytes[i])),
                 }
-            }
-            fn reset(&self) {
-                $(self.$field.store(0, Relaxed);)*
-                for c in self.readbacks.iter().chain(&self.readback_bytes) { c.store(0, Relaxed); }
             }
         }
 
@@ -238,25 +245,25 @@ impl PhaseSnapshot {
 }
 
 impl Counters {
-    /// The present values.
-    pub fn snapshot(&self) -> CounterSnapshot {
+    fn read(&self, how: Read) -> CounterSnapshot {
         CounterSnapshot {
-            phases: std::array::from_fn(|i| self.phases[i].snapshot()),
+            phases: std::array::from_fn(|i| self.phases[i].read(how)),
             places: std::array::from_fn(|i| {
                 let p = &self.places[i];
-                PlaceSnapshot {
-                    readbacks: p.readbacks.load(Relaxed),
-                    bytes: p.bytes.load(Relaxed),
-                    refused: p.refused.load(Relaxed),
-                }
+                PlaceSnapshot { readbacks: how(&p.readbacks), bytes: how(&p.bytes), refused: how(&p.refused) }
             }),
-            submit_histogram: std::array::from_fn(|i| self.submit_histogram[i].load(Relaxed)),
+            submit_histogram: std::array::from_fn(|i| how(&self.submit_histogram[i])),
         }
+    }
+
+    /// The present values.
+    pub fn snapshot(&self) -> CounterSnapshot {
+        self.read(look)
     }
 
     /// The present values of one phase.
     pub fn phase(&self, phase: Phase) -> PhaseSnapshot {
-        self.phases[phase as usize].snapshot()
+        self.phases[phase as usize].read(look)
     }
 
     /// The submits by phase and label, in that order.
@@ -264,16 +271,11 @@ impl Counters {
         self.submits.lock().values().copied().collect()
     }
 
-    /// Sets everything to zero, and returns what it was. What is counted meanwhile by other threads is in one of the two.
-    pub fn reset(&self) -> CounterSnapshot {
-        let before = self.snapshot();
-        self.phases.iter().for_each(PhaseCounters::reset);
-        for p in &self.places {
-            [&p.readbacks, &p.bytes, &p.refused].into_iter().for_each(|c| c.store(0, Relaxed));
-        }
-        self.submit_histogram.iter().for_each(|c| c.store(0, Relaxed));
-        self.submits.lock().clear();
-        before
+    /// Sets everything to zero, and returns what it was: counters, and submits by phase and label. What other threads count meanwhile is
+    /// either in what is returned or in what is counted from now on.
+    pub fn reset(&self) -> (CounterSnapshot, Vec<SubmitStats>) {
+        let submits = std::mem::take(&mut *self.submits.lock());
+        (self.read(take), submits.into_values().collect())
     }
 }
 
@@ -385,13 +387,15 @@ impl Scope {
         });
     }
 
-    pub(crate) fn read_back(&self, gate: &Gate, bytes: u64) {
+    /// One readback, and which places its bytes were for.
+    pub(crate) fn read_back(&self, class: ReadbackClass, places: &[(Place, u64)]) {
+        let all = places.iter().map(|p| p.1).sum();
         self.each(|c| {
-            c.readbacks[gate.class as usize].fetch_add(1, Relaxed);
-            c.readback_bytes[gate.class as usize].fetch_add(bytes, Relaxed);
+            c.readbacks[class as usize].fetch_add(1, Relaxed);
+            c.readback_bytes[class as usize].fetch_add(all, Relaxed);
         });
-        for sink in self.sinks() {
-            let place = &sink.places[gate.place as usize];
+        for (sink, &(place, bytes)) in self.sinks().flat_map(|s| places.iter().map(move |p| (s, p))) {
+            let place = &sink.places[place as usize];
             place.readbacks.fetch_add(1, Relaxed);
             place.bytes.fetch_add(bytes, Relaxed);
         }
@@ -413,7 +417,6 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::readback::Place;
 
     #[test]
     fn a_scope_charges_context_and_session_in_its_phase() {
@@ -421,7 +424,7 @@ mod tests {
         let scope = Scope::new(ctx.clone(), Phase::Decode).with_session(session.clone());
         scope.submitted("decode", 1000, 7, 1);
         let gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.token");
-        scope.read_back(&gate, 8);
+        scope.read_back(gate.class, &[(gate.place, 8)]);
         scope.refused(&gate);
         Scope::new(ctx.clone(), Phase::Load).buffer_created(64);
         let (c, s) = (ctx.snapshot(), session.snapshot());
@@ -445,7 +448,8 @@ mod tests {
         let saving = ctx.phase(Phase::Decode).batching_saving(20, 16);
         assert_eq!((saving.submits, saving.submit_cpu_ns), (1, 1012 / 3));
         assert_eq!(ctx.phase(Phase::Decode).batching_saving(20, 1).submits, 0);
-        assert_eq!(ctx.reset().phase(Phase::Decode).submits, 3);
+        let (taken, submits) = ctx.reset();
+        assert_eq!((taken.phase(Phase::Decode).submits, submits), (3, by_label));
         assert!(ctx.submits().is_empty());
         assert_eq!(ctx.snapshot().total(), PhaseSnapshot::default());
     }

@@ -15,11 +15,12 @@ use crate::gpu::counters::{Counters, Phase, Scope};
 use crate::gpu::encode::ParamsRing;
 use crate::gpu::fault::{FaultPoint, Faults};
 use crate::gpu::guard::Guard;
-use crate::gpu::pipeline::{PipelineCache, parking::Mutex};
+use crate::gpu::pipeline::PipelineCache;
 use crate::gpu::pipeline_blob::PipelineBlob;
 use crate::gpu::pool::{Lease, Pool};
 use crate::gpu::profiler::Profiler;
 use crate::gpu::recorder::{Recorder, Submission};
+use crate::gpu::sync::Mutex;
 
 /// Optional abilities of a device; each can be switched off to force its fallback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,11 +284,6 @@ impl Gpu {
     /// Replaces the guard, for scopes made from now on; sessions with a guard of their own keep it.
     pub fn set_guard(&self, guard: Guard) {
         *self.guard.lock() = guard;
-    }
-
-    /// True if passes are timed on the GPU.
-    pub fn timed(&self) -> bool {
-        self.profiler.as_ref().is_some_and(Profiler::timing)
     }
 
     /// A scope that charges this device's counters and stands under its guard.

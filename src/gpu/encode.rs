@@ -36,6 +36,26 @@ pub(crate) struct ParamsRing {
 }
 
 impl ParamsRing {
+    /// Makes room for a submission with so many bytes of parameters.
+    pub(crate) fn reserve(
+        &mut self,
+        gpu: &Gpu,
+        layout: &wgpu::BindGroupLayout,
+        wanted: u64,
+        scope: &Scope,
+    ) -> Result<&(Buffer, wgpu::BindGroup)> {
+        if self.buffer.as_ref().is_none_or(|(b, _)| b.size() < wanted) {
+            let size = wanted.next_power_of_two().max(64 << 10);
+            let b = gpu.create_buffer("params", size, MemoryClass::Other, Usage::Uniform, scope)?;
+            let group = params_group(gpu, layout, &b, scope);
+            self.buffer = Some((b, group));
+        }
+        match &self.buffer {
+            Some(b) => Ok(b),
+            None => bail!(Internal, "no parameter ring"),
+        }
+    }
+
     /// Writes one submission's parameters; the ring grows to hold them.
     pub(crate) fn write(
         &mut self,
@@ -45,14 +65,8 @@ impl ParamsRing {
         scope: &Scope,
     ) -> Result<wgpu::BindGroup> {
         let wanted = params.len() as u64;
-        if self.buffer.as_ref().is_none_or(|(b, _)| b.size() < wanted) {
-            let size = wanted.next_power_of_two().max(64 << 10);
-            let b = gpu.create_buffer("params", size, MemoryClass::Other, Usage::Uniform, scope)?;
-            let group = params_group(gpu, layout, &b, scope);
-            self.buffer = Some((b, group));
-        }
-        let Some((b, group)) = &self.buffer else { bail!(Internal, "no parameter ring") };
-        gpu.upload(b.slice(0, wanted), params, scope)?;
+        let (buffer, group) = self.reserve(gpu, layout, wanted, scope)?;
+        gpu.upload(buffer.slice(0, wanted), params, scope)?;
         Ok(group.clone())
     }
 }

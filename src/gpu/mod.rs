@@ -19,6 +19,7 @@ mod profiler;
 mod readback;
 mod recorder;
 mod shader;
+mod sync;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, PowerPreference, list_adapters};
 pub use arena::{ALWAYS, Arena, ArenaPlan, Region, Steps};
@@ -39,4 +40,4 @@ pub use recorder::{BindGroupCache, Plan, Recorder, RecorderStats, Submission};
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
 
 pub(crate) use kernel::params;
-pub(crate) use pipeline::parking::Mutex;
+pub(crate) use sync::{Mutex, MutexGuard};

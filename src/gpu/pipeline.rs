@@ -17,6 +17,7 @@ use crate::gpu::kernel::{Kernel, MAX_PARAMS, Variant};
 use crate::gpu::pipeline_blob::PipelineBlob;
 use crate::gpu::recorder::Recorder;
 use crate::gpu::shader::{self, BindingDecl};
+use crate::gpu::sync::Mutex;
 
 /// A compiled pipeline with what recording it needs.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ struct Tables {
 /// See the module's text.
 #[derive(Debug)]
 pub struct PipelineCache {
-    tables: parking::Mutex<Tables>,
+    tables: Mutex<Tables>,
     /// Group 1: the parameters, as a uniform with a dynamic offset, where immediates are missing.
     params_layout: Option<wgpu::BindGroupLayout>,
     driver_cache: Option<wgpu::PipelineCache>,
@@ -71,6 +72,7 @@ pub struct PipelineCache {
     hits: AtomicU64,
     misses: AtomicU64,
     compile_ns: AtomicU64,
+    purges: AtomicU64,
 }
 
 /// What the cache holds and did.
@@ -94,21 +96,6 @@ pub struct PipelineCacheStats {
     pub blob_bytes: u64,
     /// Such a file was there but was damaged or made for something else.
     pub blob_rejected: bool,
-}
-
-/// `std::sync::Mutex` without poisoning: a panic in one call must not disable the handle for all later ones, and
-/// every critical section here leaves its table valid at each step.
-pub(crate) mod parking {
-    #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
-    impl<T> Mutex<T> {
-        pub(crate) fn new(value: T) -> Self {
-            Self(std::sync::Mutex::new(value))
-        }
-        pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
-            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-        }
-    }
 }
 
 impl PipelineCache {
@@ -149,6 +136,7 @@ impl PipelineCache {
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             compile_ns: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
         }
     }
 
@@ -176,7 +164,13 @@ impl PipelineCache {
     pub fn purge(&self) -> PipelineCacheStats {
         let freed = self.stats();
         *self.tables.lock() = Tables::default();
+        self.purges.fetch_add(1, Relaxed);
         freed
+    }
+
+    /// How often everything was forgotten: bind groups made before belong to layouts that new pipelines do not have.
+    pub(crate) fn purges(&self) -> u64 {
+        self.purges.load(Relaxed)
     }
 
     /// The driver's compiled pipelines as a blob, where the backend has one.

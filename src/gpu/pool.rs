@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::buffer::{Buffer, MemoryClass, Usage};
 use crate::gpu::counters::Scope;
 use crate::gpu::device::Gpu;
-use crate::gpu::pipeline::parking::Mutex;
+use crate::gpu::sync::Mutex;
 
 /// Idle buffers kept, at most; more are freed, oldest first.
 const MAX_IDLE: usize = 64;
@@ -165,12 +165,14 @@ impl Pool {
         label: &'static str,
         scope: &Scope,
     ) -> Result<Lease> {
-        // Powers of two, so that sizes that differ a little share buffers.
-        let size = requested.max(256).next_power_of_two();
+        // Powers of two, so that sizes that differ a little share buffers; exact where there is no room for that.
+        let exact = requested.max(256).next_multiple_of(4);
+        let round = exact.checked_next_power_of_two().unwrap_or(exact);
         let completed = gpu.completed();
         let found = {
             let mut s = self.state.lock();
-            let fits = |i: &Idle| i.usage == usage && i.buffer.size() == size && i.after <= completed;
+            let fits =
+                |i: &Idle| i.usage == usage && (exact..=round).contains(&i.buffer.size()) && i.after <= completed;
             s.idle.iter().position(fits).map(|i| s.idle.remove(i).buffer)
         };
         let reused = found.is_some();
@@ -178,9 +180,15 @@ impl Pool {
             Some(b) => b,
             None => {
                 let class = if usage == Usage::Readback { MemoryClass::Staging } else { MemoryClass::Other };
-                gpu.create_buffer("pooled", size, class, usage, scope)?
+                match gpu.create_buffer("pooled", round, class, usage, scope) {
+                    Err(Error::OutOfMemory(_)) if round > exact => {
+                        gpu.create_buffer("pooled", exact, class, usage, scope)?
+                    }
+                    made => made?,
+                }
             }
         };
+        let size = buffer.size();
         let mut s = self.state.lock();
         if reused {
             s.stats.reuses += 1;

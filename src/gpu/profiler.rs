@@ -11,9 +11,9 @@ use crate::error::{Result, bail};
 use crate::gpu::buffer::Usage;
 use crate::gpu::counters::{Phase, Scope};
 use crate::gpu::device::Gpu;
-use crate::gpu::pipeline::parking::Mutex;
 use crate::gpu::profile::{Profile, Sample};
 use crate::gpu::readback::{Gate, Place, ReadbackClass};
+use crate::gpu::sync::Mutex;
 
 /// Pairs in one query set: wgpu allows 4,096 queries.
 const PAIRS: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
@@ -113,6 +113,9 @@ impl Profiler {
         let sets = if s.profile.is_some() { MAX_SETS } else { 1 };
         if n >= sets * PAIRS {
             s.dropped += 1;
+            if let Some(profile) = &mut s.profile {
+                profile.dropped += 1;
+            }
             return None;
         }
         if n / PAIRS >= s.sets.len() {
@@ -136,13 +139,20 @@ impl Profiler {
         }
     }
 
+    /// Passes that were not timed because all pairs were in use.
+    fn dropped(&self) -> u64 {
+        self.state.lock().dropped
+    }
+
     /// Reads all pending pairs.
     fn collect(&self, gpu: &Gpu) -> Result<()> {
+        let other = gpu.scope(Phase::Other);
+        // Held by whoever submits: pairs handed out by then are in the queue, so that resolving them reads what their passes wrote.
+        let submitting = gpu.params_ring().lock();
         let mut state = self.state.lock();
         if state.pending.is_empty() {
             return Ok(());
         }
-        let other = gpu.scope(Phase::Other);
         // Before anything is taken: a refusal keeps the times for later.
         gpu.gate(&TIMES, &other)?;
         let n = state.pending.len();
@@ -158,16 +168,12 @@ impl Profiler {
         let submission = gpu.queue().submit(encoder.finish(), "times", &other, 0, 0);
         // From here on the pairs are used up, whatever becomes of reading them.
         let pending = std::mem::take(&mut state.pending);
-        let dropped = std::mem::take(&mut state.dropped);
-        if dropped > 0 {
-            log::warn!("{dropped} passes were not timed: the query sets were full");
-        }
+        drop(state);
+        drop(submitting);
         let mut out = vec![0; bytes as usize];
         gpu.read_staging(staging.buffer(), &submission, &mut out, TIMES, &other)?;
         let ticks: Vec<u64> = out.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
-        if let Some(p) = &mut state.profile {
-            p.dropped += dropped;
-        }
+        let mut state = self.state.lock();
         for (p, pair) in pending.iter().zip(ticks.chunks_exact(2)) {
             let ns = |ticks: u64| (ticks as f64 * self.nanoseconds_per_tick) as u64;
             let elapsed = pair[1].checked_sub(pair[0]).map(ns);
@@ -227,11 +233,25 @@ impl Gpu {
         }
     }
 
-    /// Collects GPU times that were taken but not yet read (see [`crate::gpu::GpuOptions::timing`]).
+    /// Collects GPU times that were taken but not yet read (see [`crate::gpu::GpuOptions::timing`]). Does nothing where the guard forbids
+    /// reading them ([`Gpu::timed`]).
     ///
     /// # Errors
     /// As [`Gpu::download`].
     pub fn collect_times(&self) -> Result<()> {
-        self.profiler().map_or(Ok(()), |p| p.collect(self))
+        match self.profiler() {
+            Some(p) if self.guard().gate(&TIMES).is_ok() => p.collect(self),
+            _ => Ok(()),
+        }
+    }
+
+    /// True if GPU times are taken and the guard lets them be read: what is counted is then what was measured.
+    pub fn timed(&self) -> bool {
+        self.profiler().is_some_and(Profiler::timing) && self.guard().gate(&TIMES).is_ok()
+    }
+
+    /// Passes that were not timed since the device was opened, because too many waited to be read.
+    pub fn times_dropped(&self) -> u64 {
+        self.profiler().map_or(0, Profiler::dropped)
     }
 }

@@ -174,6 +174,14 @@ impl Gpu {
         gate: impl Into<Gate>,
         scope: &Scope,
     ) -> Result<()> {
+        let gate = gate.into();
+        self.map_staging(staging, submission, out)?;
+        scope.read_back(gate.class, &[(gate.place, out.len() as u64)]);
+        Ok(())
+    }
+
+    /// [`Gpu::read_staging`] without the counting.
+    pub(crate) fn map_staging(&self, staging: &Buffer, submission: &Submission, out: &mut [u8]) -> Result<()> {
         if let Err(e) = self.fault(FaultPoint::Map) {
             // As a failing map: the submission runs to its end before its buffers can be used again.
             self.wait(submission)?;
@@ -207,9 +215,7 @@ impl Gpu {
         }
         let copied = slice.get_mapped_range().map(|view| out.copy_from_slice(&view[..out.len()]));
         staging.raw().unmap();
-        copied.map_err(|e| Error::Gpu(format!("mapped range of \"{}\": {e}", staging.label())))?;
-        scope.read_back(&gate.into(), out.len() as u64);
-        Ok(())
+        copied.map_err(|e| Error::Gpu(format!("mapped range of \"{}\": {e}", staging.label())))
     }
 }
 

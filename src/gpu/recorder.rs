@@ -16,8 +16,9 @@ use crate::gpu::device::Gpu;
 use crate::gpu::encode::{Encoder, params_group};
 use crate::gpu::fault::FaultPoint;
 use crate::gpu::kernel::{Dispatch, Grid, Kernel, MAX_PARAMS, Variant};
-use crate::gpu::pipeline::{Pipeline, parking::Mutex};
+use crate::gpu::pipeline::Pipeline;
 use crate::gpu::pool::Lease;
+use crate::gpu::sync::Mutex;
 
 /// Distance of parameter structures in a uniform buffer: the largest alignment an adapter may ask for.
 pub(crate) const PARAMS_STRIDE: usize = 256;
@@ -378,6 +379,20 @@ impl<'g> Recorder<'g> {
         };
         self.scope.recorded(self.started.elapsed().as_nanos() as u64);
         Ok(Plan { commands: self.commands, params: self.params, uniforms })
+    }
+
+    /// Throws the recording away, but keeps what it made: its bind groups stay in the cache, and the ring of parameters has room for as many.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn rehearse(self) -> Result<()> {
+        match self.gpu.pipelines().params_layout() {
+            Some(layout) => {
+                let wanted = self.params.len() as u64;
+                self.gpu.params_ring().lock().reserve(self.gpu, layout, wanted, &self.scope).map(drop)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Encodes and submits everything.

@@ -1,4 +1,5 @@
-//! Sizes that shaders and their hosts share. Workgroup sizes stand here and reach the shaders as override constants.
+//! Sizes that shaders and their hosts share. Workgroup sizes stand here and reach the shaders as override
+//! constants, except where a shader lays out its workgroup memory by them: a test compares those.
 
 /// Threads of element-wise kernels and of reductions over short rows: a multiple of every subgroup size in use (8 to 64).
 pub const THREADS: u32 = 64;

@@ -99,6 +99,8 @@ pub struct Engine {
     batch: Vec<u32>,
     /// [`Engine::prewarm`] was done for the buffers there are.
     warm: bool,
+    /// Of the pipeline cache, when `groups` was made.
+    purges: u64,
 }
 
 impl Engine {
@@ -121,6 +123,7 @@ impl Engine {
             plans: HashMap::new(),
             batch: Vec::new(),
             warm: false,
+            purges: gpu.pipelines().purges(),
             gpu,
             spec,
             weights,
@@ -204,10 +207,16 @@ impl Engine {
         self.slots.set_history(&self.gpu, sequence.slot, pos, tokens, scope)
     }
 
+    /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept.
+    fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
+        let recorder = self.gpu.recorder(label, scope);
+        if lens.is_some() { recorder } else { recorder.with_groups(&self.groups) }
+    }
+
     /// Records the evaluation of `n` staged rows.
     fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
         let forward = self.forward(lens);
-        let mut recorder = self.gpu.recorder("prefill", scope).with_groups(&self.groups);
+        let mut recorder = self.recorder("prefill", lens, scope);
         forward.body(&mut recorder, n, Batch::Run)?;
         Ok(recorder)
     }
@@ -269,6 +278,7 @@ impl Engine {
             pad: [0; 3],
         };
         let penalties = sequence.penalties;
+        self.gpu.gate(&PROMPT_TOKEN, scope)?;
         self.pass_gates(sequence, scope)?;
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
@@ -304,16 +314,25 @@ impl Engine {
         sink: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         let n = tokens.len() as u32;
+        self.gpu.gate(&LOGITS, scope)?;
+        self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let recorder = self.record_run(tokens.len() as u32, None, scope)?;
+        let lens = sequence.lens(pos);
+        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
+        self.read_probe(sequence, seen, &submission, scope)?;
         let mut first = 0;
         while first < n {
             let rows = (n - first).min(LOGIT_ROWS);
-            let mut recorder = self.gpu.recorder("logits", scope).with_groups(&self.groups);
-            self.forward(None).logits(&mut recorder, first, rows)?;
-            recorder.submit()?;
+            self.pass_gates(sequence, scope)?;
+            let lens = sequence.lens(pos + first);
+            let mut recorder = self.recorder("logits", lens, scope);
+            self.forward(lens).logits(&mut recorder, first, rows)?;
+            let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
+            let submission = recorder.submit()?;
+            self.read_probe(sequence, seen, &submission, scope)?;
             let bytes = u64::from(rows) * u64::from(self.spec.n_vocab) * 4;
             let raw = self.gpu.download(self.scratch.logits.slice(0, bytes), LOGITS, scope)?;
             sink(&bytemuck::pod_collect_to_vec::<u8, f32>(&raw))?;
@@ -352,6 +371,11 @@ impl Engine {
     /// # Errors
     /// What compiling reports.
     pub fn prewarm(&mut self, scope: &Scope) -> Result<()> {
+        let purges = self.gpu.pipelines().purges();
+        if self.purges != purges {
+            self.forget_plans();
+            self.purges = purges;
+        }
         if self.warm {
             return Ok(());
         }
@@ -361,8 +385,7 @@ impl Engine {
         self.gpu.compile(&survey.into_survey(), scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
         self.record_prompts(&mut recorder)?;
-        // Dropped, not submitted: its bind groups stay in the cache.
-        drop(recorder);
+        recorder.rehearse()?;
         self.prepare_decode(1, false, scope)?;
         self.prepare_decode(1, true, scope)?;
         self.warm = true;
@@ -393,6 +416,7 @@ impl Engine {
         if n == 0 || n > LOGIT_ROWS.min(self.scratch.rows) || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
             bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
         }
+        self.gpu.gate(&DECODE_TOKENS, scope)?;
         let probed = sequences.first().is_some_and(|s| s.is_probed());
         if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
             bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
@@ -415,8 +439,8 @@ impl Engine {
             self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
             self.batch = slots;
         }
-        let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
+        let mut recorder = self.recorder("decode", lens, scope);
         let step = u64::from(n) * 8;
         for i in 0..u64::from(tokens) {
             match &plan {

@@ -271,10 +271,20 @@ impl Probe {
     pub(crate) fn read(&mut self, gpu: &Gpu, lease: &Lease, submission: &Submission, scope: &Scope) -> Result<()> {
         let (stats, words) = self.sizes();
         let taps = std::mem::take(&mut *self.taps.borrow_mut());
-        let Some(first) = taps.first() else { return Ok(()) };
+        if taps.is_empty() {
+            return Ok(());
+        }
         let mut bytes = vec![0u8; (stats + words) as usize];
-        let gate = Gate::new(first.point.place, ReadbackClass::Debug, first.point.name);
-        gpu.read_staging(lease.buffer(), submission, &mut bytes, gate, scope)?;
+        gpu.map_staging(lease.buffer(), submission, &mut bytes)?;
+        let entry_bytes = ENTRY + u64::from(self.options.values) * 4;
+        let mut places: Vec<(Place, u64)> = Vec::new();
+        for tap in &taps {
+            match places.iter_mut().find(|p| p.0 == tap.point.place) {
+                Some(p) => p.1 += entry_bytes,
+                None => places.push((tap.point.place, entry_bytes)),
+            }
+        }
+        scope.read_back(ReadbackClass::Debug, &places);
         let (stats, words) = bytes.split_at(stats as usize);
         let mut bad = None;
         for (i, tap) in taps.into_iter().enumerate() {

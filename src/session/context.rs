@@ -62,6 +62,8 @@ impl Context {
             pool: self.gpu.pool().stats(),
             pool_labels: self.gpu.pool().labels(),
             gpu_timed: self.gpu.timed(),
+            gpu_times_dropped: self.gpu.times_dropped(),
+            guard: self.gpu.guard(),
         }
     }
 

@@ -150,7 +150,6 @@ impl Session {
         if self.cancel.take() {
             return self.finish(FinishReason::Cancelled, None);
         }
-        self.warm()?;
         self.model.context().gpu().rest_profiler()?;
         match self.generation.as_ref().map(|g| g.decoding) {
             Some(true) => self.step_decode(),
@@ -167,11 +166,11 @@ impl Session {
         if !self.catch_up(last)? {
             return self.finish(FinishReason::Cancelled, None);
         }
-        let started = Instant::now();
-        let before = self.counters.phase(Phase::Prefill);
         let scope = self.scope(Phase::Prefill);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
-        let mut engine = self.model.0.engine.lock();
+        let mut engine = self.model.0.warm_engine(&scope)?;
+        let started = Instant::now();
+        let before = self.counters.phase(Phase::Prefill);
         let tail = &self.tokens[self.cached as usize..];
         // The last token that fits is drawn from the position before it.
         let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, &scope)?;
@@ -197,17 +196,18 @@ impl Session {
         let tokens = per_submit.min(left).min(self.n_ctx - self.tokens.len() as u32).max(1);
         let scope = self.scope(Phase::Decode);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
-        let mut engine = self.model.0.engine.lock();
+        let mut engine = self.model.0.warm_engine(&scope)?;
         let before = self.counters.phase(Phase::Decode);
         let started = Instant::now();
         let steps = engine.decode(&mut [sequence], &[self.cached], tokens, &scope)?;
         drop(engine);
         let drawn: Vec<Drawn> = steps.into_iter().flatten().flatten().collect();
-        self.tally.decode_ns += started.elapsed().as_nanos() as u64;
-        self.tally.decode_tokens += drawn.len() as u64;
+        let elapsed = started.elapsed().as_nanos() as u64;
         let cost = self.counters.phase(Phase::Decode).since(&before);
         // Before anything is taken over: a refused batch leaves the session as it was.
         self.guard().check_decode(&cost, 1, tokens.into())?;
+        self.tally.decode_ns += elapsed;
+        self.tally.decode_tokens += drawn.len() as u64;
         self.accept(&drawn)
     }
 

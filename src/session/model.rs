@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use once_cell::sync::OnceCell;
 
+use crate::checksum::Checksum;
 use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
-use crate::gpu::{Mutex, Phase};
+use crate::gpu::{Mutex, MutexGuard, Phase, Scope};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
 use crate::session::context::Context;
 use crate::session::options::{Message, ModelOptions, SessionOptions};
-use crate::session::snapshot::Hash;
 use crate::session::state::Session;
 use crate::session::stats::ModelStats;
 use crate::text::{ChatTemplate, Tokenizer, Vocab};
@@ -108,7 +108,7 @@ pub(crate) fn read_vocab(file: &Gguf) -> Result<Vocab> {
 
 /// A number that other weights do not have: of all tensors' names, types and shapes, and the beginnings of their bytes.
 fn fingerprint(file: &Gguf) -> u64 {
-    let mut hash = Hash::default();
+    let mut hash = Checksum::default();
     for tensor in file.tensors() {
         hash.write(tensor.name.as_bytes());
         hash.write(&tensor.ggml_type.to_le_bytes());
@@ -117,6 +117,16 @@ fn fingerprint(file: &Gguf) -> u64 {
         hash.write(&bytes[..bytes.len().min(64)]);
     }
     hash.value()
+}
+
+impl Inner {
+    /// The engine, with everything that evaluation needs: a session opened since may have replaced buffers, or the model was loaded without
+    /// prewarming. What that costs is no part of prompts or decoding. Held until the work is done, so that nothing is replaced in between.
+    pub(super) fn warm_engine(&self, scope: &Scope) -> Result<MutexGuard<'_, Engine>> {
+        let mut engine = self.engine.lock();
+        engine.prewarm(&scope.clone().in_phase(Phase::Load))?;
+        Ok(engine)
+    }
 }
 
 impl Model {

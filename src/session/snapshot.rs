@@ -4,6 +4,7 @@
 //! the tokens, how many of them were evaluated, and the conversation; then the cache's blocks, group by group, and their bytes.
 //! Whatever does not fit the model, the session or its own checksum is refused before anything is changed.
 
+use crate::checksum::checksum;
 use crate::error::{Result, bail};
 use crate::gpu::Phase;
 use crate::model::{KvExtent, RopeScaling};
@@ -17,44 +18,6 @@ const MAGIC: [u8; 8] = *b"DOPPLERS";
 const VERSION: u32 = 1;
 /// Magic, version, length of the rest, its checksum.
 const HEADER: usize = 8 + 4 + 8 + 8;
-
-/// A 64-bit checksum over words: any change within one word changes it, others all but surely. It guards against accidents, not against
-/// someone who means harm.
-#[derive(Debug)]
-pub(super) struct Hash(u64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-fn checksum(bytes: &[u8]) -> u64 {
-    let mut hash = Hash::default();
-    hash.write(bytes);
-    hash.value()
-}
-
-impl Hash {
-    /// Adds bytes, and their number.
-    pub(super) fn write(&mut self, bytes: &[u8]) {
-        let mut word = |w: u64| {
-            // Each step can be undone, so a difference stays; the shift brings high bits down.
-            self.0 = (self.0 ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            self.0 ^= self.0 >> 32;
-        };
-        let words = bytes.chunks_exact(8);
-        let mut tail = [0; 8];
-        tail[..words.remainder().len()].copy_from_slice(words.remainder());
-        words.for_each(|w| word(bytemuck::pod_read_unaligned(w)));
-        word(u64::from_le_bytes(tail));
-        word(bytes.len() as u64);
-    }
-
-    pub(super) fn value(&self) -> u64 {
-        self.0
-    }
-}
 
 /// What stands before the bytes of the cache.
 #[derive(Debug)]

@@ -276,11 +276,13 @@ impl Session {
             }
             let from = self.cached as usize;
             let n = (self.tokens.len() - from - keep).min(chunk as usize);
+            let mut engine = self.model.0.warm_engine(&scope)?;
             let started = Instant::now();
             let before = self.counters.phase(Phase::Prefill);
             let sequence =
                 self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
-            self.model.0.engine.lock().prefill(sequence, &self.tokens[from..from + n], self.cached, &scope)?;
+            engine.prefill(sequence, &self.tokens[from..from + n], self.cached, &scope)?;
+            drop(engine);
             self.check_prefill(&before, n, 0)?;
             self.cached += n as u32;
             self.tally.prefill_tokens += n as u64;
@@ -310,15 +312,7 @@ impl Session {
         result
     }
 
-    /// Makes what evaluation needs, if it is not there: a session opened since may have replaced buffers, or the model was loaded without
-    /// prewarming. What that costs is no part of prompts or decoding.
-    pub(super) fn warm(&self) -> Result<()> {
-        let scope = self.scope(Phase::Load);
-        self.model.0.engine.lock().prewarm(&scope)
-    }
-
     fn eval_added(&mut self, before: u32, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        self.warm()?;
         if !self.catch_up(self.tokens.len() - before as usize)? {
             bail!(Cancelled, "evaluation was cancelled");
         }
@@ -330,11 +324,13 @@ impl Session {
                 bail!(Cancelled, "evaluation was cancelled");
             }
             let n = (self.tokens.len() - from).min(chunk);
+            let mut engine = self.model.0.warm_engine(&scope)?;
             let started = Instant::now();
             let sequence =
                 self.sequence.as_mut().ok_or_else(|| Error::Internal("a session without sequence".into()))?;
             let piece = &self.tokens[from..from + n];
-            self.model.0.engine.lock().prefill_logits(sequence, piece, from as u32, &scope, sink)?;
+            engine.prefill_logits(sequence, piece, from as u32, &scope, sink)?;
+            drop(engine);
             from += n;
             self.cached = from as u32;
             self.tally.prefill_tokens += n as u64;
@@ -393,6 +389,7 @@ impl Session {
             tokens: self.tokens.len() as u32,
             cached_tokens: self.cached,
             gpu_timed: gpu.timed(),
+            guard: self.guard(),
         }
     }
 

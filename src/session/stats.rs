@@ -1,6 +1,6 @@
 //! What things cost, as plain structures.
 
-use crate::gpu::{CounterSnapshot, MemorySnapshot, PipelineCacheStats, PoolLabelStats, PoolStats, SubmitStats};
+use crate::gpu::{CounterSnapshot, Guard, MemorySnapshot, PipelineCacheStats, PoolLabelStats, PoolStats, SubmitStats};
 use crate::model::KvStats;
 use crate::session::state::Session;
 
@@ -21,6 +21,10 @@ pub struct ContextStats {
     pub pool_labels: Vec<(&'static str, PoolLabelStats)>,
     /// GPU times come from timestamp queries; otherwise there are none.
     pub gpu_timed: bool,
+    /// Passes that were not timed because too many waited to be read.
+    pub gpu_times_dropped: u64,
+    /// The guard in force.
+    pub guard: Guard,
 }
 
 /// What loading a model cost and what it holds.
@@ -59,6 +63,8 @@ pub struct SessionStats {
     pub cached_tokens: u32,
     /// GPU times come from timestamp queries; otherwise there are none.
     pub gpu_timed: bool,
+    /// The guard in force.
+    pub guard: Guard,
 }
 
 /// The token counts and times of [`SessionStats`] alone: reading them touches no device.

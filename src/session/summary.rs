@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::gpu::{CounterSnapshot, MemoryClass, Phase, PhaseSnapshot, Place, SubmitStats};
+use crate::gpu::{
+    Budget, CounterSnapshot, Guard, GuardMode, MemoryClass, Phase, PhaseSnapshot, Place, PoolLabelStats, ReadbackClass,
+    SubmitStats,
+};
 use crate::model::{KvStats, KvType};
 use crate::session::stats::{ContextStats, SessionStats};
 
@@ -13,7 +16,7 @@ fn ms(ns: u64) -> f64 {
 /// The counters by phase, one row a counter.
 fn phases(out: &mut String, c: &CounterSnapshot, gpu_timed: bool) {
     type Field = fn(&PhaseSnapshot) -> String;
-    let rows: [(&str, Field); 13] = [
+    let rows: [(&str, Field); 12] = [
         ("submits", |p| p.submits.to_string()),
         ("dispatches", |p| p.dispatches.to_string()),
         ("passes", |p| p.passes.to_string()),
@@ -24,9 +27,8 @@ fn phases(out: &mut String, c: &CounterSnapshot, gpu_timed: bool) {
         ("bind groups", |p| p.bind_groups.to_string()),
         ("pipelines", |p| p.pipelines.to_string()),
         ("  their CPU ms", |p| format!("{:.1}", ms(p.pipeline_ns))),
-        ("bytes uploaded", |p| p.upload_bytes.to_string()),
-        ("readbacks", |p| p.readbacks.iter().sum::<u64>().to_string()),
-        ("bytes read back", |p| p.readback_bytes.iter().sum::<u64>().to_string()),
+        ("uploads", |p| p.uploads.to_string()),
+        ("  their bytes", |p| p.upload_bytes.to_string()),
     ];
     let _ = write!(out, "{:<16}", "");
     Phase::ALL.iter().for_each(|p| out.push_str(&format!("{:>14}", p.name())));
@@ -38,6 +40,14 @@ fn phases(out: &mut String, c: &CounterSnapshot, gpu_timed: bool) {
     };
     for (name, field) in rows {
         row(name, &field);
+    }
+    // Classes that were never read back have no row.
+    for class in ReadbackClass::ALL {
+        let i = class as usize;
+        if Phase::ALL.iter().any(|&p| c.phase(p).readbacks[i] > 0) {
+            row(&format!("{} reads", class.name()), &|p| p.readbacks[i].to_string());
+            row("  their bytes", &|p| p.readback_bytes[i].to_string());
+        }
     }
     row("GPU ms", &|p| if gpu_timed { format!("{:.2}", ms(p.gpu_ns)) } else { "-".to_string() });
 }
@@ -56,6 +66,47 @@ fn submits(out: &mut String, list: &[SubmitStats]) {
             us(s.min_ns),
             us(s.max_ns)
         );
+    }
+}
+
+/// How long submit calls took, by powers of two.
+fn histogram(out: &mut String, c: &CounterSnapshot) {
+    let calls = c.submit_histogram.iter().enumerate().filter(|(_, n)| **n > 0);
+    let list: Vec<_> = calls.map(|(i, n)| format!("{n} below {:.1}", 2f64.powi(i as i32 + 1) / 1e3)).collect();
+    if !list.is_empty() {
+        let _ = writeln!(out, "submit calls by CPU us: {}", list.join(", "));
+    }
+}
+
+fn guard(out: &mut String, g: &Guard) {
+    let mode = match g.mode {
+        GuardMode::Off => "off",
+        GuardMode::Warn => "warn",
+        GuardMode::Strict => "strict",
+    };
+    let budget = |b: &Budget| {
+        let limit = |n: u64| if n == Budget::UNLIMITED { "any".to_string() } else { n.to_string() };
+        format!(
+            "{} submits, {} readbacks, {} bytes read back a token, {} buffers, {} bind groups, {} pipelines",
+            limit(b.submits),
+            limit(b.readbacks),
+            limit(b.readback_bytes_per_token),
+            limit(b.buffers),
+            limit(b.bind_groups),
+            limit(b.pipelines)
+        )
+    };
+    let _ = writeln!(
+        out,
+        "guard {mode}; a decode batch may cost {}; a prompt chunk {}",
+        budget(&g.decode),
+        budget(&g.prefill)
+    );
+}
+
+fn leases(out: &mut String, labels: &[(&'static str, PoolLabelStats)]) {
+    for (label, l) in labels.iter().filter(|(_, l)| l.requests > 0) {
+        let _ = writeln!(out, "  {label}: {} requests, {} on loan ({} bytes)", l.requests, l.leased, l.leased_bytes);
     }
 }
 
@@ -81,7 +132,12 @@ impl ContextStats {
         let mut out = String::new();
         phases(&mut out, &self.counters, self.gpu_timed);
         submits(&mut out, &self.submits);
+        histogram(&mut out, &self.counters);
         places(&mut out, &self.counters);
+        guard(&mut out, &self.guard);
+        if self.gpu_times_dropped > 0 {
+            let _ = writeln!(out, "{} passes were not timed", self.gpu_times_dropped);
+        }
         let m = &self.memory;
         let classes: Vec<_> =
             MemoryClass::ALL.iter().map(|&c| format!("{} {}", c.name(), m.current[c as usize])).collect();
@@ -122,6 +178,7 @@ impl ContextStats {
             p.hit_rate() * 100.0,
             p.trimmed
         );
+        leases(&mut out, &self.pool_labels);
         out
     }
 }
@@ -143,7 +200,9 @@ impl SessionStats {
         );
         phases(&mut out, &self.counters, self.gpu_timed);
         submits(&mut out, &self.submits);
+        histogram(&mut out, &self.counters);
         places(&mut out, &self.counters);
+        guard(&mut out, &self.guard);
         for per_submit in [4, 16] {
             let s = self.counters.phase(Phase::Decode).batching_saving(self.decode_tokens, per_submit);
             if s.submits > 0 {

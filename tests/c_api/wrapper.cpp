@@ -109,6 +109,7 @@ int main(int argc, char **argv) {
     REQUIRE(context.guard().mode == doppler::Guard(DOPPLER_GUARD_PRESET_DEBUG).mode);
     REQUIRE(!session.submits().empty() && context.submits().size() >= session.submits().size());
     REQUIRE(session.summary().find("first token") != std::string::npos && !context.summary().empty());
+    REQUIRE(context.pool().size() < 100);
     REQUIRE(session.estimate_batching(8).submits > 0);
     doppler::ProbeOptions probe;
     probe.points = {"logits"};

@@ -1,12 +1,19 @@
-//! A dispatch run alone, and recorded among others, gives the same bits.
+//! A dispatch run alone, and recorded among others, gives the same bits. That holds for every kernel there is.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use doppler::gpu::{Buffer, Dispatch, Gpu, Phase};
+use doppler::kernels::sample::{
+    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin,
+};
 use doppler::kernels::{
-    Activation, AngleTable, AttentionShape, Cast, KvType, MatmulPath, Matrix, Pages, RopePairs, RopeShape, add_bias,
-    attention_decode, attention_prefill, cast, dequant, gather, gelu, glu, matmul_with, residual, rmsnorm, rope, silu,
-    softmax,
+    Activation, AngleTable, AttentionShape, Cast, KERNELS, KvType, MatmulPath, Matrix, Pages, RopePairs, RopeShape,
+    STATS_PARTIAL_BYTES, add_bias, attention_decode, attention_prefill, cast, dequant, gather, gelu, glu, matmul_with,
+    residual, rmsnorm, rope, silu, softmax, tensor_stats,
 };
 use doppler::quant::by_name;
+use doppler::sample::{SampleParams, SamplingOptions};
 
 use crate::common::*;
 use crate::weights::weight;
@@ -17,9 +24,111 @@ fn pages<'a>(rows: &'a Buffer, tables: &'a Buffer, k: &'a Buffer, v: &'a Buffer)
 
 type Make<'a> = Box<dyn Fn(&'a Buffer) -> Vec<Dispatch<'a>> + 'a>;
 
+/// A decode step's own kernels over three sequences, and the buffers that they write, the same ones each time.
+struct Step {
+    vocab: u32,
+    slots: Buffer,
+    sampling: Buffer,
+    bias: Buffer,
+    stop_ids: Buffer,
+    states: Buffer,
+    rows: Buffer,
+    tokens: Buffer,
+    history: Buffer,
+    logits: Buffer,
+    partial: Buffer,
+    picked: Buffer,
+    ring: Buffer,
+}
+
+impl Step {
+    fn new(gpu: &Gpu) -> Self {
+        let vocab = 1003;
+        let states = (0..3).map(|i| SeqState { token: 40 + i, pos: 3 + i, limit: 30, stop: 0, n_stop: 1, pad: [0; 3] });
+        let history: Vec<u32> = (0..3 * 32).map(|i| i * 7 % vocab).collect();
+        let options = (0..3).map(|seed| {
+            SampleParams::from(&SamplingOptions {
+                temperature: seed as f32 * 0.6,
+                top_p: 0.9,
+                repeat_penalty: 1.2,
+                seed,
+                ..Default::default()
+            })
+        });
+        let words = |n: usize| upload_words(gpu, &vec![7; n]);
+        Self {
+            vocab,
+            slots: upload_words(gpu, &[2, 0, 1]),
+            sampling: upload_words(gpu, bytemuck::cast_slice(&options.collect::<Vec<_>>())),
+            bias: words(3 * 512),
+            stop_ids: words(3 * MAX_STOP_IDS as usize),
+            states: upload_words(gpu, bytemuck::cast_slice(&states.collect::<Vec<_>>())),
+            rows: words(6),
+            tokens: words(3),
+            history: upload_words(gpu, &history),
+            logits: upload(gpu, &Rng(5).floats(3 * vocab as usize)),
+            partial: words(2 * 3 * Chunks::of(vocab).chunks as usize),
+            picked: words(3),
+            ring: words(6),
+        }
+    }
+
+    fn dispatches(&self) -> Vec<Dispatch<'_>> {
+        let (vocab, cut) = (self.vocab, Chunks::of(self.vocab));
+        let (states, rows, history) = ((&self.states).into(), (&self.rows).into(), (&self.history).into());
+        let (logits, partial, picked) = ((&self.logits).into(), (&self.partial).into(), (&self.picked).into());
+        let (sampling, bias) = ((&self.sampling).into(), (&self.bias).into());
+        let b = SamplingBuffers { rows, sampling, history, history_cap: 32, bias };
+        let (stop_ids, ring) = ((&self.stop_ids).into(), (&self.ring).into());
+        vec![
+            step_begin(3, (&self.slots).into(), states, rows, (&self.tokens).into(), history, 32).unwrap(),
+            penalize(3, vocab, logits, b).unwrap(),
+            argmax(3, vocab, cut, logits, partial).unwrap(),
+            pick(3, vocab, cut, logits, b, partial, picked).unwrap(),
+            check_stop(3, 0, picked, rows, states, stop_ids, ring).unwrap(),
+        ]
+    }
+
+    fn written(&self, gpu: &Gpu) -> Vec<Vec<u32>> {
+        [&self.states, &self.rows, &self.tokens, &self.history, &self.logits, &self.partial, &self.picked, &self.ring]
+            .into_iter()
+            .map(|b| download_words(gpu, b, b.size() as usize / 4))
+            .collect()
+    }
+}
+
+/// Two steps after each other: alone, recorded, and replayed.
+fn steps(v: &Variant, seen: &mut BTreeSet<&'static str>) {
+    let gpu: &Gpu = &v.gpu;
+    let scope = gpu.scope(Phase::Other);
+    let [alone, recorded, replayed] = std::array::from_fn(|_| Step::new(gpu));
+    let before = alone.written(gpu);
+    let mut recorder = gpu.recorder("two steps", &scope);
+    let mut plan = gpu.recorder("step", &scope);
+    replayed.dispatches().into_iter().for_each(|d| plan.record(d).unwrap());
+    let plan = Arc::new(plan.into_plan().unwrap());
+    for _ in 0..2 {
+        for d in alone.dispatches() {
+            seen.insert(d.kernel.name);
+            run(gpu, [d]);
+        }
+        recorded.dispatches().into_iter().for_each(|d| recorder.record(d).unwrap());
+        recorder.replay(&plan);
+    }
+    recorder.submit().unwrap();
+    let want = alone.written(gpu);
+    for (i, (a, b)) in before.iter().zip(&want).enumerate() {
+        assert_ne!(a, b, "buffer {i} was not written ({})", v.name);
+    }
+    assert_eq!(recorded.written(gpu), want, "recorded ({})", v.name);
+    assert_eq!(replayed.written(gpu), want, "replayed ({})", v.name);
+}
+
 #[test]
 fn run_and_record_give_the_same_bits() {
+    let mut seen = BTreeSet::new();
     for v in variants() {
+        steps(v, &mut seen);
         let gpu: &Gpu = &v.gpu;
         let mut rng = Rng(77);
         let (rows, cols) = (6u32, 128u32);
@@ -33,13 +142,14 @@ fn run_and_record_give_the_same_bits() {
         let angles = upload_words(gpu, bytemuck::cast_slice(&AngleTable::new(&[0.5; 16], 1.0, 64).values));
         let (k, val) = (upload(gpu, &rng.floats(4096)), upload(gpu, &rng.floats(4096)));
         let (kw, vw) = (untouched(gpu, 4096), untouched(gpu, 4096));
+        let sums = untouched(gpu, STATS_PARTIAL_BYTES as usize / 4);
         let heads = AttentionShape { n_head: 2, n_kv: 1, head_dim: 64, window: 0, scale: 0.125, softcap: 0.0 };
         let turn = RopeShape { n_head: 2, n_kv: 1, head_dim: 32, n_rot: 32, pairs: RopePairs::Halves };
         let y_of = |y, n| Matrix::new(y, rows, n);
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..15).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..16).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -83,6 +193,10 @@ fn run_and_record_give_the_same_bits() {
                     ]
                 }),
             ),
+            (
+                "tensor_stats",
+                Box::new(|y| tensor_stats(mx, 0.5, (&sums).into(), y.into(), 0).unwrap().into_iter().collect()),
+            ),
         ];
         assert_eq!(kernels.len(), outputs.len());
         let scope = gpu.scope(Phase::Other);
@@ -94,11 +208,16 @@ fn run_and_record_give_the_same_bits() {
         }
         recorder.submit().unwrap();
         for ((name, make), ys) in kernels.iter().zip(&outputs) {
-            run(gpu, make(&ys[2]));
+            let dispatches = make(&ys[2]);
+            seen.extend(dispatches.iter().map(|d| d.kernel.name));
+            run(gpu, dispatches);
             let [a, b, c] = ys.each_ref().map(|y| download(gpu, y, out));
             assert!(a.iter().any(|x| *x != UNTOUCHED), "{name} wrote nothing");
             same_bits(&format!("{name}, recorded twice ({})", v.name), &a, &b);
             same_bits(&format!("{name}, recorded and run ({})", v.name), &a, &c);
         }
     }
+    // Those of mixtures are run, recorded and replayed in moe/block.rs.
+    seen.extend(["moe_route", "moe_group", "moe_tiles", "moe_vec", "moe_tile", "moe_combine"]);
+    assert_eq!(seen, KERNELS.iter().map(|k| k.name).collect(), "left: those tried");
 }

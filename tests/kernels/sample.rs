@@ -574,17 +574,47 @@ fn structures_are_the_same_in_wgsl_and_rust() {
     }
 }
 
+/// `const NAME: u32 = …u;` of a kernel's shader or of what it imports. Read as text: shaders with slots are no modules by themselves.
+fn wgsl_constant(kernel: &str, name: &str) -> u32 {
+    let source = KERNELS.iter().find(|k| k.name == kernel).unwrap().source;
+    let lib = "#import state\n";
+    let text = match source.contains(lib.trim()) {
+        true => assemble("shared", lib, &[], &[], false).unwrap().source + source,
+        false => source.to_string(),
+    };
+    let start = format!("const {name}: u32 = ");
+    let at = text.find(&start).unwrap_or_else(|| panic!("{kernel} has no constant {name}"));
+    let value = text[at + start.len()..].split(['u', ';']).next().unwrap();
+    match value.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).unwrap(),
+        None => value.parse().unwrap_or_else(|e| panic!("{kernel}: {name} = {value}: {e}")),
+    }
+}
+
+/// Sizes that shaders fix by themselves: workgroup memory is laid out by them.
+#[test]
+fn sizes_in_shaders_are_those_of_the_hosts() {
+    use doppler::kernels::constants::*;
+    for (kernel, name, value) in [
+        ("matmul_tile", "WG", THREADS),
+        ("matmul_tile", "TILE_T", TILE.0),
+        ("matmul_tile", "TILE_R", TILE.1),
+        ("moe_tile", "WG", THREADS),
+        ("moe_tile", "TILE_R", TILE.1),
+        ("attention_prefill", "WG", THREADS),
+        ("attention_prefill", "QT", ATTENTION_ROWS),
+        ("sample_pick", "WG", THREADS_LONG),
+        ("moe_route", "MAX_EXPERTS", MAX_EXPERTS),
+        ("moe_route", "MAX_EXPERTS_USED", MAX_EXPERTS_USED),
+        ("moe_tiles", "MAX_EXPERTS", MAX_EXPERTS),
+    ] {
+        assert_eq!(wgsl_constant(kernel, name), value, "{kernel}: {name}");
+    }
+}
+
 #[test]
 fn constants_are_the_same_in_wgsl_and_rust() {
-    let kernel = KERNELS.iter().find(|k| k.name == "check_stop").unwrap();
-    let module = module_of(kernel.source);
-    let constant = |name: &str| {
-        let (_, c) = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).expect(name);
-        match module.global_expressions[c.init] {
-            naga::Expression::Literal(naga::Literal::U32(value)) => value,
-            ref other => panic!("{name}: {other:?}"),
-        }
-    };
+    let constant = |name: &str| wgsl_constant("check_stop", name);
     assert_eq!(constant("STOP_IDS"), MAX_STOP_IDS);
     assert_eq!(constant("BIAS_ENTRIES"), BIAS_ENTRIES);
     assert_eq!(BIAS_ENTRIES as usize, MAX_LOGIT_BIAS);

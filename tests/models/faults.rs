@@ -6,7 +6,7 @@ use doppler::Error;
 use doppler::gpu::{FaultPoint, Features, Guard, Phase};
 use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
-use doppler::session::{GenerateOptions, ModelOptions, Session, SessionOptions};
+use doppler::session::{Context, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
 
 use crate::common::*;
 
@@ -78,4 +78,76 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
         // At least: a prompt of two chunks and three decode batches, each with a submit and a wait, and four readbacks.
         assert!(failures >= 2 * 5 + 4, "{failures} failures were injected");
     }
+}
+
+/// Everything else that takes blocks, slots and buffers: opening, growing, forking, ending to share, snapshots, profiles, evaluating.
+fn errand(context: &Context, model: &Model) -> doppler::Result<Vec<u32>> {
+    let open = || model.open_session(&SessionOptions::default());
+    let mut first = open()?;
+    first.append_text("Once upon a time there was a little mouse", false)?;
+    generate(&mut first, 3).1?;
+    let mut fork = first.fork()?;
+    // Writes to a shared block, and asks for blocks that were promised to both.
+    fork.append_text(" who", false)?;
+    generate(&mut fork, 40).1?;
+    let profiled = context.start_profile().is_ok();
+    let bytes = fork.snapshot()?;
+    let mut third = open()?;
+    third.append_text("Another text", false)?;
+    third.eval(&[5, 6], &mut |_| Ok(()))?;
+    third.restore(&bytes)?;
+    assert_eq!(third.tokens(), fork.tokens());
+    let (tokens, ended) = generate(&mut third, 4);
+    ended?;
+    if profiled {
+        context.stop_profile()?;
+    }
+    fork.truncate(7)?;
+    generate(&mut fork, 1).1?;
+    Ok(tokens)
+}
+
+#[test]
+fn a_failure_at_any_step_of_forks_and_snapshots_leaves_everything_consistent() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let gpu = context.gpu().clone();
+    let load = || {
+        let options = ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: false };
+        context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap()
+    };
+    let settle = || {
+        gpu.pool().trim();
+        (gpu.memory().snapshot().live_buffers, gpu.memory().snapshot().total)
+    };
+    errand(&context, &load()).unwrap();
+    let empty = settle();
+    let want = errand(&context, &load()).unwrap();
+    let mut failures = 0;
+    // Thousands of steps are recorded. A regular run takes some of each kind, a long one all that differ.
+    let (record, others) = if long_tests() { (97, 1) } else { (997, 7) };
+    for point in [FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait, FaultPoint::Map, FaultPoint::Buffer] {
+        for nth in (1..).step_by(if point == FaultPoint::Record { record } else { others }) {
+            let model = load();
+            gpu.inject_fault(point, nth);
+            let outcome = errand(&context, &model);
+            gpu.inject_fault(point, 0);
+            if let Ok(tokens) = outcome {
+                assert_eq!(tokens, want);
+                break;
+            }
+            failures += 1;
+            let what = format!("{point:?} {nth}: {outcome:?}");
+            // A profile that could not be ended goes on; none is no error here.
+            let _ended = context.stop_profile();
+            assert!(gpu.pool().leaks().is_empty(), "{what}: {:?}", gpu.pool().leaks());
+            let kv = model.stats().kv;
+            assert_eq!((kv.used, kv.shared), (0, 0), "{what}");
+            // The model is as good as new.
+            assert_eq!(errand(&context, &model).unwrap(), want, "{what}");
+            drop(model);
+            assert_eq!(settle(), empty, "{what}: buffers and bytes");
+        }
+    }
+    println!("{failures} failures were injected");
+    assert!(failures > 20, "{failures} failures were injected");
 }

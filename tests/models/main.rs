@@ -1,6 +1,7 @@
 //! Whole models against outsiders: reference logits, greedy tokens and perplexities.
 
 mod batch;
+mod budgets;
 mod common;
 mod faults;
 mod golden;

@@ -72,6 +72,9 @@ int main(int argc, char **argv) {
     NULLED(doppler_context_get_submits(context, NULL, 8, &needed));
     NULLED(doppler_context_get_submits(context, NULL, 0, NULL));
     FOREIGN(doppler_context_get_submits(fake_context, NULL, 0, &needed));
+    NULLED(doppler_context_get_pool(NULL, NULL, 0, &needed));
+    NULLED(doppler_context_get_pool(context, NULL, 8, &needed));
+    FOREIGN(doppler_context_get_pool(fake_context, NULL, 0, &needed));
     NULLED(doppler_context_get_summary(NULL, text, sizeof text, &needed));
     NULLED(doppler_context_get_summary(context, NULL, 8, &needed));
     NULLED(doppler_context_get_summary(context, NULL, 0, NULL));

@@ -56,6 +56,7 @@ static void guards(doppler_context *context, doppler_model *model) {
 static void counts(doppler_context *context, doppler_model *model) {
     doppler_session *session = asked(model);
     doppler_submit_stats list[64];
+    doppler_pool_stats pool[32];
     doppler_session_stats stats;
     doppler_context_stats total;
     doppler_batching_saving saving;
@@ -96,6 +97,11 @@ static void counts(doppler_context *context, doppler_model *model) {
     OK(doppler_context_get_summary(context, text, sizeof text, NULL));
     REQUIRE(strstr(text, "device memory") != NULL && strstr(text, "hit rate") != NULL);
 
+    OK(doppler_context_get_pool(context, pool, 32, &n));
+    REQUIRE(n >= 1);
+    for (i = 0; i < n; i++) {
+        REQUIRE(pool[i].label[0] != 0 && pool[i].requests > 0 && pool[i].leased == 0 && pool[i].leased_bytes == 0);
+    }
     OK(doppler_context_get_stats(context, &total));
     REQUIRE(total.pool_leased == 0 && total.pool_leased_bytes == 0 && total.cached_pipelines > 10);
     OK(doppler_context_purge_caches(context, &purged));
