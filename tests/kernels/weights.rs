@@ -6,10 +6,18 @@ use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;
 
-/// Widths that a format can have.
+/// Widths that a format can have. Of formats with blocks: one, an odd number, many.
 pub(crate) fn widths(format: &Format) -> Vec<usize> {
-    let all = [4usize, 36, 64, 260, 1000, 32, 96, 1024];
-    all.into_iter().filter(|k| k.is_multiple_of(format.block_len)).collect()
+    match format.block_len {
+        1 => vec![4, 36, 64, 260, 1000, 32, 96, 1024],
+        32 => vec![64, 32, 96, 1024],
+        block => vec![block, 3 * block, 1024],
+    }
+}
+
+/// One width where formats can be compared.
+pub(crate) fn common_width(format: &Format) -> usize {
+    64usize.next_multiple_of(format.block_len)
 }
 
 /// A weight on the device beside what it means.
