@@ -17,7 +17,7 @@ const WINDOWS: usize = 32;
 /// Column B for the f16 file.
 const F16: f64 = 2.1366;
 /// Windows of a quantised file in a regular run.
-const FEW: usize = 4;
+const FEW: usize = 2;
 
 /// Of each window, −ln p of its tokens but the first.
 fn losses(model: &Model, ids: &[u32]) -> Vec<f64> {
