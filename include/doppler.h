@@ -7,7 +7,7 @@
  *
  *  - It returns a doppler_status (except those that only give a version or a text). After a failure doppler_last_error() has the text for
  *    people, for the calling thread. No failure ends the process, and no panic crosses this boundary.
- *  - Outputs are written on success only, with two exceptions: `needed` also says how large a buffer would have been enough, and the logits
+ *  - Outputs are written on success only, with two exceptions: `needed` (of a snapshot: `size`) also says how large a buffer would have been enough, and the logits
  *    buffer of doppler_session_eval() has no defined content if that call fails half-way.
  *  - Handles (doppler_context, doppler_model, doppler_session) are opaque. NULL gets DOPPLER_STATUS_NULL_POINTER; a handle that was
  *    destroyed, or is of another kind, gets DOPPLER_STATUS_BAD_HANDLE. They may be destroyed in any order: a session keeps its model,
@@ -52,6 +52,11 @@
  * "None" where an index or a token is expected: no adapter index, no token, no stop string.
  */
 #define DOPPLER_NONE UINT32_MAX
+
+/**
+ * Groups that doppler_model_stats describes.
+ */
+#define DOPPLER_KV_GROUPS 8
 
 /**
  * What a function answers. The numbers are permanent; newer libraries may add some, so treat an unknown one as a failure.
@@ -308,6 +313,11 @@ enum doppler_kv_type
      * Single precision: twice the memory.
      */
     DOPPLER_KV_TYPE_F32 = 1,
+    /**
+     * Signed bytes with a scale for each 32 dimensions of a head: about half the memory of F16. Models whose heads are no multiple of 32
+     * dimensions do not load with it (DOPPLER_STATUS_UNSUPPORTED).
+     */
+    DOPPLER_KV_TYPE_Q8 = 2,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1242,6 +1252,54 @@ typedef struct doppler_model_info {
 } doppler_model_info;
 
 /**
+ * One message of a conversation. Both texts are NUL-terminated UTF-8 and are only read during the call.
+ */
+typedef struct doppler_message {
+    /**
+     * Who speaks: "system", "user", "assistant", or what else the model's template knows.
+     */
+    const char *role;
+    /**
+     * What is said.
+     */
+    const char *content;
+} doppler_message;
+
+/**
+ * What the attention cache of the layers with one window holds.
+ */
+typedef struct doppler_kv_group {
+    /**
+     * Positions that a token of these layers sees, itself included. 0: all.
+     */
+    uint32_t window;
+    /**
+     * Layers.
+     */
+    uint32_t n_layer;
+    /**
+     * Blocks that exist.
+     */
+    uint32_t blocks;
+    /**
+     * Blocks in use.
+     */
+    uint32_t used;
+    /**
+     * Most blocks that were ever in use.
+     */
+    uint32_t high_water;
+    /**
+     * Blocks in use that several sessions share.
+     */
+    uint32_t shared;
+    /**
+     * Bytes of one block, all layers of the group, keys and values.
+     */
+    uint64_t block_bytes;
+} doppler_kv_group;
+
+/**
  * What loading a model cost, and what its attention cache holds. Set `struct_size` before the call.
  */
 typedef struct doppler_model_stats {
@@ -1258,7 +1316,7 @@ typedef struct doppler_model_stats {
      */
     uint64_t file_bytes;
     /**
-     * Bytes of one block of the attention cache, all layers, keys and values.
+     * Bytes of one block of the attention cache in every group of layers, keys and values: what `kv_block_tokens` tokens take.
      */
     uint64_t kv_block_bytes;
     /**
@@ -1266,7 +1324,7 @@ typedef struct doppler_model_stats {
      */
     uint32_t kv_block_tokens;
     /**
-     * Blocks that exist.
+     * Blocks that exist, in all groups.
      */
     uint32_t kv_blocks;
     /**
@@ -1277,21 +1335,31 @@ typedef struct doppler_model_stats {
      * Most blocks that were ever in use.
      */
     uint32_t kv_blocks_high_water;
+    /**
+     * Bytes of all blocks.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Bytes of the blocks in use.
+     */
+    uint64_t kv_used_bytes;
+    /**
+     * Blocks copied because a session wrote to one that it shared.
+     */
+    uint64_t kv_copies;
+    /**
+     * Blocks in use that several sessions share.
+     */
+    uint32_t kv_blocks_shared;
+    /**
+     * Groups of layers: those with the same sliding window keep their tokens together.
+     */
+    uint32_t kv_n_groups;
+    /**
+     * The first of them, in the order of their first layers; the rest is zero.
+     */
+    struct doppler_kv_group kv_groups[DOPPLER_KV_GROUPS];
 } doppler_model_stats;
-
-/**
- * One message of a conversation. Both texts are NUL-terminated UTF-8 and are only read during the call.
- */
-typedef struct doppler_message {
-    /**
-     * Who speaks: "system", "user", "assistant", or what else the model's template knows.
-     */
-    const char *role;
-    /**
-     * What is said.
-     */
-    const char *content;
-} doppler_message;
 
 /**
  * What to look at. Fill it with doppler_probe_options_init().
@@ -1302,8 +1370,8 @@ typedef struct doppler_probe_options {
      */
     size_t struct_size;
     /**
-     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "attn.heads", "attn.residual", "ffn.norm", "ffn.inner",
-     * "ffn.residual", "output.norm", "logits", "kv.table", "sample.picked", "stop.state". Read during the call.
+     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "attn.heads", "attn.residual", "ffn.norm",
+     * "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
      */
     const char *const *points;
     /**
@@ -1868,17 +1936,6 @@ DOPPLER_API doppler_status doppler_model_destroy(struct doppler_model *model);
 DOPPLER_API doppler_status doppler_model_get_info(const struct doppler_model *model, struct doppler_model_info *info);
 
 /**
- * What loading a model cost, and what its attention cache holds.
- *
- * @param stats  filled in; set its `struct_size`
- *
- * Threads: any; waits for a submit that is under way in one of its sessions.
- */
-DOPPLER_API
-doppler_status doppler_model_get_stats(const struct doppler_model *model,
-                                       struct doppler_model_stats *stats);
-
-/**
  * The tokens of a text.
  *
  * @param text           UTF-8, not NUL-terminated; may be NULL if `text_bytes` is 0
@@ -1998,6 +2055,17 @@ doppler_status doppler_model_format_chat(const struct doppler_model *model,
                                          char *buffer,
                                          size_t capacity,
                                          size_t *needed);
+
+/**
+ * What loading a model cost, and what its attention cache holds.
+ *
+ * @param stats  filled in; set its `struct_size`
+ *
+ * Threads: any; waits for a submit that is under way in one of its sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_get_stats(const struct doppler_model *model,
+                                       struct doppler_model_stats *stats);
 
 /**
  * Fills options with their defaults.
@@ -2352,6 +2420,55 @@ doppler_status doppler_session_get_stats(const struct doppler_session *session,
  * Threads: one at a time for each session.
  */
 DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
+
+/**
+ * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
+ * shared, not copied, and not evaluated again; from then on the two are independent. The cache makes room for what the new one may
+ * still come to hold. Its statistics start at zero.
+ *
+ * @param session      stays as it is
+ * @param new_session  gets the handle; end it with doppler_session_destroy()
+ * @return             DOPPLER_STATUS_INVALID_STATE while `session` generates, DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_fork(struct doppler_session *session,
+                                    struct doppler_session **new_session);
+
+/**
+ * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
+ * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
+ *
+ * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
+ * @param capacity  bytes that fit
+ * @param size      gets the bytes of the snapshot, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `size` is written), DOPPLER_STATUS_INVALID_STATE while generating,
+ *                  DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_snapshot(const struct doppler_session *session,
+                                        void *buffer,
+                                        size_t capacity,
+                                        size_t *size);
+
+/**
+ * Makes a session what another one was when doppler_session_snapshot() wrote these bytes: it goes on exactly as that one did.
+ *
+ * @param data  the bytes; only read during the call
+ * @param size  how many
+ * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
+ *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
+ *              then as it was
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_restore(struct doppler_session *session,
+                                       const void *data,
+                                       size_t size);
 
 /**
  * The name of a status, such as "DOPPLER_STATUS_OK"; "DOPPLER_STATUS_UNKNOWN" for a number that this library does not have.

@@ -238,6 +238,24 @@ class Session {
     void reset() { check(doppler_session_reset(get())); }
     /** doppler_session_truncate() */
     void truncate(std::uint32_t n_tokens) { check(doppler_session_truncate(get(), n_tokens)); }
+    /** doppler_session_fork() */
+    Session fork() const {
+        doppler_session *forked = nullptr;
+        check(doppler_session_fork(get(), &forked));
+        return Session(forked);
+    }
+    /** doppler_session_snapshot() */
+    std::vector<std::uint8_t> snapshot() const {
+        std::size_t size = 0;
+        check(doppler_session_snapshot(get(), nullptr, 0, &size));
+        std::vector<std::uint8_t> bytes(size);
+        check(doppler_session_snapshot(get(), bytes.data(), bytes.size(), &size));
+        return bytes;
+    }
+    /** doppler_session_restore() */
+    void restore(const std::vector<std::uint8_t> &bytes) {
+        check(doppler_session_restore(get(), bytes.data(), bytes.size()));
+    }
     /** doppler_session_cancel(): any thread. */
     void cancel() const { check(doppler_session_cancel(get())); }
     /** doppler_session_get_stats() */

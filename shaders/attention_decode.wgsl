@@ -48,10 +48,10 @@ fn main(t: Thread) {
         var score = LOWEST;
         if (p <= pos) {
             let block = tables[table + p / params.block_tokens];
-            let at = ((block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens) * HEAD_DIM;
+            let at = (block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens;
             index[t.lid] = at;
             var s = 0.0;
-            for (var i = 0u; i < d4; i++) { s += dot(qs[i], k_load4(at + i * 4u)); }
+            for (var i = 0u; i < d4; i++) { s += dot(qs[i], k_load4(at, i)); }
             s *= params.scale;
             if (params.softcap > 0.0) { s = params.softcap * safe_tanh(s / params.softcap); }
             score = s;
@@ -66,7 +66,7 @@ fn main(t: Thread) {
         workgroupBarrier();
         let n = min(pos + 1u - base, WG);
         if (v_group < v_groups) {
-            for (var j = v_group; j < n; j += v_groups) { acc += weights[j] * v_load4(index[j] + v_dim * 4u); }
+            for (var j = v_group; j < n; j += v_groups) { acc += weights[j] * v_load4(index[j], v_dim); }
         }
         workgroupBarrier();
     }

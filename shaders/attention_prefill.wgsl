@@ -26,6 +26,12 @@ var<workgroup> tile: array<vec4<f32>, KT * HEAD_DIM / 4u>;
 var<workgroup> scores: array<f32, QT * KT>;
 const LOWEST: f32 = -3.4028234e38;
 
+// Sixteen terms of q . k.
+fn dot4(a: u32, b: u32) -> f32 {
+    return dot(qs[a], tile[b]) + dot(qs[a + 1u], tile[b + 1u])
+        + (dot(qs[a + 2u], tile[b + 2u]) + dot(qs[a + 3u], tile[b + 3u]));
+}
+
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
     let g = group_index(t);
@@ -57,8 +63,8 @@ fn main(t: Thread) {
         for (var i = t.lid; i < KT * d4; i += WG) {
             let p = min(base + i / d4, end - 1u);
             let block = tables[table + p / params.block_tokens];
-            let at = ((block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens) * HEAD_DIM;
-            tile[i] = k_load4(at + (i % d4) * 4u);
+            let at = (block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens;
+            tile[i] = k_load4(at, i % d4);
         }
         workgroupBarrier();
         for (var j = quarter; j < KT; j += 4u) {
@@ -66,7 +72,12 @@ fn main(t: Thread) {
             var s = LOWEST;
             if (p <= pos && p >= row_lo) {
                 s = 0.0;
-                for (var i = 0u; i < d4; i++) { s += dot(qs[r * d4 + i], tile[j * d4 + i]); }
+                // Eight at a time: some software drivers end loops that turn too often (Mesa's llvmpipe: all loops of a thread together,
+                // after 65,535 turns).
+                for (var i = 0u; i < d4; i += 8u) {
+                    s += dot4(r * d4 + i, j * d4 + i);
+                    if (i + 4u < d4) { s += dot4(r * d4 + i + 4u, j * d4 + i + 4u); }
+                }
                 s *= params.scale;
                 if (params.softcap > 0.0) { s = params.softcap * safe_tanh(s / params.softcap); }
             }
@@ -76,8 +87,8 @@ fn main(t: Thread) {
         for (var i = t.lid; i < KT * d4; i += WG) {
             let p = min(base + i / d4, end - 1u);
             let block = tables[table + p / params.block_tokens];
-            let at = ((block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens) * HEAD_DIM;
-            tile[i] = v_load4(at + (i % d4) * 4u);
+            let at = (block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens;
+            tile[i] = v_load4(at, i % d4);
         }
         var new_top = top;
         for (var j = 0u; j < KT; j++) { new_top = max(new_top, scores[r * KT + j]); }

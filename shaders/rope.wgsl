@@ -1,6 +1,6 @@
 // Rotary position embedding of q and k, and the write of k and v to the paged cache, in one go.
 // In: x[t, :] holds q heads, k heads and v heads at their offsets. Out: q_out[t, head, :]; k and v in their pages.
-// A thread makes two neighbouring dimensions (2i, 2i + 1) of one head of one row.
+// A thread makes two neighbouring dimensions (2i, 2i + 1) of one head of one row; a head has head_threads of them, some of which may idle.
 // NEOX rotates (i, i + n_rot/2), else pairs (2i, 2i + 1); dimensions from n_rot on pass through. NOPE: nothing is rotated.
 // Angles: position = 256 * hi + lo; the table holds cos and sin for lo in rows 0..255 (times the magnitude scale) and for 256 * hi after
 // them, combined by the addition theorem: exact to f32 rounding at any position, where sin(large) is not.
@@ -10,13 +10,17 @@
 override WG: u32 = 64u;
 struct Params {
     t_rows: u32, n_head: u32, n_kv: u32, head_dim: u32, n_rot: u32,
-    x_stride: u32, q_offset: u32, k_offset: u32, v_offset: u32, block_tokens: u32, table_stride: u32,
+    head_threads: u32, x_stride: u32, q_offset: u32, k_offset: u32, v_offset: u32, block_tokens: u32, table_stride: u32,
 }
 @group(0) @binding(auto) var<storage, read> x: array<vec2<f32>>;
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
 @group(0) @binding(auto) var<storage, read> angles: array<vec2<f32>>;
 @group(0) @binding(auto) var<storage, read_write> q_out: array<vec2<f32>>;
+// What kv_store writes: nothing, a key, a value.
+const KV_NONE: u32 = 0u;
+const KV_K: u32 = 1u;
+const KV_V: u32 = 2u;
 #slot kv
 
 // cos and sin of pair i at a position.
@@ -42,44 +46,48 @@ fn rotated(base: u32, d: u32, pos: u32) -> f32 {
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
-    let pairs = params.head_dim / 2u;
     let heads = params.n_head + 2u * params.n_kv;
     let i = group_index(t) * WG + t.lid;
-    let row = i / (heads * pairs);
-    if (row >= params.t_rows) { return; }
-    let head = (i / pairs) % heads;
-    let d = (i % pairs) * 2u;
-    let pos = rows[row].pos;
-    let is_q = head < params.n_head;
-    let is_v = head >= params.n_head + params.n_kv;
-    var index = head;
-    var offset = params.q_offset;
-    if (is_v) {
-        index = head - params.n_head - params.n_kv;
-        offset = params.v_offset;
-    } else if (!is_q) {
-        index = head - params.n_head;
-        offset = params.k_offset;
-    }
-    let base = row * params.x_stride + offset + index * params.head_dim;
-    var v = x[(base + d) >> 1u];
+    let row = i / (heads * params.head_threads);
+    let head = (i / params.head_threads) % heads;
+    let d = (i % params.head_threads) * 2u;
+    var kind = KV_NONE;
+    var place = 0u;
+    var v = vec2<f32>(0.0);
+    if (row < params.t_rows && d < params.head_dim) {
+        let pos = rows[row].pos;
+        let is_q = head < params.n_head;
+        let is_v = head >= params.n_head + params.n_kv;
+        var index = head;
+        var offset = params.q_offset;
+        if (is_v) {
+            index = head - params.n_head - params.n_kv;
+            offset = params.v_offset;
+        } else if (!is_q) {
+            index = head - params.n_head;
+            offset = params.k_offset;
+        }
+        let base = row * params.x_stride + offset + index * params.head_dim;
+        v = x[(base + d) >> 1u];
 #if !NOPE
-    if (!is_v && d < params.n_rot) {
+        if (!is_v && d < params.n_rot) {
 #if NEOX
-        v = vec2<f32>(rotated(base, d, pos), rotated(base, d + 1u, pos));
+            v = vec2<f32>(rotated(base, d, pos), rotated(base, d + 1u, pos));
 #else
-        let r = rotation(pos, d >> 1u);
-        v = vec2<f32>(v.x * r.x - v.y * r.y, v.y * r.x + v.x * r.y);
+            let r = rotation(pos, d >> 1u);
+            v = vec2<f32>(v.x * r.x - v.y * r.y, v.y * r.x + v.x * r.y);
 #endif
-    }
+        }
 #endif
-    if (is_q) {
-        q_out[(row * params.n_head * params.head_dim + index * params.head_dim + d) >> 1u] = v;
-        return;
+        if (is_q) {
+            q_out[(row * params.n_head * params.head_dim + index * params.head_dim + d) >> 1u] = v;
+        } else if (pos / params.block_tokens < params.table_stride) {
+            // A stopped sequence in a batch stays at its end, which may lie beyond its table: nothing may be written there.
+            let block = tables[rows[row].slot * params.table_stride + pos / params.block_tokens];
+            place = (block * params.n_kv + index) * params.block_tokens + pos % params.block_tokens;
+            kind = select(KV_K, KV_V, is_v);
+        }
     }
-    // A stopped sequence in a batch stays at its end, which may lie beyond its table: nothing may be written there.
-    if (pos / params.block_tokens >= params.table_stride) { return; }
-    let block = tables[rows[row].slot * params.table_stride + pos / params.block_tokens];
-    let o = ((block * params.n_kv + index) * params.block_tokens + pos % params.block_tokens) * params.head_dim + d;
-    if (is_v) { v_store2(o, v); } else { k_store2(o, v); }
+    // All threads come here: a storage of keys and values may need its neighbours' numbers.
+    kv_store(t, kind, place, d, v);
 }

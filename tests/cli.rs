@@ -141,6 +141,25 @@ fn generation_logits_and_perplexity_agree_with_each_other() {
     assert!((mean - nats / 4.0).abs() < 1e-3, "{mean} {}", nats / 4.0);
 }
 
+/// Keys and values in 8 bits: about half the bytes of f16, as `info` says and `generate` finds.
+#[test]
+fn the_cache_is_reported() {
+    let per_token = &json(&["info", MODEL, "--json"], "")["model"]["kv_bytes_per_token"];
+    let bytes = |kv: &str| per_token[kv].as_u64().unwrap();
+    assert!(bytes("f32") == 2 * bytes("f16") && bytes("q8") * 64 == bytes("f16") * 34, "{per_token}");
+    if no_gpu() {
+        return;
+    }
+    let report = json(&["generate", MODEL, "-p", "Once", "-n", "4", "--kv", "q8", "--ctx", "100", "--json"], "");
+    let kv = &report["kv"];
+    assert_eq!((&kv["type"], &kv["blocks"], &kv["used"]), (&"q8".into(), &4.into(), &1.into()), "{kv}");
+    assert_eq!(kv["block_bytes"].as_u64().unwrap(), bytes("q8") * kv["block_tokens"].as_u64().unwrap());
+    assert_eq!((&kv["groups"][0]["window"], &kv["groups"][0]["layers"]), (&0.into(), &6.into()));
+    let o = doppler(&["generate", MODEL, "-p", "Once", "-n", "2", "--kv", "q8", "--verbose"], "");
+    let text = String::from_utf8_lossy(&o.stderr);
+    assert!(text.contains("KV cache (q8)") && text.contains("6 layers that see all tokens"), "{text}");
+}
+
 #[test]
 fn chat_answers_each_line() {
     if no_gpu() {

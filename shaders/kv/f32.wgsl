@@ -1,12 +1,15 @@
-// Keys and values as f32. Index as in f16.wgsl.
+// Keys and values as f32. Rows as in f16.wgsl.
 #if KV_WRITE
 @group(0) @binding(auto) var<storage, read_write> kv_k: array<vec2<f32>>;
 @group(0) @binding(auto) var<storage, read_write> kv_v: array<vec2<f32>>;
-fn k_store2(i: u32, v: vec2<f32>) { kv_k[i >> 1u] = v; }
-fn v_store2(i: u32, v: vec2<f32>) { kv_v[i >> 1u] = v; }
+fn kv_store(t: Thread, kind: u32, row: u32, d: u32, v: vec2<f32>) {
+    let i = (row * params.head_dim + d) >> 1u;
+    if (kind == KV_K) { kv_k[i] = v; }
+    if (kind == KV_V) { kv_v[i] = v; }
+}
 #else
 @group(0) @binding(auto) var<storage, read> kv_k: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> kv_v: array<vec4<f32>>;
-fn k_load4(i: u32) -> vec4<f32> { return kv_k[i >> 2u]; }
-fn v_load4(i: u32) -> vec4<f32> { return kv_v[i >> 2u]; }
+fn k_load4(row: u32, d4: u32) -> vec4<f32> { return kv_k[row * (HEAD_DIM / 4u) + d4]; }
+fn v_load4(row: u32, d4: u32) -> vec4<f32> { return kv_v[row * (HEAD_DIM / 4u) + d4]; }
 #endif

@@ -152,6 +152,7 @@ impl ProfileArgs {
 pub(super) enum KvArg {
     F16,
     F32,
+    Q8,
 }
 
 impl From<KvArg> for KvType {
@@ -159,6 +160,7 @@ impl From<KvArg> for KvType {
         match k {
             KvArg::F16 => KvType::F16,
             KvArg::F32 => KvType::F32,
+            KvArg::Q8 => KvType::Q8,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Counters and times as tables and as JSON.
 
 use doppler::gpu::{CounterSnapshot, MemoryClass, MemorySnapshot, Phase, PhaseSnapshot, ReadbackClass};
-use doppler::session::SessionStats;
+use doppler::session::{KvStats, KvType, SessionStats};
 use serde_json::{Map, Value, json};
 
 /// Milliseconds.
@@ -63,5 +63,20 @@ pub(super) fn timings_json(s: &SessionStats, load_ns: u64) -> Value {
         "first_token_ms": ms(s.first_token_ns), "generated_tokens": s.generated_tokens,
         "decode_tokens": s.decode_tokens, "decode_ms": ms(s.decode_ns),
         "decode_tokens_per_s": rate(s.decode_tokens, s.decode_ns),
+    })
+}
+
+/// What the attention cache holds.
+pub(super) fn kv_json(kv: &KvStats, kv_type: KvType) -> Value {
+    let group = |g: &doppler::session::KvGroupStats| {
+        json!({
+            "window": g.window, "layers": g.layers, "blocks": g.blocks, "used": g.used, "high_water": g.high_water,
+            "shared": g.shared, "block_bytes": g.block_bytes,
+        })
+    };
+    json!({
+        "type": kv_type.name(), "block_tokens": kv.block_tokens, "block_bytes": kv.block_bytes, "blocks": kv.blocks,
+        "used": kv.used, "high_water": kv.high_water, "shared": kv.shared, "copies": kv.copies,
+        "bytes": kv.bytes, "used_bytes": kv.used_bytes, "groups": kv.groups.iter().map(group).collect::<Vec<_>>(),
     })
 }

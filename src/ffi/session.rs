@@ -32,6 +32,11 @@ pub(crate) struct Object {
 pub(crate) static SESSIONS: Table<doppler_session, Object> = Table::new("session", 3);
 
 impl Object {
+    /// A handle for a new session.
+    pub(crate) fn publish(session: Session) -> *mut doppler_session {
+        SESSIONS.insert(Self { cancel: session.cancel_handle(), session: Mutex::new(session) })
+    }
+
     /// The session, unless a call is running in it.
     pub(crate) fn enter(&self) -> Result<MutexGuard<'_, Session>> {
         let refuse = |text: &str| Err(Failure::new(doppler_status::InvalidState, text));
@@ -156,8 +161,7 @@ pub unsafe extern "C" fn doppler_session_create(
             tokens_per_submit: o.tokens_per_submit,
             guard: guard_mode(o.guard_mode)?.map(|mode| Guard { mode, ..Guard::default() }),
         };
-        let session = model.open_session(&options)?;
-        out.write(SESSIONS.insert(Object { cancel: session.cancel_handle(), session: Mutex::new(session) }));
+        out.write(Object::publish(model.open_session(&options)?));
         Ok(())
     })
 }

@@ -115,21 +115,25 @@ pub(crate) unsafe fn buffer_out<T>(to: *mut T, capacity: usize, needed: *mut usi
 }
 
 impl<T: Copy> BufferOut<T> {
-    /// Writes the elements, or only how many they are.
-    pub(crate) fn fill(self, items: &[T]) -> Result<()> {
+    /// Writes how many elements there are. True if they are wanted and fit, false if the call only asks for their number.
+    pub(crate) fn wants(&self, n: usize) -> Result<bool> {
         if !self.needed.is_null() {
             // SAFETY: writable by the contract of `buffer_out`.
-            unsafe { self.needed.write_unaligned(items.len()) };
+            unsafe { self.needed.write_unaligned(n) };
         }
-        if self.to.is_null() {
-            return Ok(());
-        }
-        if items.len() > self.capacity {
-            let text = format!("the buffer holds {}, {} are needed", self.capacity, items.len());
+        if !self.to.is_null() && n > self.capacity {
+            let text = format!("the buffer holds {}, {n} are needed", self.capacity);
             return Err(Failure::new(doppler_status::BufferTooSmall, text));
         }
-        // SAFETY: that many are writable by the contract of `buffer_out`; bytes have no alignment.
-        unsafe { std::ptr::copy_nonoverlapping(items.as_ptr().cast::<u8>(), self.to.cast(), size_of_val(items)) };
+        Ok(!self.to.is_null())
+    }
+
+    /// Writes the elements, or only how many they are.
+    pub(crate) fn fill(self, items: &[T]) -> Result<()> {
+        if self.wants(items.len())? {
+            // SAFETY: that many are writable by the contract of `buffer_out`; bytes have no alignment.
+            unsafe { std::ptr::copy_nonoverlapping(items.as_ptr().cast::<u8>(), self.to.cast(), size_of_val(items)) };
+        }
         Ok(())
     }
 }

@@ -301,6 +301,13 @@ impl Scope {
         self
     }
 
+    /// The same scope in another phase.
+    #[must_use]
+    pub fn in_phase(mut self, phase: Phase) -> Self {
+        self.phase = phase;
+        self
+    }
+
     /// The same scope that also charges a session.
     #[must_use]
     pub fn with_session(mut self, session: Arc<Counters>) -> Self {

@@ -361,11 +361,14 @@ impl Gpu {
         }
         std::thread::scope(|s| {
             let running: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
-            running.into_iter().fold(Ok(()), |outcome, thread| {
-                let joined =
-                    thread.join().unwrap_or_else(|_| Err(Error::Internal("a compiling thread panicked".into())));
-                outcome.and(joined)
-            })
+            // Every thread is joined before the first error is given back.
+            let mut outcome = Ok(());
+            for thread in running {
+                let joined = thread.join();
+                outcome =
+                    outcome.and(joined.unwrap_or_else(|_| Err(Error::Internal("a compiling thread panicked".into()))));
+            }
+            outcome
         })
     }
 }

@@ -71,6 +71,7 @@ impl AttentionShape {
         if q.size < bytes || y.size < bytes || pages.rows.size < u64::from(t_rows) * 8 {
             bail!(InvalidArgument, "attention: {t_rows} rows with {} bytes of q, {} of y", q.size, y.size);
         }
+        pages.kv_type.check(self.head_dim)?;
         let params = AttentionParams {
             groups,
             t_rows,

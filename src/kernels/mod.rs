@@ -73,31 +73,63 @@ pub enum KvType {
     F16,
     /// Single precision.
     F32,
+    /// Signed bytes: each 32 neighbouring dimensions of a head share an f16 scale, rounded as GGML's Q8_0.
+    Q8,
 }
 
+/// Dimensions that share a scale in [`KvType::Q8`].
+const Q8_BLOCK: u32 = 32;
+
 impl KvType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> u64 {
+    /// Every type.
+    pub const ALL: [KvType; 3] = [KvType::F16, KvType::F32, KvType::Q8];
+
+    /// Bytes of one head at one position, keys or values.
+    pub fn row_bytes(self, head_dim: u32) -> u64 {
         match self {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
+            KvType::F16 => u64::from(head_dim) * 2,
+            KvType::F32 => u64::from(head_dim) * 4,
+            // Two scales a word: one row shares no word with another, since different workgroups write them.
+            KvType::Q8 => u64::from(head_dim + head_dim.div_ceil(2 * Q8_BLOCK) * 4),
         }
     }
 
-    /// `f16` or `f32`.
+    /// Dimensions for which the kernel that writes a head has threads: it stores [`KvType::Q8`] two blocks at a time.
+    fn stored_dims(self, head_dim: u32) -> u32 {
+        match self {
+            KvType::F16 | KvType::F32 => head_dim,
+            KvType::Q8 => head_dim.next_multiple_of(2 * Q8_BLOCK),
+        }
+    }
+
+    /// Fails unless heads of this size can be stored.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] naming the type and the size.
+    pub fn check(self, head_dim: u32) -> Result<()> {
+        if self == KvType::Q8 && !head_dim.is_multiple_of(Q8_BLOCK) {
+            bail!(Unsupported, "kv type q8 with heads of {head_dim} dimensions: it needs a multiple of {Q8_BLOCK}");
+        }
+        Ok(())
+    }
+
+    /// `f16`, `f32` or `q8`.
     pub fn name(self) -> &'static str {
         match self {
             KvType::F16 => "f16",
             KvType::F32 => "f32",
+            KvType::Q8 => "q8",
         }
     }
 
     fn fragment(self) -> &'static Fragment {
         static F16: Fragment = Fragment { name: "kv/f16", source: include_str!("../../shaders/kv/f16.wgsl") };
         static F32: Fragment = Fragment { name: "kv/f32", source: include_str!("../../shaders/kv/f32.wgsl") };
+        static Q8: Fragment = Fragment { name: "kv/q8", source: include_str!("../../shaders/kv/q8.wgsl") };
         match self {
             KvType::F16 => &F16,
             KvType::F32 => &F32,
+            KvType::Q8 => &Q8,
         }
     }
 }
@@ -117,7 +149,7 @@ fn weight_fragment(format: &Format) -> Result<&'static Fragment> {
 pub fn fragments_of(slot: &str) -> Vec<&'static Fragment> {
     match slot {
         "weight" => WEIGHT_FRAGMENTS.iter().collect(),
-        "kv" => vec![KvType::F16.fragment(), KvType::F32.fragment()],
+        "kv" => KvType::ALL.iter().map(|kv| kv.fragment()).collect(),
         _ => Vec::new(),
     }
 }
@@ -133,7 +165,7 @@ pub struct Pages<'a> {
     pub table_stride: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
-    /// Keys, `[block][kv head][position in block][dimension]`.
+    /// Keys, `[block][kv head][position in block]` of rows of [`KvType::row_bytes`].
     pub k: BufferSlice<'a>,
     /// Values, likewise.
     pub v: BufferSlice<'a>,

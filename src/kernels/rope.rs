@@ -20,6 +20,7 @@ params!(RopeParams {
     n_kv: u32,
     head_dim: u32,
     n_rot: u32,
+    head_threads: u32,
     x_stride: u32,
     q_offset: u32,
     k_offset: u32,
@@ -99,12 +100,15 @@ pub fn rope<'a>(
     if pages.rows.size < u64::from(qkv.rows) * 8 || q_out.size < u64::from(qkv.rows * n_head * head_dim) * 4 {
         bail!(InvalidArgument, "rope: {} rows, {} bytes of row data, {} of q", qkv.rows, pages.rows.size, q_out.size);
     }
+    pages.kv_type.check(head_dim)?;
+    let head_threads = pages.kv_type.stored_dims(head_dim) / 2;
     let params = RopeParams {
         t_rows: qkv.rows,
         n_head,
         n_kv,
         head_dim,
         n_rot,
+        head_threads,
         x_stride: qkv.stride,
         q_offset: qkv.offset,
         k_offset: qkv.offset + n_head * head_dim,
@@ -112,7 +116,7 @@ pub fn rope<'a>(
         block_tokens: KV_BLOCK_TOKENS,
         table_stride: pages.table_stride,
     };
-    let threads = u64::from(qkv.rows) * u64::from(width) / 2;
+    let threads = u64::from(qkv.rows) * u64::from(n_head + 2 * n_kv) * u64::from(head_threads);
     Ok(Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("NEOX", pairs == RopePairs::Halves)

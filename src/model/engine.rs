@@ -9,13 +9,14 @@ use std::sync::Arc;
 use crate::error::{Result, bail};
 use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::KvType;
-use crate::kernels::constants::{KV_BLOCK_TOKENS, TILE_FROM};
+use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
-use crate::model::kv_cache::{BlockTable, KvPool, KvStats};
+use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
-use crate::model::probe::{Probe, ProbeOptions, ProbeReading};
+use crate::model::probe::{Lens, Probe, ProbeOptions};
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
+use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
 use crate::model::weights::Weights;
@@ -38,40 +39,6 @@ pub struct EngineOptions {
     pub chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
-}
-
-/// A sequence: its slot and its pages. Made by [`Engine::open`], given back with [`Engine::close`].
-#[derive(Debug)]
-pub struct Sequence {
-    slot: u32,
-    n_ctx: u32,
-    table: BlockTable,
-    /// Sampling changes logits (penalties or bias).
-    penalties: bool,
-    n_stop: u32,
-    probe: Option<Probe>,
-}
-
-impl Sequence {
-    /// Positions this sequence may have.
-    pub fn n_ctx(&self) -> u32 {
-        self.n_ctx
-    }
-
-    /// What its probe has seen and was not taken yet.
-    pub fn readings(&self) -> &[ProbeReading] {
-        self.probe.as_ref().map(Probe::readings).unwrap_or_default()
-    }
-
-    /// What its probe has seen since this was asked last.
-    pub fn take_readings(&mut self) -> Vec<ProbeReading> {
-        self.probe.as_mut().map(Probe::take).unwrap_or_default()
-    }
-
-    /// Whether something looks at its tensors.
-    pub fn is_probed(&self) -> bool {
-        self.probe.is_some()
-    }
 }
 
 /// Why a sequence stopped drawing, as the device reports it.
@@ -117,14 +84,12 @@ impl Drawn {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Engine {
-    gpu: Arc<Gpu>,
+    pub(super) gpu: Arc<Gpu>,
     spec: Arc<ModelSpec>,
     weights: Weights,
-    options: EngineOptions,
-    slots: Slots,
-    kv: KvPool,
-    /// Blocks promised to open sequences: the pool is never smaller.
-    promised: u32,
+    pub(super) options: EngineOptions,
+    pub(super) slots: Slots,
+    pub(super) kv: KvPool,
     scratch: Scratch,
     staging: Buffer,
     groups: BindGroupCache,
@@ -146,10 +111,10 @@ impl Engine {
         scope: &Scope,
     ) -> Result<Self> {
         let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS) * 8, scope)?;
+        let kv = KvPool::new(options.kv_type, &spec.layers, options.chunk.max(MAX_TOKENS_PER_SUBMIT));
         Ok(Self {
-            slots: Slots::new(&gpu, 1, options.n_ctx, scope)?,
-            kv: KvPool::new(options.kv_type, &spec.layers),
-            promised: 0,
+            slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
+            kv,
             scratch: Scratch::new(&gpu, &spec, options.chunk, scope)?,
             staging,
             groups: BindGroupCache::default(),
@@ -173,19 +138,14 @@ impl Engine {
         self.options
     }
 
-    /// State of the KV cache.
-    pub fn kv_stats(&self) -> KvStats {
-        self.kv.stats()
-    }
-
-    fn forward<'a>(&'a self, probe: Option<(&'a Probe, u32)>) -> Forward<'a> {
+    fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
         Forward {
             spec: &self.spec,
             weights: &self.weights,
             scratch: &self.scratch,
             slots: &self.slots,
             kv: &self.kv,
-            probe,
+            lens,
         }
     }
 
@@ -200,55 +160,11 @@ impl Engine {
         Ok(())
     }
 
-    fn forget_plans(&mut self) {
+    pub(super) fn forget_plans(&mut self) {
         self.plans.clear();
         self.groups.clear();
         self.batch.clear();
         self.warm = false;
-    }
-
-    /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it, which makes another [`Engine::prewarm`] necessary.
-    ///
-    /// # Errors
-    /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
-    pub fn open(&mut self, n_ctx: u32, scope: &Scope) -> Result<Sequence> {
-        if n_ctx == 0 || n_ctx > self.options.n_ctx {
-            bail!(
-                InvalidArgument,
-                "a context of {n_ctx} positions; the model was loaded for 1..={}",
-                self.options.n_ctx
-            );
-        }
-        let blocks = n_ctx.div_ceil(KV_BLOCK_TOKENS);
-        if self.promised + blocks > self.kv.stats().blocks {
-            self.kv.grow(&self.gpu, self.promised + blocks, scope)?;
-            self.forget_plans();
-        }
-        let slot = match self.slots.take() {
-            Some(s) => s,
-            None => {
-                self.slots = self.slots.doubled(&self.gpu, scope)?;
-                self.forget_plans();
-                match self.slots.take() {
-                    Some(s) => s,
-                    None => bail!(Internal, "no slot after growing"),
-                }
-            }
-        };
-        self.promised += blocks;
-        Ok(Sequence { slot, n_ctx, table: BlockTable::default(), penalties: false, n_stop: 0, probe: None })
-    }
-
-    /// Gives a sequence's slot and pages back.
-    pub fn close(&mut self, mut sequence: Sequence) {
-        sequence.table.truncate(&mut self.kv, 0);
-        self.promised -= sequence.n_ctx.div_ceil(KV_BLOCK_TOKENS);
-        self.slots.release(sequence.slot);
-    }
-
-    /// Forgets a sequence's positions from `tokens` on.
-    pub fn truncate(&mut self, sequence: &mut Sequence, tokens: u32) {
-        sequence.table.truncate(&mut self.kv, tokens);
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -272,20 +188,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes pages for `tokens` positions and tells the device which.
-    fn reserve(&mut self, sequence: &mut Sequence, tokens: u32, scope: &Scope) -> Result<()> {
-        if tokens > sequence.n_ctx {
-            bail!(ContextFull, "{tokens} positions in a context of {}", sequence.n_ctx);
-        }
-        let new = sequence.table.reserve(&mut self.kv, tokens)?;
-        match sequence.table.blocks().get(new.clone()) {
-            Some(blocks) if !blocks.is_empty() => {
-                self.slots.set_table(&self.gpu, sequence.slot, new.start, blocks, scope)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Puts `tokens`, at most [`EngineOptions::chunk`], in place for evaluation at positions from `pos` on.
     fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
         let n = tokens.len() as u32;
@@ -295,7 +197,7 @@ impl Engine {
         if let Some(t) = tokens.iter().find(|&&t| t >= self.spec.n_vocab) {
             bail!(InvalidArgument, "token {t} in a vocabulary of {}", self.spec.n_vocab);
         }
-        self.reserve(sequence, pos + n, scope)?;
+        self.reserve(sequence, pos..pos + n, true, scope)?;
         let rows: Vec<Row> = (pos..pos + n).map(|pos| Row { slot: sequence.slot, pos }).collect();
         self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(tokens), scope)?;
         self.gpu.upload(self.scratch.row_data.whole(), bytemuck::cast_slice(&rows), scope)?;
@@ -303,8 +205,8 @@ impl Engine {
     }
 
     /// Records the evaluation of `n` staged rows.
-    fn record_run<'a>(&'a self, n: u32, probe: Option<(&'a Probe, u32)>, scope: &Scope) -> Result<Recorder<'a>> {
-        let forward = self.forward(probe);
+    fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
+        let forward = self.forward(lens);
         let mut recorder = self.gpu.recorder("prefill", scope).with_groups(&self.groups);
         forward.body(&mut recorder, n, Batch::Run)?;
         Ok(recorder)
@@ -317,9 +219,9 @@ impl Engine {
     pub fn prefill(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
         self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let probe = sequence.probe.as_ref();
-        let mut recorder = self.record_run(tokens.len() as u32, probe.map(|p| (p, pos)), scope)?;
-        let seen = probe.map(|p| p.finish(&mut recorder)).transpose()?;
+        let lens = sequence.lens(pos);
+        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
         self.read_probe(sequence, seen, &submission, scope)
@@ -371,13 +273,13 @@ impl Engine {
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
-        let probe = sequence.probe.as_ref();
-        let forward = self.forward(probe.map(|p| (p, pos)));
-        let mut recorder = self.record_run(n, forward.probe, scope)?;
+        let lens = sequence.lens(pos);
+        let forward = self.forward(lens);
+        let mut recorder = self.record_run(n, lens, scope)?;
         forward.logits(&mut recorder, n - 1, 1)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
-        let seen = probe.map(|p| p.finish(&mut recorder)).transpose()?;
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -504,7 +406,7 @@ impl Engine {
             if pos >= sequence.n_ctx {
                 bail!(ContextFull, "{pos} positions in a context of {}", sequence.n_ctx);
             }
-            self.reserve(sequence, end, scope)?;
+            self.reserve(sequence, pos..end, false, scope)?;
         }
         let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);
@@ -514,16 +416,16 @@ impl Engine {
             self.batch = slots;
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
-        let probe = sequences.first().and_then(|s| s.probe.as_ref()).zip(positions.first().copied());
+        let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
         let step = u64::from(n) * 8;
         for i in 0..u64::from(tokens) {
             match &plan {
                 Some(plan) => recorder.replay(plan),
-                None => self.forward(probe).decode_step(&mut recorder, n, penalties)?,
+                None => self.forward(lens).decode_step(&mut recorder, n, penalties)?,
             }
             recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step))?;
         }
-        let seen = probe.map(|(p, _)| p.finish(&mut recorder)).transpose()?;
+        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);

@@ -2,13 +2,13 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
-use crate::kernels::sample::{Chunks, SamplingBuffers, argmax, check_stop, penalize, pick, step_begin};
+use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
     AttentionShape, Matrix, Pages, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
     matmul, rmsnorm, rope,
 };
 use crate::model::kv_cache::KvPool;
-use crate::model::probe::Probe;
+use crate::model::probe::Lens;
 use crate::model::scratch::Scratch;
 use crate::model::slots::Slots;
 use crate::model::spec::{LayerSpec, ModelSpec};
@@ -31,8 +31,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) slots: &'a Slots,
     pub(crate) kv: &'a KvPool,
-    /// Looks at tensors on the way; the number is the position of the first row.
-    pub(crate) probe: Option<(&'a Probe, u32)>,
+    /// Looks at tensors on the way.
+    pub(crate) lens: Option<Lens<'a>>,
 }
 
 impl<'a> Forward<'a> {
@@ -42,18 +42,25 @@ impl<'a> Forward<'a> {
 
     /// Shows a tensor to the probe, if there is one.
     pub(super) fn look(&self, r: &mut Recorder<'_>, point: &str, layer: Option<usize>, x: Matrix<'_>) -> Result<()> {
-        match self.probe {
-            Some((probe, position)) => probe.tensor(r, point, layer.map(|l| l as u32), position, x),
+        match self.lens {
+            Some(lens) => lens.probe.tensor(r, point, layer.map(|l| l as u32), lens.position, x),
             None => Ok(()),
         }
     }
 
-    /// Shows words to the probe, if there is one.
-    fn look_words(&self, r: &mut Recorder<'_>, point: &str, data: BufferSlice<'_>, n: u32) -> Result<()> {
-        match self.probe {
-            Some((probe, position)) => probe.words(r, point, position, data, n),
-            None => Ok(()),
-        }
+    /// Shows the `n` words at the probed sequence's slot of an array over slots to the probe, if there is one.
+    fn look_slot(
+        &self,
+        r: &mut Recorder<'_>,
+        point: &str,
+        layer: Option<usize>,
+        data: BufferSlice<'_>,
+        n: u32,
+    ) -> Result<()> {
+        let Some(lens) = self.lens else { return Ok(()) };
+        let bytes = u64::from(n) * 4;
+        let words = data.buffer.slice(data.offset + u64::from(lens.slot) * bytes, bytes);
+        lens.probe.words(r, point, layer.map(|l| l as u32), lens.position, words, n)
     }
 
     /// Embedding and all blocks, for the first `n` rows of the scratch.
@@ -97,7 +104,7 @@ impl<'a> Forward<'a> {
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
             rows: s.row_data.whole(),
-            tables: self.slots.tables.whole(),
+            tables: self.slots.tables[self.kv.group_of(layer)].whole(),
             table_stride: self.slots.table_stride(),
             kv_type: self.kv.kv_type(),
             k,
@@ -113,6 +120,7 @@ impl<'a> Forward<'a> {
         let (q, out) = (s.q.whole(), s.attn.whole());
         r.record(rope(rotation, qkv, pages, self.weights.angles.whole(), q)?.label("attn.rope"))?;
         self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
+        self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
         let shape = AttentionShape {
             n_head: a.n_head,
             n_kv: a.n_kv,
@@ -188,9 +196,10 @@ impl<'a> Forward<'a> {
         r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))?;
         let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
         r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))?;
-        self.look_words(r, "kv.table", self.slots.tables.whole(), self.slots.table_stride())?;
-        self.look_words(r, "sample.picked", picked, n)?;
-        self.look_words(r, "stop.state", states, 8)
+        if let Some(lens) = self.lens {
+            lens.probe.words(r, "sample.picked", None, lens.position, picked, n)?;
+        }
+        self.look_slot(r, "stop.state", None, states, (size_of::<SeqState>() / 4) as u32)
     }
 
     /// One whole decode step of `n` sequences, whose slots stand in `scratch.batch_slots`.

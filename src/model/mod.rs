@@ -5,10 +5,13 @@
 pub mod arch;
 mod engine;
 mod forward;
+mod kv_blocks;
 mod kv_cache;
+mod kv_state;
 mod moe;
 mod probe;
 mod scratch;
+mod sequence;
 mod slots;
 mod spec;
 mod weights;
@@ -20,9 +23,11 @@ use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase};
 
 pub use crate::kernels::{KvType, TensorStats};
-pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Sequence, Stop};
-pub use kv_cache::KvStats;
+pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
+pub use kv_blocks::KvExtent;
+pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
+pub use sequence::Sequence;
 pub use spec::{
     AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec,
 };
@@ -59,6 +64,7 @@ pub fn load(
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Engine> {
     let scope = gpu.scope(Phase::Load);
+    kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
     let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;
     Engine::new(gpu.clone(), spec, weights, options, &scope)

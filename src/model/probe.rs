@@ -28,12 +28,14 @@ const fn point(name: &'static str, place: Place, per_layer: bool) -> ProbePoint 
     ProbePoint { name, place, per_layer }
 }
 
-/// All points, in the order of the pipeline; a layer has those of its kind. The last three hold words, not floats, and have no statistics.
+/// All points, in the order of the pipeline; a layer has those of its kind. `kv.table`, `sample.picked` and `stop.state`
+/// hold words, not floats, and have no statistics.
 pub const PROBE_POINTS: &[ProbePoint] = &[
     point("embed", Place::Pipeline, false),
     point("attn.norm", Place::Layer, true),
     point("attn.qkv", Place::Layer, true),
     point("attn.q", Place::Layer, true),
+    point("kv.table", Place::KvCache, true),
     point("attn.heads", Place::Layer, true),
     point("attn.residual", Place::Layer, true),
     point("ffn.norm", Place::Layer, true),
@@ -43,7 +45,6 @@ pub const PROBE_POINTS: &[ProbePoint] = &[
     point("ffn.residual", Place::Layer, true),
     point("output.norm", Place::Pipeline, false),
     point("logits", Place::Logits, false),
-    point("kv.table", Place::KvCache, false),
     point("sample.picked", Place::Sample, false),
     point("stop.state", Place::CheckStop, false),
 ];
@@ -97,6 +98,16 @@ impl ProbeReading {
 
 /// Readings kept until they are taken; more are an error of the caller, who does not take them.
 const MAX_READINGS: usize = 1 << 17;
+
+/// A probe at work on one submit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lens<'a> {
+    pub(crate) probe: &'a Probe,
+    /// Of the probed sequence.
+    pub(crate) slot: u32,
+    /// Of the first row.
+    pub(crate) position: u32,
+}
 
 #[derive(Debug)]
 struct Tap {
@@ -214,13 +225,14 @@ impl Probe {
         &self,
         r: &mut Recorder<'_>,
         name: &str,
+        layer: Option<u32>,
         position: u32,
         data: BufferSlice<'_>,
         n: u32,
     ) -> Result<()> {
-        let Some(point) = self.selected(name, None) else { return Ok(()) };
+        let Some(point) = self.selected(name, layer) else { return Ok(()) };
         let words = self.options.values.min(n);
-        let index = self.add(Tap { point, layer: None, position, rows: 1, cols: n, has_stats: false, words })?;
+        let index = self.add(Tap { point, layer, position, rows: 1, cols: n, has_stats: false, words })?;
         self.copy(r, data, 0, index, words)
     }
 

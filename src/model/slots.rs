@@ -16,12 +16,13 @@ pub(crate) struct Slots {
     pub(crate) history: Buffer,
     pub(crate) stop_ids: Buffer,
     pub(crate) bias: Buffer,
-    pub(crate) tables: Buffer,
+    /// Block tables `[slot][table_stride]`, one buffer for each group of the cache.
+    pub(crate) tables: Vec<Buffer>,
 }
 
 impl Slots {
-    /// Arrays for `count` slots of contexts up to `n_ctx`.
-    pub(crate) fn new(gpu: &Gpu, count: u32, n_ctx: u32, scope: &Scope) -> Result<Self> {
+    /// Arrays for `count` slots of contexts up to `n_ctx`, with `groups` block tables each.
+    pub(crate) fn new(gpu: &Gpu, count: u32, n_ctx: u32, groups: usize, scope: &Scope) -> Result<Self> {
         let make = |name: &str, bytes: u64, class| gpu.storage(name, u64::from(count) * bytes, class, scope);
         let table = u64::from(n_ctx.div_ceil(KV_BLOCK_TOKENS)) * 4;
         Ok(Self {
@@ -32,7 +33,7 @@ impl Slots {
             history: make("slots.history", u64::from(n_ctx) * 4, MemoryClass::Other)?,
             stop_ids: make("slots.stop_ids", u64::from(MAX_STOP_IDS) * 4, MemoryClass::Other)?,
             bias: make("slots.bias", u64::from(BIAS_ENTRIES) * BIAS_BYTES, MemoryClass::Other)?,
-            tables: make("slots.tables", table, MemoryClass::Kv)?,
+            tables: (0..groups).map(|_| make("slots.tables", table, MemoryClass::Kv)).collect::<Result<_>>()?,
         })
     }
 
@@ -61,9 +62,9 @@ impl Slots {
 
     /// Twice the slots, with the old ones' contents. Buffers are replaced: plans that bind them are void.
     pub(crate) fn doubled(&self, gpu: &Gpu, scope: &Scope) -> Result<Self> {
-        let mut grown = Self::new(gpu, self.used.len() as u32 * 2, self.n_ctx, scope)?;
+        let mut grown = Self::new(gpu, self.used.len() as u32 * 2, self.n_ctx, self.tables.len(), scope)?;
         let mut recorder = gpu.recorder("slots.grow", scope);
-        for (old, new) in self.buffers().into_iter().zip(grown.buffers()) {
+        for (old, new) in self.buffers().zip(grown.buffers()) {
             recorder.copy(old.whole(), new.slice(0, old.size()))?;
         }
         recorder.submit()?;
@@ -71,8 +72,8 @@ impl Slots {
         Ok(grown)
     }
 
-    fn buffers(&self) -> [&Buffer; 6] {
-        [&self.states, &self.sampling, &self.history, &self.stop_ids, &self.bias, &self.tables]
+    fn buffers(&self) -> impl Iterator<Item = &Buffer> {
+        [&self.states, &self.sampling, &self.history, &self.stop_ids, &self.bias].into_iter().chain(&self.tables)
     }
 
     fn entry<'a>(buffer: &'a Buffer, slot: u32, stride: u64, first: u64) -> BufferSlice<'a> {
@@ -113,9 +114,18 @@ impl Slots {
         gpu.upload(target, bytemuck::cast_slice(tokens), scope)
     }
 
-    /// Writes entries of a sequence's block table from `first` on.
-    pub(crate) fn set_table(&self, gpu: &Gpu, slot: u32, first: usize, blocks: &[u32], scope: &Scope) -> Result<()> {
-        let target = Self::entry(&self.tables, slot, u64::from(self.table_stride()) * 4, first as u64 * 4);
+    /// Writes entries of a sequence's block table in a group, from `first` on.
+    pub(crate) fn set_table(
+        &self,
+        gpu: &Gpu,
+        slot: u32,
+        group: usize,
+        first: usize,
+        blocks: &[u32],
+        scope: &Scope,
+    ) -> Result<()> {
+        let Some(tables) = self.tables.get(group) else { bail!(Internal, "no block tables of group {group}") };
+        let target = Self::entry(tables, slot, u64::from(self.table_stride()) * 4, first as u64 * 4);
         gpu.upload(target, bytemuck::cast_slice(blocks), scope)
     }
 }

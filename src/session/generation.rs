@@ -104,8 +104,7 @@ impl Session {
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         self.model.0.engine.lock().configure(sequence, &options.sampling, eog, &scope)?;
         // The last token's logits are needed: it is evaluated again if its keys and values are there already.
-        let last = self.tokens.len() as u32 - 1;
-        self.cached = self.cached.min(last);
+        self.forget_from(self.tokens.len() as u32 - 1);
         // Every drawn token needs a place, if only in the next evaluation.
         let full = self.tokens.len() >= self.n_ctx as usize;
         self.generation = Some(Generation {

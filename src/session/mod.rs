@@ -8,11 +8,14 @@ mod file;
 mod generation;
 mod model;
 mod options;
+mod snapshot;
 mod state;
 mod stats;
 mod summary;
 
-pub use crate::model::{KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, TensorStats};
+pub use crate::model::{
+    KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, TensorStats,
+};
 pub use crate::sample::SamplingOptions;
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, tokenizer_of};

@@ -12,6 +12,7 @@ use crate::gpu::{Mutex, Phase};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
 use crate::session::context::Context;
 use crate::session::options::{Message, ModelOptions, SessionOptions};
+use crate::session::snapshot::Hash;
 use crate::session::state::Session;
 use crate::session::stats::ModelStats;
 use crate::text::{ChatTemplate, Tokenizer, Vocab};
@@ -31,6 +32,8 @@ pub(super) struct Inner {
     template: OnceCell<ChatTemplate>,
     options: EngineOptions,
     sizes: LoadedSizes,
+    /// Of the file's tensors: snapshots belong to one set of weights.
+    pub(super) fingerprint: u64,
     load_ns: u64,
 }
 
@@ -101,6 +104,19 @@ pub(crate) fn read_vocab(file: &Gguf) -> Result<Vocab> {
     })
 }
 
+/// A number that other weights do not have: of all tensors' names, types and shapes, and the beginnings of their bytes.
+fn fingerprint(file: &Gguf) -> u64 {
+    let mut hash = Hash::default();
+    for tensor in file.tensors() {
+        hash.write(tensor.name.as_bytes());
+        hash.write(&tensor.ggml_type.to_le_bytes());
+        tensor.dims.iter().for_each(|d| hash.write(&d.to_le_bytes()));
+        let bytes = file.data(tensor);
+        hash.write(&bytes[..bytes.len().min(64)]);
+    }
+    hash.value()
+}
+
 impl Model {
     pub(super) fn load(
         context: &Context,
@@ -147,6 +163,7 @@ impl Model {
             template: OnceCell::new(),
             options: engine_options,
             sizes,
+            fingerprint: fingerprint(&file),
             load_ns: started.elapsed().as_nanos() as u64,
             spec,
         })))

@@ -58,7 +58,7 @@ pub struct Session {
     pub(super) tally: Tally,
     pub(super) cancel: CancelHandle,
     pub(super) generation: Option<Generation>,
-    messages: Vec<Message>,
+    pub(super) messages: Vec<Message>,
 }
 
 impl Session {
@@ -85,6 +85,34 @@ impl Session {
             cancel: CancelHandle::default(),
             generation: None,
             messages: Vec::new(),
+        })
+    }
+
+    /// A second session that goes on from here by itself: with the same tokens, conversation and options. What was evaluated is shared,
+    /// not copied, and not evaluated again. Its counters start at zero.
+    ///
+    /// # Errors
+    /// [`Error::InvalidState`] while generating, [`Error::OutOfMemory`].
+    pub fn fork(&self) -> Result<Self> {
+        self.idle()?;
+        let counters = Arc::new(Counters::default());
+        let scope = self.model.context().gpu().scope(Phase::Other).with_session(counters.clone());
+        let Some(parent) = &self.sequence else { bail!(Internal, "a session without sequence") };
+        let evaluated = &self.tokens[..self.cached as usize];
+        let sequence = self.model.0.engine.lock().fork(parent, evaluated, &scope)?;
+        Ok(Self {
+            model: self.model.clone(),
+            sequence: Some(sequence),
+            tokens: self.tokens.clone(),
+            cached: self.cached,
+            n_ctx: self.n_ctx,
+            tokens_per_submit: self.tokens_per_submit,
+            guard: self.guard,
+            counters,
+            tally: Tally::default(),
+            cancel: CancelHandle::default(),
+            generation: None,
+            messages: self.messages.clone(),
         })
     }
 
@@ -218,11 +246,16 @@ impl Session {
 
     pub(super) fn truncate_tokens(&mut self, n: u32) {
         self.tokens.truncate(n as usize);
-        self.cached = self.cached.min(n);
-        let cached = self.cached;
-        if let Some(s) = &mut self.sequence {
-            self.model.0.engine.lock().truncate(s, cached);
-        }
+        self.forget_from(n);
+    }
+
+    /// Tokens from `n` on are to be evaluated again, and those before them too if a sliding window has moved on too far.
+    pub(super) fn forget_from(&mut self, n: u32) {
+        let kept = self.cached.min(n);
+        self.cached = match &mut self.sequence {
+            Some(s) => self.model.0.engine.lock().truncate(s, kept),
+            None => 0,
+        };
     }
 
     /// Forgets everything said; the session is as new, its counters go on. Also ends a generation that was begun.

@@ -24,7 +24,7 @@ pub struct ContextStats {
 }
 
 /// What loading a model cost and what it holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelStats {
     /// Wall time of loading.
     pub load_ns: u64,

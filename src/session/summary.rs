@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::gpu::{CounterSnapshot, MemoryClass, Phase, PhaseSnapshot, Place, SubmitStats};
+use crate::model::{KvStats, KvType};
 use crate::session::stats::{ContextStats, SessionStats};
 
 fn ms(ns: u64) -> f64 {
@@ -153,6 +154,32 @@ impl SessionStats {
                     ms(s.submit_cpu_ns)
                 );
             }
+        }
+        out
+    }
+}
+
+impl KvStats {
+    /// What the cache holds, a line for each group of layers.
+    pub fn summary(&self, kv_type: KvType) -> String {
+        let mut out = String::new();
+        let _ = writeln!(
+            out,
+            "KV cache ({}): {} of {} bytes in use, blocks of {} tokens, {} shared, {} copied",
+            kv_type.name(),
+            self.used_bytes,
+            self.bytes,
+            self.block_tokens,
+            self.shared,
+            self.copies
+        );
+        for g in &self.groups {
+            let window = if g.window == 0 { "all tokens".to_string() } else { format!("a window of {}", g.window) };
+            let _ = writeln!(
+                out,
+                "  {} layers that see {window}: {} of {} blocks of {} bytes in use, {} at most",
+                g.layers, g.used, g.blocks, g.block_bytes, g.high_water
+            );
         }
         out
     }

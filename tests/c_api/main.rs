@@ -178,6 +178,7 @@ programs! {
     callbacks: "c/callbacks.c",
     text: "c/text.c",
     eval: "c/eval.c",
+    fork: "c/fork.c",
     observe: "c/observe.c",
     wrapper: "wrapper.cpp",
 }

@@ -69,6 +69,19 @@ int main(int argc, char **argv) {
     });
     REQUIRE(!reply.text.empty() && reply.text == streamed && reply.result.n_tokens > 0);
 
+    // A fork and a restored session go on alike.
+    const auto bytes = session.snapshot();
+    doppler::Session fork = session.fork();
+    session.append({{"user", "And who am I?"}});
+    const auto next = session.generate(greedy).text;
+    fork.append({{"user", "And who am I?"}});
+    REQUIRE(fork.generate(greedy).text == next);
+    fork.reset();
+    fork.restore(bytes);
+    fork.append({{"user", "And who am I?"}});
+    REQUIRE(fork.generate(greedy).text == next);
+    REQUIRE(status_of([&] { fork.restore({1, 2, 3}); }) == DOPPLER_STATUS_INVALID_ARGUMENT);
+
     session.reset();
     session.append({{"user", "Who are you?"}});
     thrown = false;

@@ -5,7 +5,7 @@ use doppler::kernels::constants::KV_BLOCK_TOKENS;
 use doppler::kernels::{AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits};
 
 use crate::common::*;
-use crate::rope::{KV_TYPES, kv_words};
+use crate::rope::{kv_types, kv_values, kv_words, row_words};
 
 /// Keys and values of several sequences, in pages in random order; whatever no query may read is NaN.
 struct Cache {
@@ -27,9 +27,15 @@ fn cache(gpu: &Gpu, rng: &mut Rng, shape: &AttentionShape, kv: KvType, spans: &[
     let nothing = free.pop().unwrap();
     let mut tables = vec![nothing; spans.len() * table_stride as usize];
     let elements = (n_blocks * n_kv * bt) as usize * hd;
-    let mut kp = vec![f32::NAN; elements];
+    // What no position has written is NaN, or has a scale of NaN.
+    let mut kp = kv_words(kv, shape.head_dim, &vec![f32::NAN; elements]);
     let mut vp = kp.clone();
-    let round = |x: f32| if kv == KvType::F16 { half::f16::from_f32(x).to_f32() } else { x };
+    let words = row_words(kv, shape.head_dim);
+    let mut row = |pages: &mut [u32], at: usize| {
+        let stored = kv_words(kv, shape.head_dim, &rng.floats(hd));
+        pages[at * words..][..words].copy_from_slice(&stored);
+        kv_values(kv, shape.head_dim, &stored)
+    };
     let (mut k, mut v) = (Vec::new(), Vec::new());
     for (slot, span) in spans.iter().enumerate() {
         for b in span.start / bt..span.end.div_ceil(bt) {
@@ -41,21 +47,16 @@ fn cache(gpu: &Gpu, rng: &mut Rng, shape: &AttentionShape, kv: KvType, spans: &[
         for pos in span.clone() {
             let block = tables[slot * table_stride as usize + (pos / bt) as usize];
             for head in 0..n_kv {
-                let at = ((block * n_kv + head) * bt + pos % bt) as usize * hd;
+                let at = ((block * n_kv + head) * bt + pos % bt) as usize;
                 let from = (pos * n_kv + head) as usize * hd;
-                for d in 0..hd {
-                    ks[from + d] = round(rng.unit());
-                    vs[from + d] = round(rng.unit());
-                    kp[at + d] = ks[from + d];
-                    vp[at + d] = vs[from + d];
-                }
+                ks[from..from + hd].copy_from_slice(&row(&mut kp, at));
+                vs[from..from + hd].copy_from_slice(&row(&mut vp, at));
             }
         }
         k.push(ks);
         v.push(vs);
     }
-    let kb = upload_words(gpu, &kv_words(kv, &kp));
-    let vb = upload_words(gpu, &kv_words(kv, &vp));
+    let (kb, vb) = (upload_words(gpu, &kp), upload_words(gpu, &vp));
     Cache { k, v, kb, vb, tables: upload_words(gpu, &tables), table_stride }
 }
 
@@ -127,20 +128,7 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
     let n = rows.len() * (shape.n_head * shape.head_dim) as usize;
     let q = queries(&mut rng, n);
     let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
-    let d = attention_decode(
-        shape,
-        rows.len() as u32,
-        Pages {
-            rows: (&rb).into(),
-            tables: (&c.tables).into(),
-            table_stride: c.table_stride,
-            kv_type: kv,
-            k: (&c.kb).into(),
-            v: (&c.vb).into(),
-        },
-        (&qb).into(),
-        (&y).into(),
-    );
+    let d = attention_decode(shape, rows.len() as u32, pages(&c, &rb, kv), (&qb).into(), (&y).into());
     run(gpu, d);
     let mut want = attention64(&shape, &c, &rows, &q);
     want.push(f64::from(UNTOUCHED).into());
@@ -153,7 +141,7 @@ const HEAD_DIMS: [u32; 5] = [16, 64, 80, 128, 256];
 fn decode_of_every_length_head_and_option() {
     for v in variants() {
         for (i, head_dim) in HEAD_DIMS.into_iter().enumerate() {
-            for kv in KV_TYPES {
+            for kv in kv_types(head_dim) {
                 let groups = [(2, 2), (4, 2), (4, 1)];
                 if v.full {
                     for (n_head, n_kv) in groups {
@@ -194,21 +182,7 @@ fn prefill(v: &Variant, shape: AttentionShape, kv: KvType, start: u32, t_rows: u
     let n = (t_rows * shape.n_head * shape.head_dim) as usize;
     let q = queries(&mut rng, n);
     let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
-    let d = attention_prefill(
-        gpu,
-        shape,
-        t_rows,
-        Pages {
-            rows: (&rb).into(),
-            tables: (&c.tables).into(),
-            table_stride: c.table_stride,
-            kv_type: kv,
-            k: (&c.kb).into(),
-            v: (&c.vb).into(),
-        },
-        (&qb).into(),
-        (&y).into(),
-    );
+    let d = attention_prefill(gpu, shape, t_rows, pages(&c, &rb, kv), (&qb).into(), (&y).into());
     run(gpu, d);
     let mut want = attention64(&shape, &c, &rows, &q);
     want.push(f64::from(UNTOUCHED).into());
@@ -220,7 +194,7 @@ fn prefill(v: &Variant, shape: AttentionShape, kv: KvType, start: u32, t_rows: u
 fn prefill_of_every_length_head_and_option() {
     for v in variants() {
         for (i, head_dim) in HEAD_DIMS.into_iter().enumerate() {
-            for kv in KV_TYPES {
+            for kv in kv_types(head_dim) {
                 if !v.full {
                     prefill(v, shape(4, 2, head_dim, [0, 20][i % 2], [3.0, 0.0][i % 2]), kv, 29, 40);
                     continue;
@@ -241,6 +215,70 @@ fn prefill_of_every_length_head_and_option() {
                 prefill(v, shape(2, 1, 64, 0, 0.0), KvType::F16, 0, t_rows);
             }
             prefill(v, shape(1, 1, 16, 0, 0.0), KvType::F32, 0, 2049);
+        }
+    }
+}
+
+/// Lengths around every border that an implementation might have.
+const NO_CLIFF: [u32; 10] = [1, 31, 32, 33, 255, 257, 2047, 2048, 2049, 8193];
+/// Heads of every size and sharing, windows from one position to more than there are, with and without cap: one case for each type.
+const CASES: [(u32, u32, u32, u32, f32); 7] = [
+    (2, 2, 64, 0, 0.0),
+    (2, 1, 80, 0, 30.0),
+    (4, 1, 96, 2048, 0.0),
+    (4, 1, 128, 33, 0.0),
+    (2, 1, 256, 8192, 0.0),
+    (1, 1, 512, 0, 0.0),
+    (8, 1, 32, 2047, 50.0),
+];
+
+fn pages<'a>(c: &'a Cache, rows: &'a Buffer, kv: KvType) -> Pages<'a> {
+    let (tables, k, v) = ((&c.tables).into(), (&c.kb).into(), (&c.vb).into());
+    Pages { rows: rows.into(), tables, table_stride: c.table_stride, kv_type: kv, k, v }
+}
+
+/// Rows at the end of each length, alone and as a run of 3 rows, in one slot; what lies before the windows is not there.
+fn ends(gpu: &Gpu, what: &str, shape: AttentionShape, kv: KvType) {
+    let mut rng = Rng(u64::from(shape.head_dim + shape.window));
+    for (i, n) in NO_CLIFF.into_iter().enumerate() {
+        // The longest rows cost the most: not for every case.
+        if n == 8193 && shape.head_dim > 128 && kv == KvType::F32 {
+            continue;
+        }
+        let runs: &[u32] = if attention_prefill_fits(gpu, shape.head_dim) { &[0, 3] } else { &[0] };
+        let start = n.saturating_sub(3);
+        let c = cache(gpu, &mut rng, &shape, kv, &[first(&shape, start)..n, 0..1 + i as u32]);
+        for &run_rows in runs {
+            let rows: Vec<(u32, u32)> =
+                if run_rows == 0 { vec![(0, n - 1)] } else { (start..n).map(|p| (0, p)).collect() };
+            let len = rows.len() * (shape.n_head * shape.head_dim) as usize;
+            let q = queries(&mut rng, len);
+            let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, len + 1));
+            let t = rows.len() as u32;
+            let d = if run_rows == 0 {
+                attention_decode(shape, t, pages(&c, &rb, kv), (&qb).into(), (&y).into())
+            } else {
+                attention_prefill(gpu, shape, t, pages(&c, &rb, kv), (&qb).into(), (&y).into())
+            };
+            run(gpu, d);
+            let mut want = attention64(&shape, &c, &rows, &q);
+            want.push(f64::from(UNTOUCHED).into());
+            let what = format!("{what}: {t} rows up to {n}, {shape:?} {kv:?}");
+            close(&what, &download(gpu, &y, len + 1), &want, 1e-6, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn no_length_is_a_cliff() {
+    for v in variants().iter().filter(|v| v.full || v.own_shaders) {
+        for (i, (n_head, n_kv, head_dim, window, softcap)) in CASES.into_iter().enumerate() {
+            for (j, kv) in kv_types(head_dim).enumerate() {
+                // The variants of the device share the cases; with everything on, all run.
+                if v.full || (i + j) % 3 == 0 && head_dim <= 128 {
+                    ends(&v.gpu, v.name, shape(n_head, n_kv, head_dim, window, softcap), kv);
+                }
+            }
         }
     }
 }

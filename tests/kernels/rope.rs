@@ -1,31 +1,99 @@
 //! Rotary embedding and the write of keys and values to their pages.
 
-use doppler::gpu::{Buffer, Gpu};
+use doppler::gpu::Gpu;
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
 use doppler::kernels::{AngleTable, KvType, Matrix, Pages, RopePairs, RopeShape, rope};
 
 use crate::common::*;
 
-pub(crate) const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::F32];
+/// The types that can store heads of this size.
+pub(crate) fn kv_types(head_dim: u32) -> impl Iterator<Item = KvType> {
+    KvType::ALL.into_iter().filter(move |kv| kv.check(head_dim).is_ok())
+}
 
-/// Elements of a cache as words of a type.
-pub(crate) fn kv_words(kv: KvType, values: &[f32]) -> Vec<u32> {
+/// Bytes and scale of 32 dimensions, as `KvType::Q8` rounds them; a block of NaN has a scale of NaN.
+fn quantised(block: &[f32]) -> ([i8; 32], half::f16) {
+    let largest = block.iter().fold(0f32, |m, x| if x.is_nan() { f32::NAN } else { m.max(x.abs()) });
+    let scale = largest / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    (std::array::from_fn(|i| (block[i] * inverse).round() as i8), half::f16::from_f32(scale))
+}
+
+/// Rows of a cache, each a head at a position, as words of a type.
+pub(crate) fn kv_words(kv: KvType, head_dim: u32, values: &[f32]) -> Vec<u32> {
+    let pair = |a: half::f16, b: half::f16| u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16;
     match kv {
         KvType::F32 => values.iter().map(|v| v.to_bits()).collect(),
-        KvType::F16 => {
-            let half = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
-            values.chunks(2).map(|p| half(p[0]) | half(p[1]) << 16).collect()
+        KvType::F16 => values.chunks(2).map(|p| pair(half::f16::from_f32(p[0]), half::f16::from_f32(p[1]))).collect(),
+        KvType::Q8 => {
+            let mut words = Vec::new();
+            for row in values.chunks_exact(head_dim as usize) {
+                let blocks: Vec<_> = row.chunks_exact(32).map(quantised).collect();
+                for (bytes, _) in &blocks {
+                    words.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([0, 1, 2, 3].map(|i| b[i] as u8))));
+                }
+                for two in blocks.chunks(2) {
+                    words.push(pair(two[0].1, two.get(1).map_or(half::f16::ZERO, |b| b.1)));
+                }
+            }
+            words
         }
     }
 }
 
-fn kv_read(gpu: &Gpu, kv: KvType, b: &Buffer, n: usize) -> Vec<f32> {
+/// Words of one row.
+pub(crate) fn row_words(kv: KvType, head_dim: u32) -> usize {
+    kv.row_bytes(head_dim) as usize / 4
+}
+
+/// The numbers that rows of a cache stand for.
+pub(crate) fn kv_values(kv: KvType, head_dim: u32, words: &[u32]) -> Vec<f32> {
+    let halves = |w: u32| [w as u16, (w >> 16) as u16].map(|h| half::f16::from_bits(h).to_f32());
     match kv {
-        KvType::F32 => download(gpu, b, n),
-        KvType::F16 => download_words(gpu, b, n / 2)
-            .into_iter()
-            .flat_map(|w| [w as u16, (w >> 16) as u16].map(|h| half::f16::from_bits(h).to_f32()))
+        KvType::F32 => words.iter().map(|&w| f32::from_bits(w)).collect(),
+        KvType::F16 => words.iter().flat_map(|&w| halves(w)).collect(),
+        KvType::Q8 => words
+            .chunks_exact(row_words(kv, head_dim))
+            .flat_map(|row| {
+                let (bytes, scales) = row.split_at(head_dim as usize / 4);
+                let bytes = bytes.iter().flat_map(|w| w.to_le_bytes()).enumerate();
+                bytes.map(|(d, b)| halves(scales[d / 64])[d / 32 % 2] * f32::from(b as i8)).collect::<Vec<_>>()
+            })
             .collect(),
+    }
+}
+
+/// Rows as they should be stored, against what is: half a step of the type off at most.
+fn stored(what: &str, kv: KvType, head_dim: u32, words: &[u32], want: &[Want]) {
+    let got = kv_values(kv, head_dim, words);
+    if kv != KvType::Q8 {
+        // A half is half an ulp off at most, 2^-11.
+        let rel = if kv == KvType::F16 { 1.01 / 2048.0 } else { 1e-6 };
+        close(what, &got, want, 1e-7, rel);
+        return;
+    }
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    let rows = words.chunks_exact(row_words(kv, head_dim)).zip(want.chunks_exact(head_dim as usize));
+    for (at, (row, want)) in rows.enumerate() {
+        let (bytes, scales) = row.split_at(head_dim as usize / 4);
+        for (b, want) in want.chunks_exact(32).enumerate() {
+            let scale = half::f16::from_bits((scales[b / 2] >> (16 * (b % 2))) as u16).to_f64();
+            let exact = want.iter().map(|w| w.value.abs()).fold(0.0, f64::max) / 127.0;
+            assert!((scale - exact).abs() <= exact / 2040.0 + 6e-8, "{what}: row {at} block {b}: {scale}, not {exact}");
+            for (i, w) in want.iter().enumerate() {
+                let q = bytes[(b * 32 + i) / 4].to_le_bytes()[i % 4] as i8;
+                let ideal = if exact > 0.0 { w.value / exact } else { 0.0 };
+                let slack = 0.5 + 1e-4 + 2e-6 * if exact > 0.0 { w.magnitude / exact } else { 0.0 };
+                assert!(
+                    (f64::from(q) - ideal).abs() <= slack,
+                    "{what}: row {at} dimension {}: {q}, not {ideal}",
+                    b * 32 + i
+                );
+            }
+        }
+        if !head_dim.is_multiple_of(64) {
+            assert_eq!(scales.last().unwrap() >> 16, 0, "{what}: row {at}: the scale that no block has");
+        }
     }
 }
 
@@ -94,7 +162,7 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     let ab = upload_words(gpu, bytemuck::cast_slice(&table.values));
     let q_len = ROWS.len() * (n_head * head_dim) as usize;
     let q = untouched(gpu, q_len + 1);
-    let fresh = kv_words(kv, &vec![UNTOUCHED; elements]);
+    let fresh = kv_words(kv, head_dim, &vec![UNTOUCHED; elements]);
     let (kb, vb) = (upload_words(gpu, &fresh), upload_words(gpu, &fresh));
     let qkv = Matrix::new(&xb, ROWS.len() as u32, stride).columns(offset, width);
     let d = rope(
@@ -126,28 +194,62 @@ fn check(v: &Variant, shape: RopeShape, kv: KvType, magnitude: f64) {
     }
     let what = format!("{shape:?} {kv:?} ({})", v.name);
     close(&format!("q of {what}"), &download(gpu, &q, q_len + 1), &want_q, 1e-7, 1e-6);
-    // A half is half an ulp off at most, 2^-11.
-    let rel = if kv == KvType::F16 { 1.01 / 2048.0 } else { 1e-6 };
-    close(&format!("k of {what}"), &kv_read(gpu, kv, &kb, elements), &want_k, 1e-7, rel);
-    close(&format!("v of {what}"), &kv_read(gpu, kv, &vb, elements), &want_v, 1e-7, rel);
+    for (name, buffer, want) in [("k", &kb, &want_k), ("v", &vb, &want_v)] {
+        stored(&format!("{name} of {what}"), kv, head_dim, &download_words(gpu, buffer, fresh.len()), want);
+    }
 }
 
 #[test]
 fn rope_turns_pairs_and_writes_pages() {
     for v in variants() {
-        for kv in KV_TYPES {
-            for pairs in [RopePairs::Adjacent, RopePairs::Halves, RopePairs::None] {
-                let shape = |n_head, n_kv, head_dim, n_rot| RopeShape { n_head, n_kv, head_dim, n_rot, pairs };
-                check(v, shape(4, 2, 64, 64), kv, 1.0);
-                check(v, shape(3, 1, 80, 32), kv, 1.0);
-                check(v, shape(1, 1, 4, 4), kv, 1.0);
-                if v.full {
-                    check(v, shape(2, 2, 128, 96), kv, 1.19);
-                    check(v, shape(8, 1, 256, 64), kv, 1.0);
-                    check(v, shape(2, 1, 16, 0), kv, 1.0);
-                }
+        for pairs in [RopePairs::Adjacent, RopePairs::Halves, RopePairs::None] {
+            let shape = |n_head, n_kv, head_dim, n_rot| RopeShape { n_head, n_kv, head_dim, n_rot, pairs };
+            let usual = [(shape(4, 2, 64, 64), 1.0), (shape(3, 1, 80, 32), 1.0), (shape(1, 1, 4, 4), 1.0)];
+            // Heads of an odd number of blocks: the last one shares its word of scales with none.
+            let odd = [(shape(3, 2, 96, 64), 1.0), (shape(2, 1, 32, 32), 1.0)];
+            let more = [(shape(2, 2, 128, 96), 1.19), (shape(8, 1, 256, 64), 1.0), (shape(2, 1, 16, 0), 1.0)];
+            let cases = usual.into_iter().chain(odd).chain(more.into_iter().filter(|_| v.full));
+            for (shape, magnitude) in cases {
+                kv_types(shape.head_dim).for_each(|kv| check(v, shape, kv, magnitude));
             }
         }
+    }
+}
+
+/// A head whose largest number is 127 has a scale of 1: its bytes are its numbers rounded, halves away from zero.
+#[test]
+fn q8_rounds_halves_away_from_zero() {
+    for v in variants() {
+        let gpu: &Gpu = &v.gpu;
+        let mut head = vec![0f32; 32];
+        let given = [127.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 0.499_999_97, -126.5, 126.499, -0.25, 100.5];
+        head[..given.len()].copy_from_slice(&given);
+        let want: Vec<i8> = given.iter().map(|x| x.round() as i8).collect();
+        // One query head, one key, one value (all zeros: a scale of zero).
+        let x = upload(gpu, &[head.clone(), head, vec![0.0; 32]].concat());
+        let rows = upload_words(gpu, &[0, 3]);
+        let (tables, angles, q) = (upload_words(gpu, &[0]), upload_words(gpu, &[0; 4]), untouched(gpu, 32));
+        let fresh = kv_words(KvType::Q8, 32, &vec![UNTOUCHED; 32 * KV_BLOCK_TOKENS as usize]);
+        let (k, val) = (upload_words(gpu, &fresh), upload_words(gpu, &fresh));
+        let pages = Pages {
+            rows: (&rows).into(),
+            tables: (&tables).into(),
+            table_stride: 1,
+            kv_type: KvType::Q8,
+            k: (&k).into(),
+            v: (&val).into(),
+        };
+        let shape = RopeShape { n_head: 1, n_kv: 1, head_dim: 32, n_rot: 0, pairs: RopePairs::None };
+        run(gpu, rope(shape, Matrix::new(&x, 1, 96), pages, (&angles).into(), (&q).into()));
+        let mut wanted = fresh.clone();
+        wanted[27..36].fill(0);
+        assert_eq!(download_words(gpu, &val, fresh.len()), wanted, "zeros ({})", v.name);
+        let got = download_words(gpu, &k, fresh.len());
+        let bytes: Vec<i8> = got[27..35].iter().flat_map(|w| w.to_le_bytes()).map(|b| b as i8).collect();
+        assert_eq!(bytes[..want.len()], want, "{}", v.name);
+        assert_eq!(got[35], u32::from(half::f16::ONE.to_bits()), "{}", v.name);
+        wanted[27..36].copy_from_slice(&got[27..36]);
+        assert_eq!(got, wanted, "other rows ({})", v.name);
     }
 }
 
@@ -182,5 +284,14 @@ fn rope_refuses_shapes_that_disagree() {
         let pages = Pages { rows: all(), tables: all(), table_stride: 1, kv_type: KvType::F32, k: all(), v: all() };
         let d = rope(shape, m, pages, (&b).into(), (&b).into());
         assert!(d.is_err(), "{shape:?} on {cols}");
+        let e = rope(
+            s(2, 16, 16),
+            Matrix::new(&b, 1, 64),
+            Pages { kv_type: KvType::Q8, ..pages },
+            (&b).into(),
+            (&b).into(),
+        );
+        let e = e.unwrap_err().to_string();
+        assert!(e.contains("q8") && e.contains("16"), "{e}");
     }
 }

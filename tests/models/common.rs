@@ -1,11 +1,13 @@
 //! Opening devices and reading references.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
 use doppler::model::KvType;
-use doppler::session::{Context, Model, ModelOptions, Session, SessionOptions};
+use doppler::sample::SamplingOptions;
+use doppler::session::{Context, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
 use safetensors::SafeTensors;
 
 /// `../shared`, or `None` with a note that the test was skipped.
@@ -113,4 +115,33 @@ pub fn assert_greedy(what: &str, got: &[u32], want: &[u32], margins: &[f32], tol
         }
         assert_eq!(g, w, "{what}: greedy token {i} (margin {})", margins[i]);
     }
+}
+
+/// Greedy generation to a fixed length.
+pub fn greedy(max_tokens: u32) -> GenerateOptions {
+    GenerateOptions { max_tokens, sampling: SamplingOptions::greedy(), ignore_eos: true, ..Default::default() }
+}
+
+pub fn generate(s: &mut Session, options: &GenerateOptions) -> Vec<u32> {
+    s.generate(options, &mut |_| ControlFlow::Continue(())).expect("generate").tokens
+}
+
+/// The best logit less the second best.
+pub fn gap(row: &[f32]) -> f64 {
+    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for &x in row {
+        (first, second) = if x > first { (x, first) } else { (first, second.max(x)) };
+    }
+    f64::from(first) - f64::from(second)
+}
+
+/// Greedy tokens after `prompt` computed in two ways: the same, but where the two best logits are nearer than `near`.
+#[track_caller]
+pub fn assert_same_greedy(model: &Model, prompt: &[u32], a: &[u32], b: &[u32], near: f64) {
+    let Some(i) = (0..a.len().max(b.len())).find(|&i| a.get(i) != b.get(i)) else { return };
+    let ids: Vec<u32> = prompt.iter().chain(&a[..i.min(a.len())]).copied().collect();
+    let rows = logits(&mut session(model), &ids);
+    let gap = gap(&rows[rows.len() - model.info().n_vocab as usize..]);
+    assert!(gap < near, "greedy token {i} is {:?} and {:?}, the margin {gap}", a.get(i), b.get(i));
+    println!("near tie at {i}: {gap}");
 }

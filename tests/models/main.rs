@@ -4,6 +4,8 @@ mod common;
 mod faults;
 mod golden;
 mod hearth;
+mod kv_sharing;
+mod kv_windows;
 mod loading;
 mod moe;
 mod perplexity;

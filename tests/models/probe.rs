@@ -43,7 +43,9 @@ fn probes_see_every_point_and_change_nothing() {
     for (name, features) in feature_sets() {
         let Some(context) = context(features, Guard::default()) else { return };
         let model = load(&context, &asset(), KvType::F32, 128, 64);
-        let plain = generate(&mut prompted(&model), 4).unwrap();
+        // Not the first slot's, so that its words are to be found.
+        let mut first = prompted(&model);
+        let plain = generate(&mut first, 4).unwrap();
         let mut s = prompted(&model);
         let n = s.tokens().len() as u32;
         s.set_probe(Some(ProbeOptions { values: 8, ..Default::default() })).unwrap();
@@ -87,6 +89,8 @@ fn probes_see_every_point_and_change_nothing() {
         assert_eq!(find(&readings, "sample.picked", None, n).words[0], plain[1], "{name}");
         // token, position, limit, stop after the step
         assert_eq!(find(&readings, "stop.state", None, n).words[..2], [plain[1], n + 1], "{name}");
+        let tables: Vec<_> = (0..layers as u32).map(|l| find(&readings, "kv.table", Some(l), n).words[0]).collect();
+        assert!(tables.iter().all(|&t| t == 1), "{name}: the second sequence's pages {tables:?}");
         // A norm with weights near one brings the root mean square near the weights'.
         let (before, after) = (find(&readings, "attn.residual", Some(2), n), find(&readings, "ffn.norm", Some(2), n));
         assert!(before.stats.unwrap().rms() > 0.0 && after.stats.unwrap().rms() > 0.0);

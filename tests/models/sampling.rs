@@ -9,7 +9,7 @@ use doppler::model::KvType;
 use doppler::sample::{SamplingOptions, penalties, sample_reference};
 use doppler::session::{FinishReason, GenerateOptions, Generated, Message, Model, Session, SessionOptions};
 
-use crate::common::{context, load, logits, session, shared};
+use crate::common::{assert_same_greedy, context, gap, load, logits, session, shared};
 
 const FILE: &str = "models/hearth/hearth-5m-Q8_0.gguf";
 /// Differences of logits that two ways of computing them may show.
@@ -64,27 +64,6 @@ fn generate(s: &mut Session, options: &GenerateOptions) -> Generated {
     out
 }
 
-/// Greedy tokens after `prompt` from two sessions: the same, but where the two best logits are nearly equal.
-#[track_caller]
-fn assert_same_greedy(model: &Model, prompt: &[u32], a: &[u32], b: &[u32]) {
-    let Some(i) = (0..a.len().max(b.len())).find(|&i| a.get(i) != b.get(i)) else { return };
-    let mut s = session(model);
-    let ids: Vec<u32> = prompt.iter().chain(&a[..i.min(a.len())]).copied().collect();
-    let rows = logits(&mut s, &ids);
-    let gap = gap(&rows[rows.len() - model.info().n_vocab as usize..]);
-    assert!(gap < NEAR, "greedy token {i} is {:?} and {:?}, the margin {gap}", a.get(i), b.get(i));
-    println!("near tie at {i}: {gap}");
-}
-
-/// The best logit less the second best.
-fn gap(row: &[f32]) -> f64 {
-    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-    for &x in row {
-        (first, second) = if x > first { (x, first) } else { (first, second.max(x)) };
-    }
-    f64::from(first) - f64::from(second)
-}
-
 /// What a session generates next is what a fresh one generates that was given the same tokens.
 #[track_caller]
 fn assert_like_fresh(s: &mut Session) {
@@ -94,7 +73,7 @@ fn assert_like_fresh(s: &mut Session) {
     let mut fresh = open(&model, 0, 1);
     fresh.append_tokens(&tokens).expect("append");
     let (a, b) = (generate(s, &greedy(n)), generate(&mut fresh, &greedy(n)));
-    assert_same_greedy(&model, &tokens, &a.tokens, &b.tokens);
+    assert_same_greedy(&model, &tokens, &a.tokens, &b.tokens, NEAR);
 }
 
 // ---- What is drawn ------------------------------------------------------------------------------------
@@ -301,7 +280,7 @@ fn the_context_runs_full_and_goes_on() {
         s.truncate(n_ctx - 9).expect("truncate");
         let rest = generate(&mut s, &greedy(0));
         assert_eq!((rest.reason, rest.tokens.len()), (FinishReason::ContextFull, 9));
-        assert_same_greedy(model, &s.tokens()[..n_ctx as usize - 9], &rest.tokens, &out.tokens[12..]);
+        assert_same_greedy(model, &s.tokens()[..n_ctx as usize - 9], &rest.tokens, &out.tokens[12..], NEAR);
         s.truncate(prompt.len() as u32 - 3).expect("truncate");
         assert_like_fresh(&mut s);
         outs.push(out);

@@ -7,24 +7,64 @@ use doppler::kernels::{self, AngleTable, AttentionShape, KvType, Matrix, RopePai
 
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
-const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::F32];
+/// The types that can store heads of this size.
+fn kv_types(head_dim: u32) -> impl Iterator<Item = KvType> {
+    KvType::ALL.into_iter().filter(move |kv| kv.check(head_dim).is_ok())
+}
 
-/// Values as words of a cache of this type.
-fn pack(kv: KvType, values: &[f32]) -> Vec<u32> {
+fn halves(a: f32, b: f32) -> u32 {
+    let half = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
+    half(a) | half(b) << 16
+}
+
+fn from_halves(w: u32) -> [f32; 2] {
+    [w as u16, (w >> 16) as u16].map(|h| half::f16::from_bits(h).to_f32())
+}
+
+/// Rows of a cache, each a head at a position, as words of this type.
+fn pack(kv: KvType, head_dim: u32, values: &[f32]) -> Vec<u32> {
+    let row_q8 = |row: &[f32]| {
+        let scales: Vec<f32> =
+            row.chunks_exact(32).map(|b| b.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0).collect();
+        let byte = |(i, v): (usize, &f32)| (v / scales[i / 32].max(f32::MIN_POSITIVE)).round() as i8 as u8;
+        let bytes: Vec<u8> = row.iter().enumerate().map(byte).collect();
+        let mut words: Vec<u32> = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+        words.extend(scales.chunks(2).map(|s| halves(s[0], s.get(1).copied().unwrap_or(0.0))));
+        words
+    };
     match kv {
         KvType::F32 => values.iter().map(|v| v.to_bits()).collect(),
-        KvType::F16 => {
-            let half = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
-            values.chunks_exact(2).map(|p| half(p[0]) | half(p[1]) << 16).collect()
-        }
+        KvType::F16 => values.chunks_exact(2).map(|p| halves(p[0], p[1])).collect(),
+        KvType::Q8 => values.chunks_exact(head_dim as usize).flat_map(row_q8).collect(),
     }
 }
 
-fn unpack(kv: KvType, words: &[u32]) -> Vec<f32> {
+fn unpack(kv: KvType, head_dim: u32, words: &[u32]) -> Vec<f32> {
+    let row_q8 = |row: &[u32]| {
+        let (bytes, scales) = row.split_at(head_dim as usize / 4);
+        let bytes = bytes.iter().flat_map(|w| w.to_le_bytes()).enumerate();
+        bytes.map(|(i, b)| from_halves(scales[i / 64])[i / 32 % 2] * f32::from(b as i8)).collect::<Vec<_>>()
+    };
     match kv {
         KvType::F32 => words.iter().map(|&w| f32::from_bits(w)).collect(),
-        KvType::F16 => {
-            words.iter().flat_map(|&w| [w as u16, (w >> 16) as u16]).map(|h| half::f16::from_bits(h).to_f32()).collect()
+        KvType::F16 => words.iter().flat_map(|&w| from_halves(w)).collect(),
+        KvType::Q8 => words.chunks_exact((kv.row_bytes(head_dim) / 4) as usize).flat_map(row_q8).collect(),
+    }
+}
+
+/// How far a number may be off when it is stored: what to relate it to, and the share of that.
+fn storage_error(kv: KvType, want: &mut [Want]) -> f64 {
+    match kv {
+        KvType::F32 => 2e-6,
+        // Half a unit of an f16.
+        KvType::F16 => 1.02 / 2048.0,
+        // Half a step of 127 to the largest of the block, and the rounding of the scale.
+        KvType::Q8 => {
+            for block in want.chunks_exact_mut(32) {
+                let largest = block.iter().fold(0.0, |m: f64, w| m.max(w.0.abs()));
+                block.iter_mut().for_each(|w| w.1 = largest);
+            }
+            0.5 / 127.0 + 1.02 / 2048.0
         }
     }
 }
@@ -101,7 +141,7 @@ fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
     let (rows, table) = (lab.words(&row_words(&POSITIONS))?, lab.words(&pages.table)?);
     let ab = lab.words(bytemuck::cast_slice(&angles.values))?;
     let q = lab.blank(POSITIONS.len() * (n_head * head_dim) as usize)?;
-    let words = pack(kv, &vec![BLANK; pages.elements()]);
+    let words = pack(kv, head_dim, &vec![BLANK; pages.elements()]);
     let (kb, vb) = (lab.words(&words)?, lab.words(&words)?);
     let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
     let qkv = Matrix::new(&xb, POSITIONS.len() as u32, width);
@@ -127,10 +167,9 @@ fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
         }
     }
     let case = |what| format!("{what} {:?}, heads {n_head}/{n_kv} of {head_dim}, {}", shape.pairs, kv.name());
-    // An element of the cache is half a unit of an f16 off at most.
-    let rel = if kv == KvType::F16 { 1.02 / 2048.0 } else { 2e-6 };
-    let got_k = unpack(kv, &lab.read_words(&kb, words.len())?);
-    let got_v = unpack(kv, &lab.read_words(&vb, words.len())?);
+    let rel = storage_error(kv, &mut want_k).max(storage_error(kv, &mut want_v));
+    let got_k = unpack(kv, head_dim, &lab.read_words(&kb, words.len())?);
+    let got_v = unpack(kv, head_dim, &lab.read_words(&vb, words.len())?);
     Ok([
         compare(case("q"), &lab.read(&q, want_q.len())?, &want_q, 1e-7, 2e-6),
         compare(case("k"), &got_k, &want_k, 1e-7, rel),
@@ -140,9 +179,9 @@ fn rope_case(lab: &Lab, shape: RopeShape, kv: KvType) -> Result<[Measured; 3]> {
 
 pub(super) fn rope(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for kv in KV_TYPES {
-        for pairs in [RopePairs::Adjacent, RopePairs::Halves, RopePairs::None] {
-            for (n_head, n_kv, head_dim, n_rot) in [(3, 1, 20, 12), (4, 2, 64, 64)] {
+    for pairs in [RopePairs::Adjacent, RopePairs::Halves, RopePairs::None] {
+        for (n_head, n_kv, head_dim, n_rot) in [(3, 1, 20, 12), (4, 2, 64, 64), (2, 1, 96, 64)] {
+            for kv in kv_types(head_dim) {
                 all.extend(rope_case(lab, RopeShape { n_head, n_kv, head_dim, n_rot, pairs }, kv)?);
             }
         }
@@ -182,7 +221,7 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], pr
     let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
     let last = positions.iter().copied().max().unwrap_or(0);
     let pages = Layout::new(&mut rng, last + 1, n_kv, head_dim);
-    let (kw, vw) = (pack(kv, &rng.units(pages.elements())), pack(kv, &rng.units(pages.elements())));
+    let (kw, vw) = (pack(kv, head_dim, &rng.units(pages.elements())), pack(kv, head_dim, &rng.units(pages.elements())));
     let width = (n_head * head_dim) as usize;
     let q: Vec<f32> = rng.units(positions.len() * width).iter().map(|v| v * 2.0).collect();
     let (qb, yb) = (lab.floats(&q)?, lab.blank(q.len())?);
@@ -195,7 +234,7 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], pr
     } else {
         kernels::attention_decode(shape, t, binding, (&qb).into(), (&yb).into())?
     }])?;
-    let (k, v) = (unpack(kv, &kw), unpack(kv, &vw));
+    let (k, v) = (unpack(kv, head_dim, &kw), unpack(kv, head_dim, &vw));
     let want: Vec<Want> =
         q.chunks_exact(width).zip(positions).flat_map(|(q, &pos)| attend(&shape, &pages, &k, &v, q, pos)).collect();
     let case =
@@ -218,8 +257,8 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
 
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for kv in KV_TYPES {
-        for shape in shapes(20) {
+    for shape in shapes(20) {
+        for kv in kv_types(shape.head_dim) {
             all.push(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
         }
     }
@@ -228,8 +267,8 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
 
 pub(super) fn prefill(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for kv in KV_TYPES {
-        for shape in shapes(80) {
+    for shape in shapes(80) {
+        for kv in kv_types(shape.head_dim) {
             if kernels::attention_prefill_fits(&lab.gpu, shape.head_dim) {
                 for positions in [0..17u32, 55..96] {
                     all.push(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), true)?);

@@ -21,7 +21,7 @@ int main(int argc, char **argv) {
     doppler_model_options load;
     uint32_t number = 0, tokens[8] = {3, 4, 5};
     size_t needed = 0;
-    char text[64];
+    char text[64] = {0};
     float logits[4096];
     const char *no_text = NULL;
 
@@ -148,6 +148,20 @@ int main(int argc, char **argv) {
     NULLED(doppler_session_get_length(session, NULL));
     NULLED(doppler_session_reset(NULL));
     NULLED(doppler_session_truncate(NULL, 0));
+    NULLED(doppler_session_fork(NULL, &no_session));
+    NULLED(doppler_session_fork(session, NULL));
+    FOREIGN(doppler_session_fork(fake_session, &no_session));
+    REQUIRE(no_session == NULL);
+    NULLED(doppler_session_snapshot(NULL, logits, sizeof logits, &needed));
+    NULLED(doppler_session_snapshot(session, NULL, 8, &needed));
+    NULLED(doppler_session_snapshot(session, NULL, 0, NULL));
+    FOREIGN(doppler_session_snapshot(fake_session, logits, sizeof logits, &needed));
+    NULLED(doppler_session_restore(NULL, logits, sizeof logits));
+    NULLED(doppler_session_restore(session, NULL, 8));
+    NULLED(doppler_session_restore(session, NULL, 0));
+    FOREIGN(doppler_session_restore(fake_session, logits, sizeof logits));
+    EXPECT(doppler_session_restore(session, logits, 0), DOPPLER_STATUS_INVALID_ARGUMENT);
+    EXPECT(doppler_session_restore(session, text, sizeof text), DOPPLER_STATUS_INVALID_ARGUMENT);
     NULLED(doppler_session_get_stats(NULL, &session_stats));
     NULLED(doppler_session_get_stats(session, NULL));
     NULLED(doppler_session_reset_stats(NULL));

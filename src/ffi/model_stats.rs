@@ -1,0 +1,116 @@
+//! What a model cost and what its attention cache holds.
+
+use crate::ffi::guard;
+use crate::ffi::model::{MODELS, doppler_model};
+use crate::ffi::status::doppler_status;
+use crate::ffi::structs::{Versioned, output};
+
+/// What the attention cache of the layers with one window holds.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct doppler_kv_group {
+    /// Positions that a token of these layers sees, itself included. 0: all.
+    pub window: u32,
+    /// Layers.
+    pub n_layer: u32,
+    /// Blocks that exist.
+    pub blocks: u32,
+    /// Blocks in use.
+    pub used: u32,
+    /// Most blocks that were ever in use.
+    pub high_water: u32,
+    /// Blocks in use that several sessions share.
+    pub shared: u32,
+    /// Bytes of one block, all layers of the group, keys and values.
+    pub block_bytes: u64,
+}
+
+/// Groups that doppler_model_stats describes.
+pub const DOPPLER_KV_GROUPS: usize = 8;
+
+/// What loading a model cost, and what its attention cache holds. Set `struct_size` before the call.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct doppler_model_stats {
+    /// sizeof(doppler_model_stats)
+    pub struct_size: usize,
+    /// Wall time of loading, nanoseconds.
+    pub load_ns: u64,
+    /// Bytes of weights in the file.
+    pub file_bytes: u64,
+    /// Bytes of one block of the attention cache in every group of layers, keys and values: what `kv_block_tokens` tokens take.
+    pub kv_block_bytes: u64,
+    /// Tokens in a block.
+    pub kv_block_tokens: u32,
+    /// Blocks that exist, in all groups.
+    pub kv_blocks: u32,
+    /// Blocks in use.
+    pub kv_blocks_used: u32,
+    /// Most blocks that were ever in use.
+    pub kv_blocks_high_water: u32,
+    /// Bytes of all blocks.
+    pub kv_bytes: u64,
+    /// Bytes of the blocks in use.
+    pub kv_used_bytes: u64,
+    /// Blocks copied because a session wrote to one that it shared.
+    pub kv_copies: u64,
+    /// Blocks in use that several sessions share.
+    pub kv_blocks_shared: u32,
+    /// Groups of layers: those with the same sliding window keep their tokens together.
+    pub kv_n_groups: u32,
+    /// The first of them, in the order of their first layers; the rest is zero.
+    pub kv_groups: [doppler_kv_group; DOPPLER_KV_GROUPS],
+}
+
+// SAFETY: `repr(C)`, numbers only.
+unsafe impl Versioned for doppler_model_stats {
+    const NAME: &'static str = "doppler_model_stats";
+    const FIRST: usize = std::mem::offset_of!(Self, kv_blocks_high_water) + 4;
+}
+
+/// What loading a model cost, and what its attention cache holds.
+///
+/// @param stats  filled in; set its `struct_size`
+///
+/// Threads: any; waits for a submit that is under way in one of its sessions.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn doppler_model_get_stats(
+    model: *const doppler_model,
+    stats: *mut doppler_model_stats,
+) -> doppler_status {
+    guard(|| {
+        let model = MODELS.get(model)?;
+        // SAFETY: the caller vouches for the structure.
+        let stats = unsafe { output(stats)? };
+        let s = model.stats();
+        let mut kv_groups = [doppler_kv_group::default(); DOPPLER_KV_GROUPS];
+        for (to, g) in kv_groups.iter_mut().zip(&s.kv.groups) {
+            *to = doppler_kv_group {
+                window: g.window,
+                n_layer: g.layers,
+                blocks: g.blocks,
+                used: g.used,
+                high_water: g.high_water,
+                shared: g.shared,
+                block_bytes: g.block_bytes,
+            };
+        }
+        stats.write(doppler_model_stats {
+            struct_size: size_of::<doppler_model_stats>(),
+            load_ns: s.load_ns,
+            file_bytes: s.file_bytes,
+            kv_block_bytes: s.kv.block_bytes,
+            kv_block_tokens: s.kv.block_tokens,
+            kv_blocks: s.kv.blocks,
+            kv_blocks_used: s.kv.used,
+            kv_blocks_high_water: s.kv.high_water,
+            kv_bytes: s.kv.bytes,
+            kv_used_bytes: s.kv.used_bytes,
+            kv_copies: s.kv.copies,
+            kv_blocks_shared: s.kv.shared,
+            kv_n_groups: s.kv.groups.len() as u32,
+            kv_groups,
+        });
+        Ok(())
+    })
+}

@@ -1,0 +1,180 @@
+//! Sequences: opening, forking, truncating, closing, and the pages they hold.
+
+use std::ops::Range;
+
+use crate::error::{Result, bail};
+use crate::gpu::{Gpu, Phase, Scope};
+use crate::model::engine::Engine;
+use crate::model::kv_blocks::BlockTable;
+use crate::model::kv_cache::{KvPool, KvStats};
+use crate::model::probe::{Lens, Probe, ProbeReading};
+
+/// A sequence: its slot and its pages. Made by [`Engine::open`] or [`Engine::fork`], given back with [`Engine::close`].
+#[derive(Debug)]
+pub struct Sequence {
+    pub(super) slot: u32,
+    pub(super) n_ctx: u32,
+    /// One for each group of the cache.
+    pub(super) tables: Vec<BlockTable>,
+    /// Sampling changes logits (penalties or bias).
+    pub(super) penalties: bool,
+    pub(super) n_stop: u32,
+    pub(super) probe: Option<Probe>,
+}
+
+impl Sequence {
+    /// Positions this sequence may have.
+    pub fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    /// What its probe has seen and was not taken yet.
+    pub fn readings(&self) -> &[ProbeReading] {
+        self.probe.as_ref().map(Probe::readings).unwrap_or_default()
+    }
+
+    /// What its probe has seen since this was asked last.
+    pub fn take_readings(&mut self) -> Vec<ProbeReading> {
+        self.probe.as_mut().map(Probe::take).unwrap_or_default()
+    }
+
+    /// Its probe, at rows from `position` on.
+    pub(super) fn lens(&self, position: u32) -> Option<Lens<'_>> {
+        self.probe.as_ref().map(|probe| Lens { probe, slot: self.slot, position })
+    }
+
+    /// Whether something looks at its tensors.
+    pub fn is_probed(&self) -> bool {
+        self.probe.is_some()
+    }
+}
+
+impl Engine {
+    /// State of the KV cache.
+    pub fn kv_stats(&self) -> KvStats {
+        self.kv.stats()
+    }
+
+    /// Does something with the pool; plans that bind buffers it replaced are forgotten, whatever came of it. [`Engine::prewarm`] builds
+    /// them again before the next step is counted.
+    pub(super) fn with_pool<T>(&mut self, work: impl FnOnce(&mut KvPool, &Gpu) -> Result<T>) -> Result<T> {
+        let before = self.kv.version();
+        let result = work(&mut self.kv, &self.gpu);
+        if self.kv.version() != before {
+            self.forget_plans();
+        }
+        result
+    }
+
+    fn take_slot(&mut self, scope: &Scope) -> Result<u32> {
+        if let Some(slot) = self.slots.take() {
+            return Ok(slot);
+        }
+        self.slots = self.slots.doubled(&self.gpu, scope)?;
+        self.forget_plans();
+        match self.slots.take() {
+            Some(slot) => Ok(slot),
+            None => bail!(Internal, "no slot after growing"),
+        }
+    }
+
+    /// Slot and promise of a new sequence, whose first `shared` positions are another one's.
+    fn admit(&mut self, n_ctx: u32, shared: u32, scope: &Scope) -> Result<Sequence> {
+        let slot = self.take_slot(scope)?;
+        if let Err(e) = self.with_pool(|kv, gpu| kv.promise(gpu, n_ctx, shared, scope)) {
+            self.slots.release(slot);
+            return Err(e);
+        }
+        Ok(Sequence { slot, n_ctx, tables: self.kv.tables(), penalties: false, n_stop: 0, probe: None })
+    }
+
+    /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] for a context beyond the model's, [`crate::Error::OutOfMemory`].
+    pub fn open(&mut self, n_ctx: u32, scope: &Scope) -> Result<Sequence> {
+        if n_ctx == 0 || n_ctx > self.options.n_ctx {
+            bail!(
+                InvalidArgument,
+                "a context of {n_ctx} positions; the model was loaded for 1..={}",
+                self.options.n_ctx
+            );
+        }
+        self.admit(n_ctx, 0, scope)
+    }
+
+    /// Opens a sequence that begins as `parent` does: with the keys and values of its first tokens, which are `tokens`. Nothing is
+    /// evaluated and no page is copied: pages are shared until one of the two writes to them. How it draws is to be configured.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] if a window before the end of `tokens` was given up ([`Engine::keeps`]),
+    /// [`crate::Error::OutOfMemory`].
+    pub fn fork(&mut self, parent: &Sequence, tokens: &[u32], scope: &Scope) -> Result<Sequence> {
+        let n = tokens.len() as u32;
+        if n > parent.n_ctx || !self.keeps(parent, n) {
+            bail!(InvalidArgument, "a fork after {n} tokens: their keys and values are not all there");
+        }
+        let mut child = self.admit(parent.n_ctx, n, scope)?;
+        if n > 0 {
+            child.tables = self.kv.share(&parent.tables, n);
+        }
+        match self.slots.set_history(&self.gpu, child.slot, 0, tokens, scope) {
+            Ok(()) => Ok(child),
+            Err(e) => {
+                self.close(child);
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives a sequence's slot and pages back.
+    pub fn close(&mut self, mut sequence: Sequence) {
+        self.kv.withdraw(&mut sequence.tables, sequence.n_ctx);
+        self.slots.release(sequence.slot);
+    }
+
+    /// Whether a sequence can go on after the first `tokens` tokens as it is. It cannot if they were not evaluated, or if a layer's window
+    /// before that place was given up.
+    pub fn keeps(&self, sequence: &Sequence, tokens: u32) -> bool {
+        tokens == 0 || self.kv.holds(&sequence.tables, tokens)
+    }
+
+    /// Forgets a sequence's positions from `tokens` on. Returns how many of the first `tokens` positions still count: all of them, or none
+    /// if a layer's window before that place was given up already; they are to be evaluated again then.
+    pub fn truncate(&mut self, sequence: &mut Sequence, tokens: u32) -> u32 {
+        self.kv.keep(&mut sequence.tables, tokens)
+    }
+
+    /// Takes pages for the evaluation of `positions` and tells the device which. Between the tokens of a text (`may_grow` is false)
+    /// no buffer is made. Growing, and copying what is shared no longer, is upkeep of the cache: it counts for neither prompts nor decoding.
+    pub(super) fn reserve(
+        &mut self,
+        sequence: &mut Sequence,
+        positions: Range<u32>,
+        may_grow: bool,
+        scope: &Scope,
+    ) -> Result<()> {
+        if positions.end > sequence.n_ctx {
+            bail!(ContextFull, "{} positions in a context of {}", positions.end, sequence.n_ctx);
+        }
+        let upkeep = scope.clone().in_phase(Phase::Other);
+        let before = self.kv.version();
+        self.with_pool(|kv, gpu| kv.reserve(gpu, &mut sequence.tables, positions, may_grow, &upkeep))?;
+        if may_grow && self.kv.version() != before {
+            self.prewarm(&upkeep)?;
+        }
+        self.send_tables(sequence, scope)
+    }
+
+    /// Uploads what the device does not know of a sequence's tables.
+    pub(super) fn send_tables(&self, sequence: &mut Sequence, scope: &Scope) -> Result<()> {
+        for (group, table) in sequence.tables.iter_mut().enumerate() {
+            let (first, blocks) = table.unsent();
+            if !blocks.is_empty() {
+                self.slots.set_table(&self.gpu, sequence.slot, group, first as usize, blocks, scope)?;
+            }
+            table.all_sent();
+        }
+        Ok(())
+    }
+}

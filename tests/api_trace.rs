@@ -1,0 +1,102 @@
+//! The counters against an independent count: wgpu's own trace of every call made of it.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use doppler::gpu::{AdapterChoice, Features, GpuOptions};
+use doppler::sample::SamplingOptions;
+use doppler::session::{Context, GenerateOptions, ModelOptions, SessionOptions};
+
+/// How often each call stands in a trace.
+#[derive(Debug, PartialEq, Eq)]
+struct Calls {
+    submits: u64,
+    dispatches: u64,
+    passes: u64,
+    buffers: u64,
+    bind_groups: u64,
+    pipelines: u64,
+    uploads: u64,
+}
+
+fn calls_in(dir: &Path) -> Calls {
+    let text = std::fs::read_to_string(dir.join("trace.ron")).expect("trace.ron");
+    // Strings (shader sources, labels) could hold anything.
+    let mut code = String::with_capacity(text.len());
+    let mut in_string = false;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if in_string => _ = chars.next(),
+            '"' => in_string = !in_string,
+            _ if in_string => {}
+            _ => code.push(c),
+        }
+    }
+    let count = |name: &str| {
+        let word = |c: char| c.is_alphanumeric() || c == '_';
+        let alone = |(i, _): &(usize, &str)| !code[..*i].ends_with(word) && !code[i + name.len()..].starts_with(word);
+        code.match_indices(name).filter(alone).count() as u64
+    };
+    Calls {
+        submits: count("Submit"),
+        dispatches: count("DispatchWorkgroups") + count("DispatchWorkgroupsIndirect"),
+        passes: count("RunComputePass"),
+        buffers: count("CreateBuffer"),
+        bind_groups: count("CreateBindGroup"),
+        pipelines: count("CreateComputePipeline"),
+        uploads: count("WriteBuffer"),
+    }
+}
+
+#[test]
+fn counters_equal_what_wgpu_was_asked_to_do() {
+    let all = Features::ALL;
+    for (name, features, timing) in
+        [("all", all, false), ("timed", all, true), ("no-immediates", Features { immediates: false, ..all }, false)]
+    {
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("api-trace-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        if std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1") {
+            println!("skipped: DOPPLER_NO_GPU=1");
+            return;
+        }
+        let context = Context::open(&GpuOptions {
+            adapter: AdapterChoice { allow_software: true, ..Default::default() },
+            features,
+            timing,
+            api_trace: Some(dir.clone()),
+            ..Default::default()
+        })
+        .unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/hearth-5m-Q8_0.gguf");
+        let options = ModelOptions { n_ctx: 64, prefill_chunk: 8, ..Default::default() };
+        let model = context.load_model(&path, &options, &mut |_, _| Ok(())).unwrap();
+        // Two sessions, so that cache and slots grow; several tokens a submit; logits; a truncated session goes on.
+        for tokens_per_submit in [1, 3] {
+            let mut s = model.open_session(&SessionOptions { tokens_per_submit, ..Default::default() }).unwrap();
+            s.append_text("Once upon a time there was a mouse", false).unwrap();
+            let sampling = SamplingOptions { repeat_penalty: 1.2, ..SamplingOptions::default() };
+            let generate = GenerateOptions { max_tokens: 7, sampling, ignore_eos: true, ..Default::default() };
+            s.generate(&generate, &mut |_| ControlFlow::Continue(())).unwrap();
+            s.truncate(5).unwrap();
+            s.eval(&[5, 6, 7], &mut |_| Ok(())).unwrap();
+        }
+        let total = context.stats().counters.total();
+        let ours = Calls {
+            submits: total.submits,
+            dispatches: total.dispatches,
+            passes: total.passes,
+            buffers: total.buffers,
+            bind_groups: total.bind_groups,
+            pipelines: total.pipelines,
+            uploads: total.uploads,
+        };
+        drop(model);
+        drop(context);
+        assert!(ours.submits > 10 && ours.dispatches > 500, "{ours:?}");
+        assert_eq!(calls_in(&dir), ours, "{name}: left what wgpu wrote down, right what was counted");
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+}
