@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use doppler::gpu::{AdapterChoice, Features, GpuOptions};
 use doppler::sample::SamplingOptions;
@@ -49,19 +50,54 @@ fn calls_in(dir: &Path) -> Calls {
     }
 }
 
+/// An empty directory for a trace; nothing if there is to be no device.
+fn place(name: &str) -> Option<PathBuf> {
+    if std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1") {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return None;
+    }
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("api-trace-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    Some(dir)
+}
+
+#[test]
+fn the_bench_reports_what_wgpu_was_asked_to_do() {
+    let Some(dir) = place("bench") else { return };
+    let output = Command::new(env!("CARGO_BIN_EXE_doppler"))
+        .arg("--api-trace")
+        .arg(&dir)
+        .args(["bench", "inference", "assets/hearth-5m-Q8_0.gguf", "--runs", "2", "--warmup", "1"])
+        .args(["--prompt-tokens", "3,40", "--gen", "6", "--tokens-per-submit", "4", "--json", "-"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let phases = report["models"][0]["context_counters"].as_object().unwrap();
+    let sum = |key: &str| phases.values().map(|p| p[key].as_u64().unwrap_or_else(|| panic!("no {key}: {p}"))).sum();
+    let reported = Calls {
+        submits: sum("submits"),
+        dispatches: sum("dispatches"),
+        passes: sum("passes"),
+        buffers: sum("buffers"),
+        bind_groups: sum("bind_groups"),
+        pipelines: sum("pipelines"),
+        uploads: sum("uploads"),
+    };
+    assert!(reported.submits > 10 && reported.dispatches > 500, "{reported:?}");
+    assert_eq!(calls_in(&dir), reported, "left what wgpu wrote down, right what the bench wrote");
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
 #[test]
 fn counters_equal_what_wgpu_was_asked_to_do() {
     let all = Features::ALL;
     for (name, features, timing) in
         [("all", all, false), ("timed", all, true), ("no-immediates", Features { immediates: false, ..all }, false)]
     {
-        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("api-trace-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        if std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1") {
-            println!("skipped: DOPPLER_NO_GPU=1");
-            return;
-        }
+        let Some(dir) = place(name) else { return };
         let context = Context::open(&GpuOptions {
             adapter: AdapterChoice { allow_software: true, ..Default::default() },
             features,

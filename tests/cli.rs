@@ -181,8 +181,40 @@ fn the_self_check_passes_and_filters() {
     }
     let report = json(&["test", "correctness", "--quick", "--json"], "");
     assert_eq!(report["failed"], 0, "{report}");
+    let (declared, executed) = (report["variants"]["declared"].as_u64(), report["variants"]["executed"].as_u64());
+    assert!(
+        executed > Some(0) && executed < declared,
+        "the short round reports what it covers and does not fail for it"
+    );
     assert!(out(&["test", "correctness", "--filter", "cast"], "").contains("PASS cast"));
     assert_eq!(fails(&["test", "correctness", "--filter", "nothing-like-that"]).0, Some(2));
+}
+
+/// Fails when a variant that a kernel declares was never executed against its reference.
+#[test]
+fn every_declared_variant_is_executed_against_its_reference() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let o = doppler(&["test", "correctness", "--json"], "");
+    let report: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    let missing = report["variants"]["missing"].as_array().unwrap();
+    assert!(missing.is_empty(), "never executed against their references: {missing:#?}");
+    let failed: Vec<_> = report["checks"].as_array().unwrap().iter().filter(|c| c["pass"] != true).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert_eq!(o.status.code(), Some(0));
+    let v = &report["variants"];
+    assert_eq!((&v["complete"], &v["executed"]), (&true.into(), &v["declared"]));
+    // Each check says on which kind of device it ran.
+    let devices: std::collections::BTreeSet<_> =
+        report["checks"].as_array().unwrap().iter().map(|c| c["device"].as_str().unwrap().to_string()).collect();
+    assert!(devices.contains("everything on"), "{devices:?}");
+}
+
+/// A place for a file of this test run.
+fn place(name: &str) -> String {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).to_string_lossy().into_owned()
 }
 
 #[test]
@@ -193,11 +225,122 @@ fn bench_reports_what_it_measured() {
     }
     let flags = ["--runs", "1", "--prompt-tokens", "7", "--gen", "5", "--json", "-"];
     let report = json(&[&["bench", "inference", MODEL][..], &flags].concat(), "");
-    assert_eq!(report["schema_version"], 1);
-    let workload = &report["models"][0]["workloads"][0];
+    assert_eq!((&report["schema_version"], &report["kind"]), (&2.into(), &"inference".into()));
+    let model = &report["models"][0];
+    let workload = &model["workloads"][0];
     assert_eq!(workload["tokens_agree"], true);
     let run = &workload["runs"][0];
     assert_eq!(run["batch_ms_per_token"].as_array().unwrap().len(), 4);
     let decode = &run["counters"]["decode"];
     assert_eq!((&decode["submits"], &decode["buffers"], &decode["pipelines"]), (&4.into(), &0.into(), &0.into()));
+
+    // The share of the copy speed is what the figures beside it say.
+    let number = |v: &serde_json::Value| v.as_f64().unwrap();
+    let (s, copy) = (&workload["summary"], number(&report["copy"]["bytes_per_s"]));
+    let bytes = number(&s["weight_bytes_per_token"]) + number(&s["kv_bytes_per_token"]);
+    let bandwidth = bytes * number(&s["decode_tokens_per_s"]);
+    assert!(copy > 0.0 && (number(&s["decode_bytes_per_s"]) / bandwidth - 1.0).abs() < 1e-9, "{s}");
+    assert!((number(&s["share_of_copy_speed"]) / (bandwidth / copy) - 1.0).abs() < 1e-9, "{s}");
+    // 6 layers of 2 heads of 64 dimensions, keys and values in f16, 7 + 5/2 positions.
+    let info = json(&["info", MODEL, "--json"], "");
+    let kv = |key: &str| number(&info["model"][key]);
+    assert_eq!(number(&s["kv_bytes_per_token"]), kv("n_layer") * kv("n_kv_head") * kv("head_dim") * 4.0 * 9.5);
+    assert_eq!(s["weight_bytes_per_token"], model["token_bytes"]);
+    assert!(number(&model["token_bytes"]) <= number(&model["weight_bytes"]) && number(&model["token_bytes"]) > 4e6);
+}
+
+/// Whether tags are balanced, attributes quoted, and `<` and `&` escaped: a rough check of XML.
+fn assert_well_formed(text: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('<') {
+        let between = &rest[..at];
+        for entity in between.split('&').skip(1) {
+            assert!(["amp;", "lt;", "gt;", "quot;"].iter().any(|e| entity.starts_with(e)), "{between}");
+        }
+        let end = at + rest[at..].find('>').unwrap_or_else(|| panic!("a tag without end: {}", &rest[at..]));
+        let tag = &rest[at + 1..end];
+        assert!(tag.matches('"').count().is_multiple_of(2) && !tag.contains('<'), "{tag}");
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "closing tag");
+        } else if !tag.ends_with('/') {
+            open.push(name);
+        }
+        rest = &rest[end + 1..];
+    }
+    assert!(open.is_empty() && rest.trim().is_empty(), "left open: {open:?} {rest}");
+}
+
+#[test]
+fn bench_compares_results() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let (old, new, svg) = (place("old.json"), place("new.json"), place("bench.svg"));
+    let run = ["bench", "inference", MODEL, "--runs", "2", "--prompt-tokens", "6", "--gen", "4", "--json"];
+    out(&[&run[..], &[&old, "--verbose"]].concat(), "");
+    let text = out(&[&run[..], &[&new, "--compare", &old]].concat(), "");
+    assert!(text.contains("old -> this run") && text.contains("equal"), "{text}");
+    let measured: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&new).unwrap()).unwrap();
+    let list = measured["comparison"]["comparisons"].as_array().unwrap();
+    let metrics: Vec<_> = list.iter().map(|c| c["metric"].as_str().unwrap()).collect();
+    assert_eq!(metrics, ["decode", "prefill", "first token"]);
+    assert!(list.iter().all(|c| c["tokens_equal"] == true && c["pairs"] == 2), "{list:?}");
+
+    // With itself nothing differs, whatever was measured.
+    let same = json(&["bench", "compare", &old, &old, "--json", "-"], "");
+    for c in same["files"][0]["comparisons"].as_array().unwrap() {
+        assert_eq!((&c["verdict"], &c["median_difference"]), (&"same".into(), &0.0.into()), "{c}");
+    }
+    let table = out(&["bench", "compare", &old, &new, &old, "--svg", &svg], "");
+    assert!(table.contains("old -> new") && table.contains("old -> old"), "{table}");
+    let picture = std::fs::read_to_string(&svg).unwrap();
+    assert_well_formed(&picture);
+    assert!(picture.starts_with("<svg") && picture.contains("prefers-color-scheme"));
+    // Three files with three metrics of one workload, and the three of the legend.
+    assert_eq!(picture.matches("height=\"12\"").count(), 9 + 3, "{picture}");
+
+    let earlier = file("earlier.json", r#"{"schema_version": 1, "models": []}"#);
+    let (code, text) = fails(&["bench", "compare", &old, &earlier]);
+    assert!(code == Some(1) && text.contains("earlier.json") && text.contains("schema_version 1"), "{text}");
+    // Refused before anything is measured.
+    let (code, text) = fails(&["bench", "inference", MODEL, "--compare", &earlier]);
+    assert!(code == Some(1) && text.contains("schema_version 1"), "{text}");
+    assert_eq!(fails(&["bench", "compare", &old]).0, Some(2));
+}
+
+#[test]
+fn bench_measures_single_operations() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let kernels = place("kernels.json");
+    let text = out(&["bench", "kernels", "--quick", "--runs", "2", "--json", &kernels], "");
+    assert!(text.contains("GFLOP/s") && text.contains("copies at"), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&kernels).unwrap()).unwrap();
+    assert_eq!((&report["schema_version"], &report["kind"]), (&2.into(), &"kernels".into()));
+    let all = report["operations"].as_array().unwrap();
+    for what in ["matmul Q8_0", "rmsnorm", "softmax", "glu", "rope", "attention decode", "attention prefill", "sample"]
+    {
+        assert!(all.iter().any(|o| o["name"].as_str().unwrap().starts_with(what)), "{what}");
+    }
+    for o in all {
+        let us: Vec<f64> = o["us"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        assert!(us.len() == 2 && us.iter().all(|&t| t > 0.0), "{o}");
+        // The source of the time is said, and the figure is that source's.
+        let source = if o["time_source"] == "timestamp" { &o["gpu_us"] } else { &o["wall_us"] };
+        assert_eq!(source, &o["us"], "{o}");
+        assert!(o["bytes"].as_u64() > Some(0) && o["in_submit"].as_u64() > Some(0), "{o}");
+    }
+    // Copies run outside of passes, so they have no GPU time.
+    let copy = all.iter().find(|o| o["name"].as_str().unwrap().starts_with("copy")).unwrap();
+    assert_eq!((&copy["time_source"], &copy["flops"]), (&"wall".into(), &0.into()));
+    let one =
+        json(&["bench", "kernels", "--quick", "--filter", "rmsnorm 1x", "--compare", &kernels, "--json", "-"], "");
+    assert_eq!(one["operations"].as_array().unwrap().len(), 1);
+    assert_eq!(one["comparison"]["comparisons"][0]["metric"], "time");
+    assert_eq!(fails(&["bench", "kernels", "--filter", "nothing-like-that"]).0, Some(2));
 }

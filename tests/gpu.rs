@@ -7,8 +7,8 @@ use std::sync::{Arc, LazyLock};
 use common::*;
 use doppler::Error;
 use doppler::gpu::{
-    AdapterChoice, BindGroupCache, Buffer, Counters, Dispatch, Features, Gate, Gpu, GpuOptions, Grid, Guard, GuardMode,
-    Kernel, MemoryClass, Phase, Place, ReadbackClass, Scope, list_adapters,
+    AdapterChoice, BindGroupCache, Buffer, Counters, Dispatch, Features, Forms, Gate, Gpu, GpuOptions, Grid, Guard,
+    GuardMode, Kernel, MemoryClass, Phase, Place, ReadbackClass, Scope, list_adapters,
 };
 
 const WORDS: usize = 32;
@@ -27,7 +27,15 @@ static ECHO: LazyLock<Kernel> = LazyLock::new(|| {
 });
 
 const fn kernel(name: &'static str, source: &'static str) -> Kernel {
-    Kernel { name, source, flags: &[], constants: &[], slots: &[], params: &[("n", "u32"), ("add", "u32")] }
+    Kernel {
+        name,
+        source,
+        flags: &[],
+        constants: &[],
+        slots: &[],
+        forms: Forms::ALL,
+        params: &[("n", "u32"), ("add", "u32")],
+    }
 }
 
 /// `y[i] = x[i] * 3 + add`, `n` words; each pass over the data is seen in the result.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use common::*;
 use doppler::Error;
 use doppler::gpu::{
-    ALWAYS, ArenaPlan, Buffer, Dispatch, FaultPoint, Features, Gpu, GpuOptions, Grid, Guard, Kernel, MemoryClass,
-    Phase, ReadbackClass, Scope, Variant,
+    ALWAYS, ArenaPlan, Buffer, Dispatch, FaultPoint, Features, Forms, Gpu, GpuOptions, Grid, Guard, Kernel,
+    MemoryClass, Phase, ReadbackClass, Scope, Variant,
 };
 
 /// `y[i] = x[i] * SCALE + add`.
@@ -23,6 +23,7 @@ static SCALE: Kernel = Kernel {
     flags: &[],
     constants: &["SCALE"],
     slots: &[],
+    forms: Forms::ALL,
     params: &[("n", "u32"), ("add", "u32")],
 };
 

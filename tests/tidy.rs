@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use doppler::gpu::{Assembled, Fragment, Kernel, assemble};
-use doppler::kernels::{KERNELS, fragments_of};
+use doppler::gpu::{Assembled, Kernel, assemble};
+use doppler::kernels::KERNELS;
+use doppler::kernels::variants::forms;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn root() -> &'static Path {
@@ -258,35 +259,21 @@ fn subsets(flags: &[&'static str]) -> Vec<Vec<&'static str>> {
         .collect()
 }
 
-/// Every way to fill the slots.
-fn fillings(slots: &[&'static str]) -> Vec<Vec<(&'static str, &'static Fragment)>> {
-    let mut all = vec![Vec::new()];
-    for &slot in slots {
-        let fragments = fragments_of(slot);
-        assert!(!fragments.is_empty(), "slot {slot} has no fragment");
-        let extend = |f: &Vec<_>| fragments.iter().map(|&g| [f.as_slice(), &[(slot, g)]].concat()).collect::<Vec<_>>();
-        all = all.iter().flat_map(extend).collect();
-    }
-    all
-}
-
 #[test]
 fn every_shader_is_valid_and_is_what_its_declaration_says() {
     let mut count = 0;
-    for kernel in KERNELS {
-        for mut flags in subsets(kernel.flags) {
+    for kernel in KERNELS.iter().copied() {
+        let forms = forms(kernel);
+        assert!(!forms.is_empty(), "{}: no form exists, or a slot has no fragment", kernel.name);
+        for form in forms {
             for device in subsets(&["SUBGROUPS", "F16"]) {
-                flags.retain(|f| kernel.flags.contains(f));
-                flags.extend(device);
-                for slots in fillings(kernel.slots) {
-                    for immediates in [true, false] {
-                        let names: Vec<_> = slots.iter().map(|s| s.1.name).collect();
-                        let what = format!("{} {flags:?} {names:?} immediates {immediates}", kernel.name);
-                        let assembled = assemble(kernel.name, kernel.source, &flags, &slots, immediates)
-                            .unwrap_or_else(|e| panic!("{what}: {e}"));
-                        check_shader(&what, kernel, &assembled, &flags, immediates);
-                        count += 1;
-                    }
+                let flags = [form.flags.as_slice(), &device].concat();
+                for immediates in [true, false] {
+                    let what = format!("{} {form} {device:?} immediates {immediates}", kernel.name);
+                    let assembled = assemble(kernel.name, kernel.source, &flags, &form.slots, immediates)
+                        .unwrap_or_else(|e| panic!("{what}: {e}"));
+                    check_shader(&what, kernel, &assembled, &flags, immediates);
+                    count += 1;
                 }
             }
         }

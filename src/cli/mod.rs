@@ -70,7 +70,11 @@ enum Verb {
 #[derive(Debug, Subcommand)]
 enum BenchVerb {
     /// Prompt evaluation and greedy generation of models.
-    Inference(bench::Args),
+    Inference(bench::inference::Args),
+    /// Single operations of the kernels.
+    Kernels(bench::kernels::Args),
+    /// Results of the other two against each other.
+    Compare(bench::compare::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,7 +124,9 @@ fn run(program: &Program) -> Outcome {
         Verb::Chat(a) => chat::run(device, a),
         Verb::Info(a) => info::run(a),
         Verb::Adapters(a) => adapters::run(a),
-        Verb::Bench { what: BenchVerb::Inference(a) } => bench::run(device, a),
+        Verb::Bench { what: BenchVerb::Inference(a) } => bench::inference::run(device, a),
+        Verb::Bench { what: BenchVerb::Kernels(a) } => bench::kernels::run(device, a),
+        Verb::Bench { what: BenchVerb::Compare(a) } => bench::compare::run(a),
         Verb::Test { what: TestVerb::Correctness(a) } => test::run(device, a),
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Logits(a) => logits::run(device, a),

@@ -67,6 +67,13 @@ enum GuardArg {
     Strict,
 }
 
+fn say_if_software(context: &Context) {
+    let adapter = context.adapter();
+    if adapter.is_software() {
+        eprintln!("doppler: note: {} computes on the CPU", adapter.name);
+    }
+}
+
 impl DeviceArgs {
     fn options(&self) -> ContextOptions {
         let on = |a| !self.disable.contains(&a);
@@ -109,10 +116,7 @@ impl DeviceArgs {
     /// Opens the device, and says so on stderr if it computes on the CPU.
     pub(super) fn open(&self) -> Outcome<Context> {
         let context = Context::open(&self.options())?;
-        let adapter = context.gpu().adapter();
-        if adapter.is_software() {
-            eprintln!("doppler: note: {} computes on the CPU", adapter.name);
-        }
+        say_if_software(&context);
         if self.gpu_timing && !context.gpu().timed() {
             eprintln!("doppler: note: this device takes no GPU times");
         }
@@ -129,6 +133,11 @@ pub(super) struct ProfileArgs {
 }
 
 impl ProfileArgs {
+    /// Whether one is asked for.
+    pub(super) fn wanted(&self) -> bool {
+        self.profile.is_some()
+    }
+
     /// Starts a profile if one is asked for.
     pub(super) fn start(&self, context: &Context) -> Outcome {
         match self.profile {
@@ -144,6 +153,20 @@ impl ProfileArgs {
             context.write_trace(file)?;
         }
         Ok(())
+    }
+}
+
+impl DeviceArgs {
+    /// [`DeviceArgs::open`] with GPU times, whatever the flags say.
+    pub(super) fn open_timed(&self) -> Outcome<Context> {
+        let context = Context::open(&ContextOptions { timing: true, ..self.options() })?;
+        say_if_software(&context);
+        Ok(context)
+    }
+
+    /// Opens the device once more with fewer abilities. What it does is in no trace of calls.
+    pub(super) fn open_with(&self, features: Features) -> Outcome<Context> {
+        Ok(Context::open(&ContextOptions { features, api_trace: None, ..self.options() })?)
     }
 }
 

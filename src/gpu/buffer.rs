@@ -206,7 +206,8 @@ impl Buffer {
         &self.0.raw
     }
 
-    pub(crate) fn id(&self) -> u64 {
+    /// A number that no other buffer of this process has.
+    pub fn id(&self) -> u64 {
         self.0.id
     }
 

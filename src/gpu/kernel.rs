@@ -4,7 +4,7 @@
 //! `src/kernels` gives a [`Dispatch`], a plain value with the variant, bindings, parameters and grid; it is recorded
 //! ([`crate::gpu::Recorder::record`]) or run at once ([`Dispatch::run`], three lines over recording), so both are the same path.
 
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::gpu::buffer::{Buffer, BufferSlice};
 use crate::gpu::counters::Scope;
 use crate::gpu::device::Gpu;
@@ -27,8 +27,25 @@ pub struct Kernel {
     pub constants: &'static [&'static str],
     /// Slots to be filled by the caller (`weight`, `kv`).
     pub slots: &'static [&'static str],
+    /// Which combinations of them exist.
+    pub forms: Forms,
     /// Names and types (`u32` or `f32`) of the parameter structure's fields, in order; from the `params!` macro.
     pub params: &'static [(&'static str, &'static str)],
+}
+
+/// The combinations of a kernel's flags, constants and fragments that exist. A dispatch that asks for another one is refused, so
+/// that nothing runs which no test knows of.
+#[derive(Debug, Clone, Copy)]
+pub struct Forms {
+    /// Constants whose value chooses a path through the shader, each with its values. The other constants are sizes.
+    pub paths: &'static [(&'static str, &'static [u32])],
+    /// False for combinations that exclude each other.
+    pub exists: fn(&Variant) -> bool,
+}
+
+impl Forms {
+    /// Every combination of flags and fragments; no constant chooses a path.
+    pub const ALL: Self = Self { paths: &[], exists: |_| true };
 }
 
 /// The form of a kernel a dispatch asks for.
@@ -40,6 +57,70 @@ pub struct Variant {
     pub constants: Vec<(&'static str, u32)>,
     /// Fragments, by slot; names stand for fragments in comparisons (they are unique).
     pub slots: Vec<(&'static str, &'static Fragment)>,
+}
+
+impl Variant {
+    /// True if a flag is set.
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.contains(&flag)
+    }
+
+    /// The value of a constant, if it is set.
+    pub fn constant(&self, name: &str) -> Option<u32> {
+        self.constants.iter().find(|c| c.0 == name).map(|c| c.1)
+    }
+
+    /// The name of the fragment in a slot, if it is filled.
+    pub fn fragment(&self, slot: &str) -> Option<&'static str> {
+        self.slots.iter().find(|s| s.0 == slot).map(|s| s.1.name)
+    }
+}
+
+impl std::fmt::Display for Variant {
+    /// `BIAS TAIL NT=2 weight=Q8_0`, or `plain`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let flags = self.flags.iter().map(|s| s.to_string());
+        let constants = self.constants.iter().map(|(n, v)| format!("{n}={v}"));
+        let slots = self.slots.iter().map(|(n, g)| format!("{n}={}", g.name.rsplit('/').next().unwrap_or_default()));
+        let all: Vec<_> = flags.chain(constants).chain(slots).collect();
+        f.write_str(if all.is_empty() { "plain" } else { "" })?;
+        f.write_str(&all.join(" "))
+    }
+}
+
+impl Kernel {
+    /// A variant without sizes, and with everything in the order of the declaration: what two dispatches of one form have in common.
+    pub fn form(&self, v: &Variant) -> Variant {
+        let paths = self.forms.paths.iter().filter_map(|&(n, _)| Some((n, v.constant(n)?)));
+        let slots = self.slots.iter().filter_map(|n| v.slots.iter().find(|s| s.0 == *n));
+        Variant {
+            flags: self.flags.iter().copied().filter(|f| v.has(f)).collect(),
+            constants: paths.collect(),
+            slots: slots.copied().collect(),
+        }
+    }
+
+    /// Fails if the declaration does not know of this variant.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] naming the kernel and what is unknown.
+    pub fn admit(&self, v: &Variant) -> Result<()> {
+        if let Some(f) = v.flags.iter().find(|f| !self.flags.contains(f)) {
+            bail!(Internal, "kernel {} has no flag {f}", self.name);
+        }
+        if let Some((c, _)) = v.constants.iter().find(|c| !self.constants.contains(&c.0)) {
+            bail!(Internal, "kernel {} has no constant {c}", self.name);
+        }
+        for (name, values) in self.forms.paths {
+            if !v.constant(name).is_some_and(|n| values.contains(&n)) {
+                bail!(Internal, "kernel {} declares {name} as one of {values:?}; asked for: {v}", self.name);
+            }
+        }
+        if !(self.forms.exists)(v) {
+            bail!(Internal, "kernel {} declares no variant {v}", self.name);
+        }
+        Ok(())
+    }
 }
 
 impl std::hash::Hash for Fragment {

@@ -30,7 +30,7 @@ pub use counters::{
 pub use device::{Features, Gpu, GpuOptions};
 pub use fault::FaultPoint;
 pub use guard::{Budget, Guard, GuardMode};
-pub use kernel::{Dispatch, Grid, Kernel, MAX_PARAMS, Variant, linear_grid};
+pub use kernel::{Dispatch, Forms, Grid, Kernel, MAX_PARAMS, Variant, linear_grid};
 pub use pipeline::{PipelineCache, PipelineCacheStats};
 pub use pool::{Leak, Lease, Pool, PoolLabelStats, PoolStats};
 pub use profile::{OpTime, Profile, ProfileNode, ProfileRow};

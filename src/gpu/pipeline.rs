@@ -222,16 +222,7 @@ impl PipelineCache {
     }
 
     fn key(&self, kernel: &'static Kernel, variant: &Variant) -> Result<(PipelineKey, shader::Assembled)> {
-        for f in &variant.flags {
-            if !kernel.flags.contains(f) {
-                bail!(Internal, "kernel {} has no flag {f}", kernel.name);
-            }
-        }
-        for (c, _) in &variant.constants {
-            if !kernel.constants.contains(c) {
-                bail!(Internal, "kernel {} has no constant {c}", kernel.name);
-            }
-        }
+        kernel.admit(variant)?;
         let mut flags = variant.flags.clone();
         flags.extend(self.features.shader_flags());
         let assembled = shader::assemble(kernel.name, kernel.source, &flags, &variant.slots, self.features.immediates)?;

@@ -1,7 +1,7 @@
 //! Activation functions, plain and gated.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::Matrix;
 use crate::kernels::constants::THREADS;
 
@@ -11,6 +11,7 @@ pub(super) static ACTIVATE: Kernel = Kernel {
     flags: &["GELU", "GATED"],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: ActivateParams::FIELDS,
 };
 

@@ -1,7 +1,7 @@
 //! Attention over the paged cache: single rows (decode), and runs of rows of one sequence (prefill).
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Gpu, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params};
 use crate::kernels::Pages;
 use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS, THREADS};
 
@@ -11,6 +11,7 @@ pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     flags: &[],
     constants: &["WG", "HEAD_DIM"],
     slots: &["kv"],
+    forms: Forms { paths: &[("WG", &[THREADS, 2 * THREADS, 4 * THREADS])], ..Forms::ALL },
     params: AttentionParams::FIELDS,
 };
 
@@ -20,6 +21,7 @@ pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     flags: &[],
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
+    forms: Forms::ALL,
     params: AttentionParams::FIELDS,
 };
 

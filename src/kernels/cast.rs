@@ -1,7 +1,7 @@
 //! Conversion of element types.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::constants::THREADS;
 
 pub(super) static CAST: Kernel = Kernel {
@@ -10,6 +10,7 @@ pub(super) static CAST: Kernel = Kernel {
     flags: &["TO_F16", "FROM_F16"],
     constants: &["WG"],
     slots: &[],
+    forms: Forms { paths: &[], exists: |v| !(v.has("TO_F16") && v.has("FROM_F16")) },
     params: CastParams::FIELDS,
 };
 

@@ -1,7 +1,7 @@
 //! Embedding lookup, and decoding of whole weights.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::constants::{BINDING_ALIGN, THREADS};
 use crate::kernels::weight::Weight;
 use crate::kernels::{Matrix, weight_fragment};
@@ -13,6 +13,7 @@ pub(super) static GATHER: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &["weight"],
+    forms: Forms::ALL,
     params: GatherParams::FIELDS,
 };
 
@@ -22,6 +23,7 @@ pub(super) static DEQUANT: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &["weight"],
+    forms: Forms::ALL,
     params: DequantParams::FIELDS,
 };
 

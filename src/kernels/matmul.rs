@@ -1,11 +1,11 @@
 //! Products with weights: `y = x · Wᵀ`.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Dispatch, Gpu, Kernel, linear_grid, params};
+use crate::gpu::{Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::constants::{THREADS, TILE, TILE_FROM, VEC_ROWS};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
-use crate::quant::{Format, GPU_BLOCK};
+use crate::quant::{Format, GPU_BLOCK, by_name};
 
 pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
@@ -13,6 +13,7 @@ pub(super) static MATMUL_VEC: Kernel = Kernel {
     flags: &["BIAS", "ACCUMULATE", "TAIL"],
     constants: &["WG", "NR", "NT"],
     slots: &["weight"],
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_only_without_blocks },
     params: MatmulParams::FIELDS,
 };
 
@@ -22,8 +23,15 @@ pub(super) static MATMUL_TILE: Kernel = Kernel {
     flags: &["BIAS", "ACCUMULATE", "TAIL"],
     constants: &[],
     slots: &["weight"],
+    forms: Forms { paths: &[], exists: tail_only_without_blocks },
     params: MatmulParams::FIELDS,
 };
+
+/// Rows of a format with blocks are whole blocks, so they have no tail.
+pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
+    let blocks = |name| by_name(name).is_some_and(|f| f.block_len.is_multiple_of(GPU_BLOCK));
+    !(v.has("TAIL") && v.fragment("weight").is_some_and(blocks))
+}
 
 params!(MatmulParams {
     groups: u32,

@@ -16,6 +16,7 @@ mod rope;
 pub mod sample;
 mod softmax;
 mod tensor_stats;
+pub mod variants;
 mod weight;
 
 use std::sync::LazyLock;

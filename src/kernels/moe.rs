@@ -6,8 +6,9 @@
 //! could overflow. No buffer needs a value before: every kernel writes all that later ones read.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Grid, Kernel, linear_grid, params};
+use crate::gpu::{Buffer, BufferSlice, Dispatch, Forms, Grid, Kernel, linear_grid, params};
 use crate::kernels::constants::{GROUP_FROM, MAX_EXPERTS, MAX_EXPERTS_USED, THREADS, THREADS_LONG, TILE, VEC_ROWS};
+use crate::kernels::matmul::tail_only_without_blocks;
 use crate::kernels::weight::{ExpertWeight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -18,6 +19,7 @@ pub(super) static MOE_ROUTE: Kernel = Kernel {
     flags: &["RENORMALIZE"],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: RouteParams::FIELDS,
 };
 
@@ -27,6 +29,7 @@ pub(super) static MOE_GROUP: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: GroupParams::FIELDS,
 };
 
@@ -36,6 +39,7 @@ pub(super) static MOE_TILES: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: TilesParams::FIELDS,
 };
 
@@ -45,6 +49,7 @@ pub(super) static MOE_VEC: Kernel = Kernel {
     flags: &["BIAS", "TAIL"],
     constants: &["WG", "NR"],
     slots: &["weight"],
+    forms: Forms { paths: &[], exists: tail_only_without_blocks },
     params: VecParams::FIELDS,
 };
 
@@ -54,6 +59,7 @@ pub(super) static MOE_TILE: Kernel = Kernel {
     flags: &["BIAS", "TAIL"],
     constants: &[],
     slots: &["weight"],
+    forms: Forms { paths: &[], exists: tail_only_without_blocks },
     params: TileParams::FIELDS,
 };
 
@@ -63,6 +69,7 @@ pub(super) static MOE_COMBINE: Kernel = Kernel {
     flags: &["SHARED"],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: CombineParams::FIELDS,
 };
 

@@ -1,7 +1,7 @@
 //! Sums of matrices, and of a matrix and a row.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::constants::THREADS;
 
 pub(super) static RESIDUAL: Kernel = Kernel {
@@ -10,6 +10,7 @@ pub(super) static RESIDUAL: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: ResidualParams::FIELDS,
 };
 

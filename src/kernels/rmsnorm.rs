@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019).
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::Matrix;
 use crate::kernels::constants::{THREADS, THREADS_LONG};
 
@@ -11,6 +11,7 @@ pub(super) static RMSNORM: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms { paths: &[("WG", &[THREADS, THREADS_LONG])], ..Forms::ALL },
     params: RmsNormParams::FIELDS,
 };
 

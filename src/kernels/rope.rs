@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021), fused with the write of keys and values to their pages.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
 use crate::kernels::{Matrix, Pages};
 
@@ -11,6 +11,7 @@ pub(super) static ROPE: Kernel = Kernel {
     flags: &["NEOX", "NOPE"],
     constants: &["WG"],
     slots: &["kv"],
+    forms: Forms { paths: &[], exists: |v| !(v.has("NEOX") && v.has("NOPE")) },
     params: RopeParams::FIELDS,
 };
 

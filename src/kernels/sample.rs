@@ -4,7 +4,7 @@
 //! Buffers are per sequence *slot*; `rows` says which slot each row of logits belongs to.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::constants::THREADS_LONG;
 
 pub(super) static SAMPLE_PENALIZE: Kernel = Kernel {
@@ -13,6 +13,7 @@ pub(super) static SAMPLE_PENALIZE: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: PenalizeParams::FIELDS,
 };
 
@@ -22,6 +23,7 @@ pub(super) static SAMPLE_ARGMAX: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: ArgmaxParams::FIELDS,
 };
 
@@ -31,6 +33,7 @@ pub(super) static SAMPLE_PICK: Kernel = Kernel {
     flags: &[],
     constants: &[],
     slots: &[],
+    forms: Forms::ALL,
     params: PickParams::FIELDS,
 };
 
@@ -40,6 +43,7 @@ pub(super) static CHECK_STOP: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: CheckStopParams::FIELDS,
 };
 
@@ -49,6 +53,7 @@ pub(super) static STEP_BEGIN: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: StepBeginParams::FIELDS,
 };
 

@@ -1,7 +1,7 @@
 //! Softmax over rows.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::Matrix;
 use crate::kernels::constants::THREADS_LONG;
 
@@ -11,6 +11,7 @@ pub(super) static SOFTMAX: Kernel = Kernel {
     flags: &[],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: SoftmaxParams::FIELDS,
 };
 

@@ -1,7 +1,7 @@
 //! Statistics of a float tensor by GPU reduction: what is not finite, extrema, sums. For probes and finiteness checks.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::Matrix;
 use crate::kernels::constants::THREADS_LONG;
 
@@ -11,6 +11,7 @@ pub(super) static TENSOR_STATS: Kernel = Kernel {
     flags: &["COMBINE"],
     constants: &["WG"],
     slots: &[],
+    forms: Forms::ALL,
     params: StatsParams::FIELDS,
 };
 

@@ -39,6 +39,8 @@ pub struct LoadedSizes {
     pub parameters: u64,
     /// Bytes of the matrices in the file.
     pub file_bytes: u64,
+    /// Bytes of the matrices that evaluating one token reads.
+    pub token_bytes: u64,
     /// Format of most of those bytes.
     pub format: &'static str,
 }
@@ -49,7 +51,12 @@ pub struct LoadedSizes {
 /// As [`load`].
 pub fn measure(file: &Gguf, spec: &ModelSpec) -> Result<LoadedSizes> {
     let plan = weights::LoadPlan::new(file, spec)?;
-    Ok(LoadedSizes { parameters: plan.parameters(), file_bytes: plan.file_bytes(), format: plan.main_format() })
+    Ok(LoadedSizes {
+        parameters: plan.parameters(),
+        file_bytes: plan.file_bytes(),
+        token_bytes: plan.token_bytes(spec),
+        format: plan.main_format(),
+    })
 }
 
 /// Loads a model's weights and plans its engine. `progress` gets bytes done and bytes in all; an error from it ends the load.

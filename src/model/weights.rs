@@ -155,6 +155,20 @@ impl<'a> LoadPlan<'a> {
         self.stacks().flat_map(|s| &s.members).map(|m| m.info.bytes).sum()
     }
 
+    /// Bytes of the matrices that one token reads: of the embedding one row unless the head is tied to it, of experts those in use, of
+    /// the others everything.
+    pub(crate) fn token_bytes(&self, spec: &ModelSpec) -> u64 {
+        let bytes = |s: &Stack<'_>| s.members.iter().map(|m| m.info.bytes).sum::<u64>();
+        let idle = self.layers.iter().zip(&spec.layers).filter_map(|(l, s)| {
+            let x = s.feed_forward.experts?;
+            let idle = u64::from(x.n_expert.saturating_sub(x.n_used));
+            Some((bytes(&l.feed_forward.gate_up) + bytes(&l.feed_forward.down)) / u64::from(x.n_expert.max(1)) * idle)
+        });
+        let table = if self.output.is_some() { bytes(&self.embedding) } else { 0 };
+        let row = table / u64::from(spec.n_vocab.max(1));
+        self.file_bytes() - idle.sum::<u64>() - table + row
+    }
+
     /// Weights of all matrices.
     pub(crate) fn parameters(&self) -> u64 {
         self.stacks().flat_map(|s| &s.members).map(|m| m.info.elements()).sum()

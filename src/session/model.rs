@@ -61,6 +61,8 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of weights in the file.
     pub file_bytes: u64,
+    /// Bytes of weights that evaluating one token reads: what bounds the speed of decoding.
+    pub token_bytes: u64,
     /// Layers.
     pub n_layer: u32,
     /// Width of the residual stream.
@@ -213,6 +215,7 @@ impl Model {
             format: i.sizes.format,
             parameters: i.sizes.parameters,
             file_bytes: i.sizes.file_bytes,
+            token_bytes: i.sizes.token_bytes,
             n_layer: i.spec.layers.len() as u32,
             n_embd: i.spec.n_embd,
             n_vocab: i.spec.n_vocab,

@@ -70,23 +70,32 @@ fn storage_error(kv: KvType, want: &mut [Want]) -> f64 {
 }
 
 /// Blocks of one sequence, in random places.
-struct Layout {
+pub(in crate::cli) struct Layout {
     table: Vec<u32>,
     n_kv: u32,
     head_dim: u32,
 }
 
 impl Layout {
-    fn new(rng: &mut Rng, positions: u32, n_kv: u32, head_dim: u32) -> Self {
+    pub(in crate::cli) fn new(rng: &mut Rng, positions: u32, n_kv: u32, head_dim: u32) -> Self {
         Self { table: rng.permutation(positions.div_ceil(KV_BLOCK_TOKENS)), n_kv, head_dim }
     }
 
-    fn elements(&self) -> usize {
+    pub(in crate::cli) fn elements(&self) -> usize {
         self.table.len() * (KV_BLOCK_TOKENS * self.n_kv * self.head_dim) as usize
     }
 
+    /// The sequence's block table: which block holds its first positions, its next ones, and so on.
+    pub(in crate::cli) fn table(&self) -> &[u32] {
+        &self.table
+    }
+
     /// The buffers as kernels take them: rows, block table, keys, values.
-    fn bind<'a>(&self, kv_type: KvType, [rows, tables, k, v]: [&'a Buffer; 4]) -> kernels::Pages<'a> {
+    pub(in crate::cli) fn bind<'a>(
+        &self,
+        kv_type: KvType,
+        [rows, tables, k, v]: [&'a Buffer; 4],
+    ) -> kernels::Pages<'a> {
         kernels::Pages {
             kv_type,
             rows: rows.into(),
@@ -105,7 +114,7 @@ impl Layout {
 }
 
 /// Slot and position of each row.
-fn row_words(positions: &[u32]) -> Vec<u32> {
+pub(in crate::cli) fn row_words(positions: &[u32]) -> Vec<u32> {
     positions.iter().flat_map(|&p| [0, p]).collect()
 }
 
@@ -257,7 +266,8 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
 
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for shape in shapes(20) {
+    // Large heads take larger workgroups.
+    for shape in shapes(20).into_iter().chain([288, 544].map(|head_dim| shapes(head_dim)[0])) {
         for kv in kv_types(shape.head_dim) {
             all.push(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
         }

@@ -3,6 +3,7 @@
 //! The library's tests go deeper (`tests/kernels`); these run from an installed program, on the machine where it matters.
 
 mod attention;
+mod coverage;
 mod elementwise;
 mod model;
 mod moe;
@@ -10,12 +11,16 @@ mod sampling;
 mod stats;
 mod weights;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use doppler::Result;
-use doppler::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Phase, ReadbackClass, Scope};
+use doppler::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Phase, ReadbackClass, Scope, Variant};
 
+pub(super) use attention::{Layout, row_words};
+pub(super) use coverage::Coverage;
 pub(super) use model::model_check;
+pub(super) use weights::random_rows;
 
 /// A check: some cases of one kernel.
 pub(super) struct Check {
@@ -111,19 +116,43 @@ fn compare(case: String, got: &[f32], want: &[Want], abs: f64, rel: f64) -> Meas
     worst
 }
 
-/// The device, and what every check needs of it.
+/// The device, and what every check needs of it. It notes which variants were dispatched and their results read.
 pub(super) struct Lab {
     gpu: Arc<Gpu>,
     scope: Scope,
+    coverage: RefCell<Coverage>,
 }
 
 /// What results are filled with before a kernel runs.
 const BLANK: f32 = -77.0;
 
 impl Lab {
-    pub(super) fn new(gpu: Arc<Gpu>) -> Self {
+    pub(super) fn new(gpu: Arc<Gpu>, mut coverage: Coverage) -> Self {
+        coverage.begin();
         let scope = gpu.scope(Phase::Other);
-        Self { gpu, scope }
+        Self { gpu, scope, coverage: RefCell::new(coverage) }
+    }
+
+    pub(super) fn into_coverage(self) -> Coverage {
+        self.coverage.into_inner()
+    }
+
+    /// Runs a check and books what it compared.
+    pub(super) fn check(&self, check: &Check) -> Result<Vec<Measured>> {
+        let result = (check.run)(self);
+        let pass = result.as_ref().is_ok_and(|cases| !cases.is_empty() && cases.iter().all(Measured::passes));
+        self.coverage.borrow_mut().end(check.name, pass);
+        result
+    }
+
+    /// True if kernels that the check runs have variants to be tried on this device.
+    pub(super) fn wants(&self, check: &Check) -> bool {
+        self.coverage.borrow().wants(check.name, self.gpu.features())
+    }
+
+    /// The forms of a kernel that are to be tried on this device: a check that turns each into a case need not know which there are.
+    fn variants(&self, kernel: &str) -> Vec<Variant> {
+        self.coverage.borrow().missing_forms(kernel, self.gpu.features())
     }
 
     /// A buffer with these words, rounded up to 16 bytes.
@@ -144,6 +173,7 @@ impl Lab {
 
     fn run<'a>(&self, dispatches: impl IntoIterator<Item = Dispatch<'a>>) -> Result<()> {
         for d in dispatches {
+            self.coverage.borrow_mut().dispatched(&d, self.gpu.features())?;
             d.run(&self.gpu, &self.scope)?;
         }
         Ok(())
@@ -151,6 +181,7 @@ impl Lab {
 
     fn read_words(&self, b: &Buffer, n: usize) -> Result<Vec<u32>> {
         let bytes = self.gpu.download(b.slice(0, n as u64 * 4), ReadbackClass::State, &self.scope)?;
+        self.coverage.borrow_mut().read(b);
         Ok(bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect())
     }
 
@@ -160,10 +191,10 @@ impl Lab {
 }
 
 /// xorshift64* (Vigna 2016): the same numbers on every machine.
-struct Rng(u64);
+pub(super) struct Rng(u64);
 
 impl Rng {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -179,7 +210,7 @@ impl Rng {
         (self.word() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     }
 
-    fn units(&mut self, n: usize) -> Vec<f32> {
+    pub(super) fn units(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.unit()).collect()
     }
 

@@ -6,9 +6,9 @@ use doppler::kernels::constants::TILE;
 use doppler::kernels::{
     self, ExpertWeight, Grouping, Matrix, MoeShape, Routing, RowSource, SharedExpert, WeightUploader,
 };
-use doppler::quant::{FORMATS, Format};
+use doppler::quant::{Format, GPU_BLOCK};
 
-use super::weights::{random_rows, widths};
+use super::weights::{format_of, random_rows, widths};
 use super::{Lab, Measured, Rng, Want, compare};
 
 /// The buffers of a mixture; what they hold before does not matter, so it is no zero.
@@ -135,25 +135,30 @@ fn expert_weight(
     lab: &Lab,
     format: &'static Format,
     (n_expert, rows, k): (usize, usize, usize),
-    bias: &[f32],
+    bias: Option<&[f32]>,
 ) -> Result<(ExpertWeight, Vec<f32>)> {
     let (bytes, values) = random_rows(format, &mut Rng::new((rows * k) as u64), n_expert * rows, k);
     let mut progress = |_| Ok(());
     let mut uploader = WeightUploader::new(&lab.gpu, &lab.scope, &mut progress);
-    let source = RowSource { format, rows: rows as u32, data: &bytes, bias: Some(bias) };
+    let source = RowSource { format, rows: rows as u32, data: &bytes, bias };
     let w = uploader.upload_experts(format.name, k as u32, n_expert as u32, &[source])?;
     uploader.finish()?;
     Ok((w, values))
 }
 
-fn product(lab: &Lab, tiles: bool, rows: [u32; 2]) -> Result<Vec<Measured>> {
+fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for format in FORMATS.iter().copied() {
-        for (k, rows) in widths(format).into_iter().zip(rows) {
+    for v in lab.variants(kernel) {
+        let format = format_of(&v)?;
+        // The first width of a format without blocks ends in a part of a block.
+        let k =
+            |i: usize| if v.has("TAIL") { widths(format)[i] } else { widths(format)[i].next_multiple_of(GPU_BLOCK) };
+        for (k, rows) in [(k(0), rows[0]), (k(1), rows[1])] {
             let (n_expert, n) = (5, 67);
             let mut rng = Rng::new((k as u64) * u64::from(rows));
             let bias = rng.units(n_expert * n);
-            let (w, values) = expert_weight(lab, format, (n_expert, n, k), &bias)?;
+            let biased = v.has("BIAS").then_some(bias.as_slice());
+            let (w, values) = expert_weight(lab, format, (n_expert, n, k), biased)?;
             let s = MoeShape { rows, n_expert: n_expert as u32, n_used: 2 };
             let ids = random_ids(&mut rng, s, 4);
             let m = Mixture::new(lab, s, [kernels::tile_columns(&w), 1], &ids)?;
@@ -170,11 +175,12 @@ fn product(lab: &Lab, tiles: bool, rows: [u32; 2]) -> Result<Vec<Measured>> {
                 let x = x.chunks_exact(k).nth(e / 2).unwrap_or_default();
                 let rows = values.chunks_exact(k).zip(&bias).skip(id as usize * n).take(n);
                 want.extend(rows.map(|(w, &b)| {
+                    let b = if v.has("BIAS") { b } else { 0.0 };
                     let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));
                     products.chain([f64::from(b)]).fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs()))
                 }));
             }
-            let case = format!("{} {rows} x {k} by {n}, 2 of {n_expert}", format.name);
+            let case = format!("{rows} x {k} by {n}, 2 of {n_expert}, {v}");
             all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
         }
     }
@@ -182,11 +188,11 @@ fn product(lab: &Lab, tiles: bool, rows: [u32; 2]) -> Result<Vec<Measured>> {
 }
 
 pub(super) fn vec(lab: &Lab) -> Result<Vec<Measured>> {
-    product(lab, false, [1, 3])
+    product(lab, "moe_vec", false, [1, 3])
 }
 
 pub(super) fn tile(lab: &Lab) -> Result<Vec<Measured>> {
-    product(lab, true, [5, 110])
+    product(lab, "moe_tile", true, [5, 110])
 }
 
 pub(super) fn combine(lab: &Lab) -> Result<Vec<Measured>> {

@@ -1,14 +1,15 @@
 //! Everything that reads weights, in every format.
 
 use doppler::Result;
+use doppler::gpu::Variant;
 use doppler::kernels::{self, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
-use doppler::quant::{FORMATS, Format};
+use doppler::quant::{Format, GPU_BLOCK, by_name};
 
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
 /// so a new format needs nothing here.
-pub(super) fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+pub(in crate::cli) fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
     let blocks = rows * k / format.block_len;
     let mut bytes = Vec::with_capacity(blocks * format.block_bytes);
     let mut values = Vec::with_capacity(rows * k);
@@ -42,6 +43,12 @@ fn weight(
     Ok((w, values))
 }
 
+/// The weight format that a variant reads.
+pub(super) fn format_of(v: &Variant) -> Result<&'static Format> {
+    let name = v.fragment("weight").unwrap_or_default();
+    by_name(name).ok_or_else(|| doppler::Error::Internal(format!("no weight format {name}")))
+}
+
 /// Two widths: a few blocks, an odd number of them.
 pub(super) fn widths(format: &Format) -> [usize; 2] {
     if format.block_len == 1 { [36, 420] } else { [format.block_len * 3, format.block_len * 13] }
@@ -49,7 +56,8 @@ pub(super) fn widths(format: &Format) -> [usize; 2] {
 
 pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for format in FORMATS.iter().copied() {
+    for v in lab.variants("gather") {
+        let format = format_of(&v)?;
         for k in widths(format) {
             let rows = 37;
             let (w, values) = weight(lab, format, rows, k, None)?;
@@ -72,7 +80,8 @@ pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {
 
 pub(super) fn dequant(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for format in FORMATS.iter().copied() {
+    for v in lab.variants("dequant") {
+        let format = format_of(&v)?;
         for k in widths(format) {
             let rows = 13;
             let (w, values) = weight(lab, format, rows, k, None)?;
@@ -85,36 +94,48 @@ pub(super) fn dequant(lab: &Lab) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
-fn matmul(lab: &Lab, path: MatmulPath, t_rows: [usize; 2]) -> Result<Vec<Measured>> {
+/// One product in each variant: flags, format and rows of `x` are chosen so that the operation asks for it.
+fn matmul(lab: &Lab, kernel: &str, path: MatmulPath, t_rows: [usize; 3]) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for format in FORMATS.iter().copied() {
-        for (k, t_rows) in widths(format).into_iter().zip(t_rows) {
-            let n = 67;
-            let mut rng = Rng::new((k * t_rows) as u64);
-            let (bias, x, old) = (rng.units(n), rng.units(t_rows * k), rng.units(t_rows * n));
-            let (w, values) = weight(lab, format, n, k, Some(&bias))?;
-            let (xb, yb) = (lab.floats(&x)?, lab.floats(&old)?);
-            let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
-            lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, true)?)?;
-            let mut want = Vec::new();
-            for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
-                for ((w, &b), &o) in values.chunks_exact(k).zip(&bias).zip(old) {
-                    let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));
-                    let terms = products.chain([f64::from(b), f64::from(o)]);
-                    want.push(terms.fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs())));
-                }
+    for (i, v) in lab.variants(kernel).into_iter().enumerate() {
+        let format = format_of(&v)?;
+        // Without TAIL whole blocks on the device: one, an odd number, or rows longer than one round of a workgroup.
+        let k = match v.has("TAIL") {
+            true => [36, 420][i % 2],
+            false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
+        };
+        let t_rows = match v.constant("NT") {
+            Some(nt) => nt.min(3) as usize,
+            None => t_rows[i % 3],
+        };
+        let n = 67;
+        let mut rng = Rng::new((k * t_rows) as u64);
+        let (bias, x) = (rng.units(n), rng.units(t_rows * k));
+        let bias = v.has("BIAS").then_some(bias.as_slice());
+        let old = if v.has("ACCUMULATE") { rng.units(t_rows * n) } else { vec![BLANK; t_rows * n] };
+        let (w, values) = weight(lab, format, n, k, bias)?;
+        let (xb, yb) = (lab.floats(&x)?, lab.floats(&old)?);
+        let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
+        lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, v.has("ACCUMULATE"))?)?;
+        let mut want = Vec::new();
+        for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
+            for (r, (w, &o)) in values.chunks_exact(k).zip(old).enumerate() {
+                let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));
+                let added = [bias.map_or(0.0, |b| b[r]), if v.has("ACCUMULATE") { o } else { 0.0 }];
+                let terms = products.chain(added.map(f64::from));
+                want.push(terms.fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs())));
             }
-            let case = format!("{} {t_rows} x {k} by {n}", format.name);
-            all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
         }
+        let case = format!("{t_rows} x {k} by {n}, {v}");
+        all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
     }
     Ok(all)
 }
 
 pub(super) fn matmul_vec(lab: &Lab) -> Result<Vec<Measured>> {
-    matmul(lab, MatmulPath::Vec, [1, 3])
+    matmul(lab, "matmul_vec", MatmulPath::Vec, [1, 2, 3])
 }
 
 pub(super) fn matmul_tile(lab: &Lab) -> Result<Vec<Measured>> {
-    matmul(lab, MatmulPath::Tile, [5, 35])
+    matmul(lab, "matmul_tile", MatmulPath::Tile, [5, 35, 32])
 }

@@ -1,6 +1,5 @@
-//! `doppler bench inference`: prompt evaluation and greedy generation, measured. `docs/performance.md` has the method.
+//! `doppler bench inference`: prompt evaluation and greedy generation, measured.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,15 +11,16 @@ use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, Session, SessionStats};
 use serde_json::{Value, json};
 
-use super::open::{self, DeviceArgs, EngineArgs};
-use super::outcome::{Failure, Outcome};
-use super::{adapters, input, report};
-
-/// Version of the JSON that `--json` writes.
-const SCHEMA_VERSION: u32 = 1;
+use super::super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
+use super::super::outcome::{Failure, Outcome};
+use super::super::report;
+use super::copy::{CopySpeed, copy_speed, in_gb};
+use super::results::ResultFile;
+use super::stats::{median, percentile, sorted};
+use super::{SCHEMA_VERSION, compare, environment, say, write_json};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// GGUF files
     #[arg(required = true)]
     models: Vec<PathBuf>,
@@ -45,8 +45,19 @@ pub(super) struct Args {
     /// Write everything measured to this JSON file; - is stdout
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Compare with an earlier result, run by run
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    profile: ProfileArgs,
+}
+
+impl Args {
+    fn say(&self, text: &str) -> Outcome {
+        say(self.json.as_deref(), text)
+    }
 }
 
 /// One prompt length with one length of generation.
@@ -74,23 +85,6 @@ impl Run {
     fn decode_rate(&self) -> f64 {
         report::rate(self.tokens.len() as u64 - 1, self.decode_ns).unwrap_or(0.0)
     }
-}
-
-/// Value below which a share `p` of the sorted values lies, interpolated linearly between neighbours.
-fn percentile(sorted: &[f64], p: f64) -> Option<f64> {
-    let at = p * (sorted.len().checked_sub(1)? as f64);
-    let (low, high) = (*sorted.get(at.floor() as usize)?, *sorted.get(at.ceil() as usize)?);
-    Some(low + (high - low) * at.fract())
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    percentile(&sorted(values), 0.5).unwrap_or(0.0)
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut v: Vec<f64> = values.collect();
-    v.sort_by(f64::total_cmp);
-    v
 }
 
 /// Workloads that fit a context, the prompts clipped where they do not.
@@ -165,8 +159,22 @@ fn run_json(r: &Run) -> Value {
     })
 }
 
+/// Bytes of weights, and of keys and values, that the average decode step of a workload must read.
+fn bytes_per_token(model: &Model, w: &Workload) -> (u64, u64) {
+    let kv = model.stats().kv;
+    // Decode steps see prompt + 1 to prompt + gen - 1 positions.
+    let seen = f64::from(w.prompt) + f64::from(w.generate) / 2.0;
+    let layers = &model.spec().layers;
+    let all: f64 = layers.iter().map(|l| f64::from(l.attention.kv_width())).sum();
+    let read = |window: u32| if window == 0 { seen } else { seen.min(f64::from(window)) };
+    let positions: f64 =
+        layers.iter().map(|l| f64::from(l.attention.kv_width()) / all.max(1.0) * read(l.attention.window)).sum();
+    let position_bytes = kv.block_bytes as f64 / f64::from(kv.block_tokens.max(1));
+    (model.info().token_bytes, (position_bytes * positions).round() as u64)
+}
+
 /// Runs a workload; the second value says whether all runs gave the same tokens.
-fn measure(session: &mut Session, w: &Workload, args: &Args) -> Outcome<(Value, bool)> {
+fn measure(session: &mut Session, w: &Workload, args: &Args, copy: &CopySpeed) -> Outcome<(Value, bool)> {
     let prompt = prompt_ids(session.model(), w.prompt);
     let mut all = Vec::new();
     for _ in 0..args.warmup + args.runs {
@@ -180,7 +188,29 @@ fn measure(session: &mut Session, w: &Workload, args: &Args) -> Outcome<(Value, 
     let decode = median(timed.iter().map(Run::decode_rate));
     let first = median(timed.iter().map(|r| report::ms(r.first_token_ns)));
     let last = &timed[timed.len() - 1];
-    print_row(w, [prefill, decode, first, p50.unwrap_or(0.0), p90.unwrap_or(0.0), p99.unwrap_or(0.0)], last, args)?;
+    let (weight_bytes, kv_bytes) = bytes_per_token(session.model(), w);
+    let bandwidth = (weight_bytes + kv_bytes) as f64 * decode;
+    let share = bandwidth / copy.bytes_per_s;
+    let latencies = [p50, p90, p99].map(Option::unwrap_or_default);
+    print_row(w, &[&[prefill, decode, first], &latencies[..], &[bandwidth / 1e9, share * 100.0]].concat(), last, args)?;
+    if args.verbose {
+        for (i, r) in timed.iter().enumerate() {
+            let first = report::ms(r.first_token_ns);
+            args.say(&format!(
+                "{:>10}run {}: prefill {:.1}/s, decode {:.1}/s, first token {first:.3} ms",
+                "",
+                i + 1,
+                r.prefill_rate(),
+                r.decode_rate()
+            ))?;
+        }
+        args.say(&format!(
+            "{:>10}decode reads {weight_bytes} bytes of weights and {kv_bytes} of keys and values a token: {}, {:.1} % of the copy speed",
+            "",
+            in_gb(bandwidth),
+            share * 100.0
+        ))?;
+    }
     if !same {
         eprintln!("doppler: runs of {} + {} gave different tokens", w.prompt, w.generate);
     }
@@ -191,6 +221,8 @@ fn measure(session: &mut Session, w: &Workload, args: &Args) -> Outcome<(Value, 
         "summary": {
             "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode, "first_token_ms": first,
             "ms_per_token_p50": p50, "ms_per_token_p90": p90, "ms_per_token_p99": p99,
+            "weight_bytes_per_token": weight_bytes, "kv_bytes_per_token": kv_bytes,
+            "decode_bytes_per_s": bandwidth, "share_of_copy_speed": share,
         },
         "warmup": all[..args.warmup as usize].iter().map(run_json).collect::<Vec<_>>(),
         "runs": timed.iter().map(run_json).collect::<Vec<_>>(),
@@ -198,7 +230,7 @@ fn measure(session: &mut Session, w: &Workload, args: &Args) -> Outcome<(Value, 
     Ok((value, same))
 }
 
-const HEADINGS: [&str; 13] = [
+const HEADINGS: [&str; 15] = [
     "prompt",
     "gen",
     "prefill/s",
@@ -207,6 +239,8 @@ const HEADINGS: [&str; 13] = [
     "p50 ms",
     "p90 ms",
     "p99 ms",
+    "GB/s",
+    "% of copy",
     "submits",
     "allocs",
     "readbacks",
@@ -214,24 +248,15 @@ const HEADINGS: [&str; 13] = [
     "GPU ms",
 ];
 
-/// Text goes to stderr where stdout is for JSON.
-fn say(args: &Args, text: &str) -> Outcome {
-    match &args.json {
-        Some(file) if file.as_os_str() == "-" => writeln!(std::io::stderr(), "{text}")?,
-        _ => writeln!(std::io::stdout(), "{text}")?,
-    }
-    Ok(())
-}
-
-fn print_row(w: &Workload, numbers: [f64; 6], last: &Run, args: &Args) -> Outcome {
+fn print_row(w: &Workload, numbers: &[f64], last: &Run, args: &Args) -> Outcome {
     // Prefill and decode, as "a+b".
     let both = |f: &dyn Fn(&PhaseSnapshot) -> String| {
         let c = &last.stats.counters;
         format!("{}+{}", f(c.phase(Phase::Prefill)), f(c.phase(Phase::Decode)))
     };
     let mut row = format!("{:>10}{:>10}", w.prompt, w.generate);
-    for (i, n) in numbers.into_iter().enumerate() {
-        row.push_str(&if i < 2 { format!("{n:>10.1}") } else { format!("{n:>10.3}") });
+    for (i, n) in numbers.iter().enumerate() {
+        row.push_str(&if (2..6).contains(&i) { format!("{n:>10.3}") } else { format!("{n:>10.1}") });
     }
     for text in [
         both(&|p| p.submits.to_string()),
@@ -242,9 +267,9 @@ fn print_row(w: &Workload, numbers: [f64; 6], last: &Run, args: &Args) -> Outcom
     ] {
         row.push_str(&format!(" {text:>9}"));
     }
-    say(args, &row)?;
+    args.say(&row)?;
     if let Some(note) = &w.note {
-        say(args, &format!("{:>10}{note}", ""))?;
+        args.say(&format!("{:>10}{note}", ""))?;
     }
     if args.verbose {
         eprint!("{}", last.stats.summary());
@@ -252,7 +277,7 @@ fn print_row(w: &Workload, numbers: [f64; 6], last: &Run, args: &Args) -> Outcom
     Ok(())
 }
 
-fn one_model(context: &Context, file: &Path, args: &Args) -> Outcome<(Value, bool)> {
+fn one_model(context: &Context, file: &Path, args: &Args, copy: &CopySpeed) -> Outcome<(Value, bool)> {
     let trained = arch::read_spec(&Gguf::open(file)?)?.context_length;
     let longest = if args.engine.ctx == 0 { trained } else { args.engine.ctx };
     let list = workloads(args, longest);
@@ -263,77 +288,73 @@ fn one_model(context: &Context, file: &Path, args: &Args) -> Outcome<(Value, boo
     options.n_ctx = n_ctx;
     let model = open::model(context, file, &options)?;
     let (info, load_ms) = (model.info(), report::ms(model.stats().load_ns));
-    say(args, &format!("{}: {} {}, loaded in {load_ms:.0} ms", file.display(), info.architecture, info.format))?;
+    args.say(&format!("{}: {} {}, loaded in {load_ms:.0} ms", file.display(), info.architecture, info.format))?;
     let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
     let headings = HEADINGS.iter().map(|h| format!("{h:>10}")).collect::<String>();
-    say(args, &headings)?;
+    args.say(&headings)?;
     let mut measured = Vec::new();
     let mut agree = true;
+    args.profile.start(context)?;
     for w in &list {
-        let (value, same) = measure(&mut session, w, args)?;
+        let (value, same) = measure(&mut session, w, args, copy)?;
         measured.push(value);
         agree &= same;
     }
-    let memory = context.stats().memory;
+    args.profile.finish(context)?;
+    let totals = context.stats();
+    if args.verbose {
+        eprint!("{}", totals.summary());
+    }
+    let memory = totals.memory;
     let classes: Vec<_> =
         MemoryClass::ALL.iter().map(|&m| format!("{} {}", m.name(), memory.current[m as usize])).collect();
-    say(args, &format!("device memory: {} bytes, {} at most ({})", memory.total, memory.peak, classes.join(", ")))?;
+    args.say(&format!("device memory: {} bytes, {} at most ({})", memory.total, memory.peak, classes.join(", ")))?;
     let value = json!({
         "file": file.file_name().map(|n| n.to_string_lossy()), "architecture": info.architecture, "name": info.name,
         "format": info.format, "parameters": info.parameters, "weight_bytes": info.file_bytes,
+        "token_bytes": info.token_bytes,
         "kv_type": info.kv_type.name(), "n_ctx": n_ctx, "load_ms": load_ms,
-        "load_counters": report::phase_json(context.stats().counters.phase(Phase::Load), context.gpu().timed()),
+        "load_counters": report::phase_json(totals.counters.phase(Phase::Load), totals.gpu_timed),
+        "context_counters": report::counters_json(&totals.counters, totals.gpu_timed),
         "memory": report::memory_json(&memory), "workloads": measured,
     });
     Ok((value, agree))
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
-    let mut models = Vec::new();
-    let mut agree = true;
-    let mut environment = Value::Null;
+pub(in crate::cli) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
+    if args.profile.wanted() && args.models.len() > 1 {
+        return Err(Failure::Usage("--profile takes one model: a trace is of one device".into()));
+    }
+    // Before anything is measured: a file that cannot be compared with is an error now.
+    let old = args.compare.as_deref().map(ResultFile::open).transpose()?;
+    let (mut models, mut agree) = (Vec::new(), true);
+    let mut first: Option<(Value, CopySpeed)> = None;
     for file in &args.models {
         // A fresh device for each model: its counters and memory are that model's alone.
         let context = device.open()?;
-        let gpu = context.gpu();
-        let f = gpu.features();
-        environment = json!({
-            "program": "doppler", "version": env!("CARGO_PKG_VERSION"), "debug_build": cfg!(debug_assertions),
-            "os": std::env::consts::OS, "cpu": std::env::consts::ARCH, "adapter": adapters::as_json(gpu.adapter()),
-            "gpu_time_source": report::gpu_time_source(gpu.timed()),
-            "features": {
-                "subgroups": f.subgroups, "f16": f.f16, "immediates": f.immediates, "timestamps": f.timestamps,
-                "pipeline_cache": f.pipeline_cache,
-            },
-        });
-        let (value, same) = one_model(&context, file, args)?;
+        let (_, copy) = match &first {
+            Some(known) => known,
+            None => {
+                // On a device of its own, so that its buffers are not the model's peak.
+                let copy = copy_speed(&device.open_with(context.features())?)?;
+                args.say(&format!("{}: copies at {}", context.adapter().name, in_gb(copy.bytes_per_s)))?;
+                first.insert((environment(&context), copy))
+            }
+        };
+        let (value, same) = one_model(&context, file, args, copy)?;
         models.push(value);
         agree &= same;
     }
+    let (environment, copy) = first.map_or((Value::Null, Value::Null), |(e, c)| (e, c.as_json()));
+    let mut report = json!({
+        "schema_version": SCHEMA_VERSION, "kind": "inference", "environment": environment, "copy": copy, "models": models,
+    });
+    if let Some(old) = &old {
+        let new = ResultFile::of("this run", &report)?;
+        report["comparison"] = compare::print(old, &new, args.json.as_deref())?;
+    }
     if let Some(file) = &args.json {
-        let report = json!({ "schema_version": SCHEMA_VERSION, "environment": environment, "models": models });
-        if file.as_os_str() == "-" {
-            input::print_json(&report)?;
-        } else {
-            let text = serde_json::to_string_pretty(&report)?;
-            std::fs::write(file, text).map_err(|e| Failure::Message(format!("{}: {e}", file.display())))?;
-        }
+        write_json(file, &report)?;
     }
     if agree { Ok(()) } else { Err(Failure::Reported) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_interpolate_between_neighbours() {
-        let v = [1.0, 2.0, 3.0, 5.0];
-        assert_eq!(percentile(&v, 0.5), Some(2.5));
-        assert_eq!(percentile(&v, 0.0), Some(1.0));
-        assert_eq!(percentile(&v, 1.0), Some(5.0));
-        assert!((percentile(&v, 0.9).unwrap() - 4.4).abs() < 1e-12);
-        assert_eq!(percentile(&[], 0.5), None);
-        assert_eq!(median([9.0, 1.0, 4.0].into_iter()), 4.0);
-    }
 }
