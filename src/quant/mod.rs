@@ -4,6 +4,11 @@
 //! [`GPU_BLOCK`] weights and its parts (quants, scales) stand in separate aligned planes, because most GGML blocks are not a multiple of
 //! 4 bytes. Kernels read weights through one WGSL function, `weight_block(b)`, which the format's fragment defines:
 //! the 32 weights of block `b` as eight `vec4<f32>`. So a new format needs no change in kernels or models.
+//! What a super-block of 256 weights has in common stands in one entry for 8 such blocks.
+//!
+//! Decoding follows GGML's formulas in f32. A product of a quant and its scales has at most 23 significant bits, so it is exact, and a
+//! weight has at most one rounding: CPU and device agree bit for bit, whether or not a driver fuses a product and a sum. The exception
+//! are results below the smallest normal f32 (MXFP4 has scales down to 2^−128), which a device may take for zero.
 
 mod bf16;
 mod bits;
