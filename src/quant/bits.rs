@@ -73,15 +73,15 @@ mod tests {
         for shift in [0, 2, 4, 6] {
             let mut out = [0; 8];
             put(&mut out, &pairs(&w, shift));
-            for i in 0..32 {
+            for (i, byte) in bytes.iter().enumerate() {
                 let (h, c, e) = (i / 16, i / 4 % 4, i % 4);
-                assert_eq!((out[4 * h + e] >> (2 * c)) & 3, (bytes[i] >> shift) & 3, "weight {i}");
+                assert_eq!((out[4 * h + e] >> (2 * c)) & 3, (byte >> shift) & 3, "weight {i}");
             }
         }
         for shift in 0..8 {
             let out = bits(&w, shift).to_le_bytes();
-            for i in 0..32 {
-                assert_eq!((out[i % 4] >> (i / 4)) & 1, (bytes[i] >> shift) & 1, "weight {i}");
+            for (i, byte) in bytes.iter().enumerate() {
+                assert_eq!((out[i % 4] >> (i / 4)) & 1, (byte >> shift) & 1, "weight {i}");
             }
         }
         for word in [0x8000_0001u32, 0x1234_5678, 0xfedc_ba98, u32::MAX] {

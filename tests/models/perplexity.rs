@@ -124,6 +124,8 @@ fn quantised_files_against_column_b() {
         let exact: Vec<f64> = reference.floats("val_nll")[..FEW * (WINDOW - 1)].iter().map(|&x| x.into()).collect();
         (FEW, perplexity(&exact))
     };
+    // The README's figures have four digits; fewer windows than theirs are another text.
+    let bound = if long_tests() { 1e-3 } else { 1e-2 };
     let mut wrong = Vec::new();
     for (format, column_b) in COLUMN_B {
         if format == "f16" && !long_tests() {
@@ -140,11 +142,11 @@ fn quantised_files_against_column_b() {
             "{format}: perplexity {p:.4} over {windows} of {WINDOWS} windows (wanted {want:.4}, {:+.2} %), {seconds:.1} s",
             100.0 * off
         );
-        if off.is_nan() || off.abs() >= 0.01 {
+        if off.is_nan() || off.abs() >= bound {
             wrong.push(format);
         }
     }
-    assert!(wrong.is_empty(), "more than 1 % off: {wrong:?}");
+    assert!(wrong.is_empty(), "off by more than {bound}: {wrong:?}");
 }
 
 /// Keys and values in 8 bits cost next to nothing: within 0.5 % of f16's perplexity, and not the same numbers.
