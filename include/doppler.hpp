@@ -86,6 +86,20 @@ struct SessionOptions : doppler_session_options {
     }
 };
 
+/** doppler_guard with the values of a preset. */
+struct Guard : doppler_guard {
+    explicit Guard(std::uint32_t preset = DOPPLER_GUARD_PRESET_PRODUCTION) : doppler_guard() {
+        check(doppler_guard_init(this, sizeof(doppler_guard), preset));
+    }
+};
+
+/** What a probe looks at: `raw` has every number, the names of the points stand beside it. */
+struct ProbeOptions {
+    ProbeOptions() : raw() { check(doppler_probe_options_init(&raw, sizeof raw)); }
+    doppler_probe_options raw;       /**< its `points` are set from the list below */
+    std::vector<std::string> points; /**< none: all */
+};
+
 /** How to generate: `raw` has every number, the lists stand beside it. */
 struct GenerateOptions {
     GenerateOptions() : raw() { check(doppler_generate_options_init(&raw, sizeof raw)); }
@@ -140,14 +154,16 @@ template <typename Fill> std::string text_from(Fill fill) {
     return text;
 }
 
-template <typename Fill> std::vector<std::uint32_t> tokens_from(Fill fill) {
+/** A list of unknown length: asks for the length, then for the list. */
+template <typename Item, typename Fill> std::vector<Item> list_from(Fill fill) {
     std::size_t needed = 0;
     check(fill(nullptr, 0, &needed));
-    std::vector<std::uint32_t> tokens(needed);
+    std::vector<Item> list(needed);
     if (needed != 0) {
-        check(fill(tokens.data(), tokens.size(), &needed));
+        check(fill(list.data(), list.size(), &needed));
+        list.resize(needed);
     }
-    return tokens;
+    return list;
 }
 
 inline std::vector<doppler_message> raw_messages(const std::vector<Message> &messages) {
@@ -224,7 +240,7 @@ class Session {
     }
     /** doppler_session_get_tokens() */
     std::vector<std::uint32_t> tokens() const {
-        return detail::tokens_from([this](std::uint32_t *to, std::size_t capacity, std::size_t *needed) {
+        return detail::list_from<std::uint32_t>([this](std::uint32_t *to, std::size_t capacity, std::size_t *needed) {
             return doppler_session_get_tokens(get(), to, capacity, needed);
         });
     }
@@ -267,6 +283,50 @@ class Session {
     }
     /** doppler_session_reset_stats() */
     void reset_stats() { check(doppler_session_reset_stats(get())); }
+    /** doppler_session_set_guard() */
+    void set_guard(const doppler_guard &guard) { check(doppler_session_set_guard(get(), &guard)); }
+    /** doppler_session_set_guard(): back under the context's. */
+    void clear_guard() { check(doppler_session_set_guard(get(), nullptr)); }
+    /** doppler_session_get_submits() */
+    std::vector<doppler_submit_stats> submits() const {
+        return detail::list_from<doppler_submit_stats>(
+            [this](doppler_submit_stats *to, std::size_t capacity, std::size_t *needed) {
+                return doppler_session_get_submits(get(), to, capacity, needed);
+            });
+    }
+    /** doppler_session_estimate_batching() */
+    doppler_batching_saving estimate_batching(std::uint32_t tokens_per_submit) const {
+        doppler_batching_saving out{};
+        check(doppler_session_estimate_batching(get(), tokens_per_submit, &out));
+        return out;
+    }
+    /** doppler_session_get_summary() */
+    std::string summary() const {
+        return detail::text_from([this](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_session_get_summary(get(), to, capacity, needed);
+        });
+    }
+    /** doppler_session_set_probe() */
+    void set_probe(const ProbeOptions &options) {
+        std::vector<const char *> points;
+        points.reserve(options.points.size());
+        for (const auto &p : options.points) {
+            points.push_back(p.c_str());
+        }
+        doppler_probe_options raw = options.raw;
+        raw.points = points.data();
+        raw.n_points = points.size();
+        check(doppler_session_set_probe(get(), &raw));
+    }
+    /** doppler_session_set_probe(): looks at nothing any more. */
+    void clear_probe() { check(doppler_session_set_probe(get(), nullptr)); }
+    /** doppler_session_take_readings() */
+    std::vector<doppler_probe_reading> take_readings() {
+        return detail::list_from<doppler_probe_reading>(
+            [this](doppler_probe_reading *to, std::size_t capacity, std::size_t *needed) {
+                return doppler_session_take_readings(get(), to, capacity, needed);
+            });
+    }
 
   private:
     detail::Owner<doppler_session, doppler_session_destroy> handle_;
@@ -303,7 +363,7 @@ class Model {
     /** doppler_model_tokenize() */
     std::vector<std::uint32_t> tokenize(std::string_view text, bool add_special = false,
                                         bool parse_special = false) const {
-        return detail::tokens_from([&](std::uint32_t *to, std::size_t capacity, std::size_t *needed) {
+        return detail::list_from<std::uint32_t>([&](std::uint32_t *to, std::size_t capacity, std::size_t *needed) {
             return doppler_model_tokenize(get(), text.data(), text.size(), add_special, parse_special, to, capacity,
                                           needed);
         });
@@ -391,6 +451,57 @@ class Context {
     }
     /** doppler_context_reset_stats() */
     void reset_stats() { check(doppler_context_reset_stats(get())); }
+    /** doppler_context_set_guard() */
+    void set_guard(const doppler_guard &guard) { check(doppler_context_set_guard(get(), &guard)); }
+    /** doppler_context_get_guard() */
+    doppler_guard guard() const {
+        doppler_guard out{};
+        out.struct_size = sizeof out;
+        check(doppler_context_get_guard(get(), &out));
+        return out;
+    }
+    /** doppler_context_get_submits() */
+    std::vector<doppler_submit_stats> submits() const {
+        return detail::list_from<doppler_submit_stats>(
+            [this](doppler_submit_stats *to, std::size_t capacity, std::size_t *needed) {
+                return doppler_context_get_submits(get(), to, capacity, needed);
+            });
+    }
+    /** doppler_context_get_summary() */
+    std::string summary() const {
+        return detail::text_from([this](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_context_get_summary(get(), to, capacity, needed);
+        });
+    }
+    /** doppler_context_purge_caches() */
+    doppler_purged purge_caches() {
+        doppler_purged out{};
+        check(doppler_context_purge_caches(get(), &out));
+        return out;
+    }
+    /** doppler_context_start_profile() */
+    void start_profile() { check(doppler_context_start_profile(get())); }
+    /** doppler_context_stop_profile() */
+    doppler_profile_info stop_profile() {
+        doppler_profile_info out{};
+        check(doppler_context_stop_profile(get(), &out));
+        return out;
+    }
+    /** doppler_context_get_profile() */
+    std::vector<doppler_profile_row> profile() const {
+        return detail::list_from<doppler_profile_row>(
+            [this](doppler_profile_row *to, std::size_t capacity, std::size_t *needed) {
+                return doppler_context_get_profile(get(), to, capacity, needed);
+            });
+    }
+    /** doppler_context_get_profile_text() */
+    std::string profile_text() const {
+        return detail::text_from([this](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_context_get_profile_text(get(), to, capacity, needed);
+        });
+    }
+    /** doppler_context_write_trace() */
+    void write_trace(const std::string &path) const { check(doppler_context_write_trace(get(), path.c_str())); }
 
   private:
     detail::Owner<doppler_context, doppler_context_destroy> handle_;

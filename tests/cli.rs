@@ -187,6 +187,8 @@ fn the_self_check_passes_and_filters() {
         "the short round reports what it covers and does not fail for it"
     );
     assert!(out(&["test", "correctness", "--filter", "cast"], "").contains("PASS cast"));
+    let tensors = out(&["test", "correctness", "--filter", "tensors", "--model", MODEL], "");
+    assert!(tensors.contains("PASS tensors"), "{tensors}");
     assert_eq!(fails(&["test", "correctness", "--filter", "nothing-like-that"]).0, Some(2));
 }
 

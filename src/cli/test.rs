@@ -1,7 +1,7 @@
 //! `doppler test correctness`: this build on this machine's GPU.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use doppler::kernels::variants::device_sets;
 use doppler::session::Context;
@@ -20,7 +20,7 @@ pub(super) struct Args {
     /// Only checks whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// Also evaluate a prompt of this model whole, in chunks and token by token
+    /// Also decode every matrix of this model, and evaluate a prompt whole, in chunks and token by token
     #[arg(long, value_name = "GGUF")]
     model: Option<PathBuf>,
     /// Print JSON
@@ -102,6 +102,8 @@ impl Report {
     }
 }
 
+type ModelCheck = fn(&Context, &Path) -> doppler::Result<Vec<Measured>>;
+
 type Results = Vec<(&'static str, doppler::Result<Vec<Measured>>)>;
 
 /// The checks that have variants left to try on a device, and what they covered.
@@ -116,8 +118,10 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let features = context.gpu().features();
     let chosen: Vec<&Check> =
         CHECKS.iter().filter(|c| (c.quick || !args.quick) && c.name.contains(&args.filter)).collect();
-    let with_model = args.model.as_ref().filter(|_| "model".contains(&args.filter));
-    if chosen.is_empty() && with_model.is_none() {
+    let of_model: [(&str, ModelCheck); 2] = [("tensors", selfcheck::tensor_check), ("model", selfcheck::model_check)];
+    let with_model = args.model.iter().flat_map(|file| of_model.map(|(name, check)| (name, check, file)));
+    let with_model: Vec<_> = with_model.filter(|(name, ..)| name.contains(&args.filter)).collect();
+    if chosen.is_empty() && with_model.is_empty() {
         let names: Vec<_> = CHECKS.iter().map(|c| c.name).collect();
         return Err(Failure::Usage(format!("no check has \"{}\" in its name: {}", args.filter, names.join(", "))));
     }
@@ -150,8 +154,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
             coverage.merge(seen);
         }
     }
-    if let Some(file) = with_model {
-        report.add("model", everything, &selfcheck::model_check(&context, file))?;
+    for (name, check, file) in with_model {
+        report.add(name, everything, &check(&context, file))?;
     }
     let variants = report.coverage(&coverage, full)?;
     let adapter = context.gpu().adapter();

@@ -14,6 +14,7 @@ mod scratch;
 mod sequence;
 mod slots;
 mod spec;
+mod verify;
 mod weights;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use sequence::Sequence;
 pub use spec::{
     AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec,
 };
+pub use verify::{TensorCheck, verify_weights};
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

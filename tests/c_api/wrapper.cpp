@@ -99,6 +99,35 @@ int main(int argc, char **argv) {
     REQUIRE(cut.result.reason == DOPPLER_FINISH_REASON_STOP_STRING && reply.text.rfind(cut.text, 0) == 0);
     REQUIRE(session.stats().generated_tokens > 0 && context.stats().memory_total > 0);
 
+    // What was done, and a look inside.
+    doppler::Guard guard(DOPPLER_GUARD_PRESET_PRODUCTION);
+    guard.decode.readback_bytes_per_token = 1;
+    session.set_guard(guard);
+    REQUIRE(status_of([&] { session.generate(greedy); }) == DOPPLER_STATUS_GUARD);
+    session.clear_guard();
+    context.set_guard(doppler::Guard(DOPPLER_GUARD_PRESET_DEBUG));
+    REQUIRE(context.guard().mode == doppler::Guard(DOPPLER_GUARD_PRESET_DEBUG).mode);
+    REQUIRE(!session.submits().empty() && context.submits().size() >= session.submits().size());
+    REQUIRE(session.summary().find("first token") != std::string::npos && !context.summary().empty());
+    REQUIRE(session.estimate_batching(8).submits > 0);
+    doppler::ProbeOptions probe;
+    probe.points = {"logits"};
+    session.set_probe(probe);
+    greedy.stop.clear();
+    greedy.raw.max_tokens = 2;
+    session.reset();
+    session.append({{"user", "Who are you?"}});
+    const bool timed = status_of([&] { context.start_profile(); }) == DOPPLER_STATUS_OK;
+    session.generate(greedy);
+    REQUIRE(session.take_readings().size() == 2 && session.take_readings().empty());
+    session.clear_probe();
+    if (timed) {
+        REQUIRE(context.stop_profile().dropped == 0);
+        REQUIRE(!context.profile().empty() && !context.profile_text().empty());
+    }
+    REQUIRE(status_of([&] { context.write_trace("/no/such/folder/trace.json"); }) != DOPPLER_STATUS_OK);
+    REQUIRE(context.purge_caches().pipelines > 0);
+
     doppler::Session moved = std::move(session);
     REQUIRE(session.get() == nullptr && moved.length() > 0);
     REQUIRE(status_of([&] { session.reset(); }) == DOPPLER_STATUS_NULL_POINTER);

@@ -21,6 +21,11 @@ pub fn shared(part: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// The model in the repository.
+pub fn asset() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/hearth-5m-Q8_0.gguf")
+}
+
 /// Whether DOPPLER_LONG_TESTS=1 asks for tests at full length.
 pub fn long_tests() -> bool {
     std::env::var("DOPPLER_LONG_TESTS").is_ok_and(|v| v == "1")

@@ -9,7 +9,6 @@ use doppler::sample::SamplingOptions;
 use doppler::session::{GenerateOptions, ModelOptions, Session, SessionOptions};
 
 use crate::common::*;
-use crate::probe::asset;
 
 const TOKENS: u32 = 6;
 

@@ -11,16 +11,15 @@ use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, arch};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Model, Session, SessionOptions};
 
-use crate::common::{assert_same_greedy, context, generate, greedy, load, logits, max_error, session, shared};
+use crate::common::{assert_same_greedy, asset, context, generate, greedy, load, logits, max_error, session, shared};
 
-const FILE: &str = "models/hearth/hearth-5m-Q8_0.gguf";
 const WINDOW: u32 = 40;
 const N_CTX: u32 = 768;
 const NEAR: f64 = 2e-3;
 
 /// The model with a window in all its layers.
 fn windowed(kv: KvType, chunk: u32, mode: GuardMode) -> Option<Model> {
-    let file = Gguf::open(&shared(FILE)?).expect("open");
+    let file = Gguf::open(&asset()).expect("open");
     let mut out = GgufWriter::new();
     for (key, value) in file.metadata() {
         out = out.key(key, value.clone());
@@ -123,7 +122,7 @@ fn truncated_windows() {
 
 /// An engine of the model with a window in every other layer.
 fn mixed(gpu: &Arc<Gpu>, kv_type: KvType, chunk: u32, windows: &[u32]) -> Result<Engine> {
-    let file = Gguf::open(&shared(FILE).expect("the model"))?;
+    let file = Gguf::open(&asset())?;
     let mut spec = arch::read_spec(&file)?;
     for (i, layer) in spec.layers.iter_mut().enumerate() {
         layer.attention.window = windows[i % windows.len()];
@@ -162,9 +161,6 @@ fn run(
 /// Full and windowed layers have tables of their own; neighbours that take the pages a window gave up disturb nobody.
 #[test]
 fn mixed_windows_beside_neighbours() {
-    if shared(FILE).is_none() {
-        return;
-    }
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let gpu = context.gpu();
     let ids: Vec<u32> = (0..150u32).map(|i| 40 + i * 37 % 1900).collect();
@@ -212,9 +208,6 @@ fn mixed_windows_beside_neighbours() {
 /// Logits of windowed layers whose pages were given up, against a run in one piece in which none could be.
 #[test]
 fn given_up_pages_do_not_change_logits() {
-    if shared(FILE).is_none() {
-        return;
-    }
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let gpu = context.gpu();
     let ids: Vec<u32> = (0..400u32).map(|i| 30 + i * 53 % 1900).collect();

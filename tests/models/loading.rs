@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use doppler::Error;
-use doppler::format::{GGML_TYPES, GgufWriter};
-use doppler::gpu::{Features, Guard};
+use doppler::format::{GGML_TYPES, Gguf, GgufWriter};
+use doppler::gpu::{Features, Guard, GuardMode, Place};
+use doppler::model::verify_weights;
 use doppler::quant::by_ggml_type;
 use doppler::session::{Context, ModelOptions};
 
-use crate::common::{context, rewrite, shared};
+use crate::common::{asset, context, rewrite, shared};
 
 /// A folder of this test process for files it makes.
 fn scratch_file(name: &str) -> PathBuf {
@@ -81,14 +82,13 @@ fn what_does_not_run_is_refused_by_name() {
 #[test]
 fn weights_that_do_not_run_are_refused_by_name() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/hearth-5m-Q8_0.gguf");
     let types: Vec<_> = GGML_TYPES.iter().filter(|t| by_ggml_type(t.id).is_none()).collect();
     for name in ["IQ1_S", "IQ2_XXS", "IQ3_S", "TQ1_0", "NVFP4"] {
         assert!(types.iter().any(|t| t.name == name), "{name}");
     }
     for t in types {
         let tensor = "blk.3.ffn_down.weight";
-        let other = rewrite(&path, "refused-type", |tensors| {
+        let other = rewrite(&asset(), "refused-type", |tensors| {
             let (_, dims, ty, data) = tensors.iter_mut().find(|t| t.0 == tensor).expect("tensor");
             let blocks = dims.iter().product::<u64>() / u64::from(t.block_len);
             (*ty, *data) = (t.id, vec![0; (blocks * u64::from(t.block_bytes)) as usize]);
@@ -101,4 +101,51 @@ fn weights_that_do_not_run_are_refused_by_name() {
             assert!(text.contains(part), "\"{text}\" does not name \"{part}\"");
         }
     }
+}
+
+#[test]
+fn matrices_arrive_as_the_file_has_them() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let file = Gguf::open(&asset()).unwrap();
+    let mut seen = Vec::new();
+    verify_weights(context.gpu(), &file, &mut |t| {
+        assert_eq!((t.differing, t.max_error), (0, 0.0), "{t:?}");
+        assert!(t.largest > 0.0 && t.largest < 100.0, "{t:?}");
+        seen.push((t.name, t.rows * t.cols));
+        Ok(())
+    })
+    .unwrap();
+    let matrices: Vec<_> =
+        file.tensors().iter().filter(|t| t.dims.len() > 1).map(|t| (t.name.clone(), t.elements())).collect();
+    assert_eq!(seen, matrices);
+    let cast = context.stats().counters.places[Place::Cast as usize];
+    assert_eq!((cast.readbacks, cast.bytes), (seen.len() as u64, seen.iter().map(|t| t.1 * 4).sum()));
+
+    context.set_guard(Guard { mode: GuardMode::Strict, ..Guard::default() });
+    let e = verify_weights(context.gpu(), &file, &mut |_| panic!("it was refused")).unwrap_err();
+    assert!(matches!(&e, Error::Guard(m) if m.contains("cast.weights")), "{e}");
+    assert_eq!(context.stats().counters.places[Place::Cast as usize].refused, 1);
+}
+
+/// The same of files as quantisers make them: every format, several in one file.
+#[test]
+fn matrices_of_quantised_files_arrive_as_they_are() {
+    let Some(dir) = shared("models/hearth") else { return };
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let mut formats = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(&dir).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_none_or(|e| e != "gguf") {
+            continue;
+        }
+        let file = Gguf::open(&path).expect("open");
+        verify_weights(context.gpu(), &file, &mut |t| {
+            assert_eq!((t.differing, t.max_error), (0, 0.0), "{}: {t:?}", path.display());
+            formats.insert(t.format);
+            Ok(())
+        })
+        .expect("verify");
+    }
+    println!("{formats:?}");
+    assert!(formats.len() >= 14, "{formats:?}");
 }

@@ -1,5 +1,6 @@
 //! Whole models against outsiders: reference logits, greedy tokens and perplexities.
 
+mod batch;
 mod common;
 mod faults;
 mod golden;

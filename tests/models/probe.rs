@@ -1,7 +1,7 @@
 //! Probes of a real model: they see what is there, change nothing, and find what is not finite.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use doppler::Error;
 use doppler::format::Gguf;
@@ -14,10 +14,6 @@ use doppler::session::{GenerateOptions, Model, PROBE_POINTS, ProbeOptions, Probe
 use crate::common::*;
 
 const PROMPT: &str = "Once upon a time";
-
-pub fn asset() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/hearth-5m-Q8_0.gguf")
-}
 
 fn generate(session: &mut Session, n: u32) -> doppler::Result<Vec<u32>> {
     let options =

@@ -9,9 +9,8 @@ use doppler::model::KvType;
 use doppler::sample::{SamplingOptions, penalties, sample_reference};
 use doppler::session::{FinishReason, GenerateOptions, Generated, Message, Model, Session, SessionOptions};
 
-use crate::common::{assert_same_greedy, context, gap, load, logits, session, shared};
+use crate::common::{assert_same_greedy, asset, context, gap, load, logits, session};
 
-const FILE: &str = "models/hearth/hearth-5m-Q8_0.gguf";
 /// Differences of logits that two ways of computing them may show.
 const NEAR: f64 = 1e-3;
 
@@ -19,7 +18,7 @@ const NEAR: f64 = 1e-3;
 fn model() -> Option<&'static Model> {
     static MODEL: LazyLock<Option<Model>> = LazyLock::new(|| {
         let context = context(Features::ALL, Guard::default())?;
-        Some(load(&context, &shared(FILE)?, KvType::F32, 512, 0))
+        Some(load(&context, &asset(), KvType::F32, 512, 0))
     });
     MODEL.as_ref()
 }
@@ -448,7 +447,7 @@ fn sessions_do_not_disturb_each_other() {
 
 #[test]
 fn a_session_outlives_the_handles() {
-    let Some(path) = shared(FILE) else { return };
+    let path = asset();
     let (mut s, want) = {
         let Some(context) = context(Features::ALL, Guard::default()) else { return };
         let model = load(&context, &path, KvType::F32, 128, 0);
@@ -461,7 +460,7 @@ fn a_session_outlives_the_handles() {
 /// Opening a session replaces buffers; the budget of steady decode holds in the next batch all the same.
 #[test]
 fn other_sessions_do_not_break_the_budget() {
-    let Some(path) = shared(FILE) else { return };
+    let path = asset();
     let Some(context) = context(Features::ALL, Guard { mode: GuardMode::Strict, ..Guard::default() }) else { return };
     let model = load(&context, &path, KvType::F16, 128, 0);
     let mut a = story(&model, 4);

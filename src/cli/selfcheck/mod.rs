@@ -19,7 +19,7 @@ use doppler::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Phase, ReadbackClass, Sco
 
 pub(super) use attention::{Layout, row_words};
 pub(super) use coverage::Coverage;
-pub(super) use model::model_check;
+pub(super) use model::{model_check, tensor_check};
 pub(super) use weights::random_rows;
 
 /// A check: some cases of one kernel.

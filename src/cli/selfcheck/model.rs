@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use doppler::Result;
+use doppler::format::Gguf;
 use doppler::kernels::KvType;
+use doppler::model::verify_weights;
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, ModelOptions, SessionOptions};
 
@@ -34,6 +36,18 @@ fn generated(model: &Model, ids: &[u32], tokens_per_submit: u32) -> Result<Vec<u
         ..Default::default()
     };
     Ok(session.generate(&options, &mut |_| ControlFlow::Continue(()))?.tokens)
+}
+
+/// Every matrix of a file as the device decodes it. Scale times weight may be rounded once less than on the CPU, where a driver fuses it with
+/// an addition: hence a bound, which no wrong bit stays under.
+pub(in crate::cli) fn tensor_check(context: &Context, file: &Path) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    verify_weights(context.gpu(), &Gguf::open(file)?, &mut |t| {
+        let case = format!("{} {} {} x {}, {} differ", t.name, t.format, t.rows, t.cols, t.differing);
+        all.push(Measured { case, error: t.max_error, bound: t.largest * 2e-7 });
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// Evaluates one prompt whole, in chunks and token by token, and draws with one and with several tokens a submit.

@@ -19,6 +19,10 @@ int main(int argc, char **argv) {
     doppler_message message = {0};
     doppler_generate_options options = greedy(1);
     doppler_model_options load;
+    doppler_guard guard;
+    doppler_batching_saving saving;
+    doppler_profile_info profile;
+    doppler_probe_options probe;
     uint32_t number = 0, tokens[8] = {3, 4, 5};
     size_t needed = 0;
     char text[64] = {0};
@@ -42,6 +46,10 @@ int main(int argc, char **argv) {
     NULLED(doppler_session_options_init(NULL, sizeof(doppler_session_options)));
     NULLED(doppler_generate_options_init(NULL, sizeof(doppler_generate_options)));
 
+    NULLED(doppler_probe_options_init(NULL, sizeof probe));
+    NULLED(doppler_guard_init(NULL, sizeof guard, DOPPLER_GUARD_PRESET_DEBUG));
+    OK(doppler_guard_init(&guard, sizeof guard, DOPPLER_GUARD_PRESET_DEBUG));
+
     NULLED(doppler_context_create(NULL, NULL));
     OK(doppler_context_destroy(no_context));
     FOREIGN(doppler_context_destroy(fake_context));
@@ -53,6 +61,34 @@ int main(int argc, char **argv) {
     FOREIGN(doppler_context_get_stats(fake_context, &context_stats));
     NULLED(doppler_context_reset_stats(NULL));
     FOREIGN(doppler_context_reset_stats(fake_context));
+
+    NULLED(doppler_context_set_guard(NULL, &guard));
+    NULLED(doppler_context_set_guard(context, NULL));
+    FOREIGN(doppler_context_set_guard(fake_context, &guard));
+    NULLED(doppler_context_get_guard(NULL, &guard));
+    NULLED(doppler_context_get_guard(context, NULL));
+    FOREIGN(doppler_context_get_guard(fake_context, &guard));
+    NULLED(doppler_context_get_submits(NULL, NULL, 0, &needed));
+    NULLED(doppler_context_get_submits(context, NULL, 8, &needed));
+    NULLED(doppler_context_get_submits(context, NULL, 0, NULL));
+    FOREIGN(doppler_context_get_submits(fake_context, NULL, 0, &needed));
+    NULLED(doppler_context_get_summary(NULL, text, sizeof text, &needed));
+    NULLED(doppler_context_get_summary(context, NULL, 8, &needed));
+    NULLED(doppler_context_get_summary(context, NULL, 0, NULL));
+    FOREIGN(doppler_context_get_summary(fake_context, text, sizeof text, &needed));
+    NULLED(doppler_context_purge_caches(NULL, NULL));
+    FOREIGN(doppler_context_purge_caches(fake_context, NULL));
+    NULLED(doppler_context_start_profile(NULL));
+    FOREIGN(doppler_context_start_profile(fake_context));
+    NULLED(doppler_context_stop_profile(NULL, &profile));
+    FOREIGN(doppler_context_stop_profile(fake_context, &profile));
+    NULLED(doppler_context_get_profile(NULL, NULL, 0, &needed));
+    FOREIGN(doppler_context_get_profile(fake_context, NULL, 0, &needed));
+    NULLED(doppler_context_get_profile_text(NULL, text, sizeof text, &needed));
+    FOREIGN(doppler_context_get_profile_text(fake_context, text, sizeof text, &needed));
+    NULLED(doppler_context_write_trace(NULL, argv[2]));
+    NULLED(doppler_context_write_trace(context, NULL));
+    FOREIGN(doppler_context_write_trace(fake_context, argv[2]));
 
     NULLED(doppler_model_load(NULL, argv[1], NULL, &no_model));
     NULLED(doppler_model_load(context, NULL, NULL, &no_model));
@@ -165,6 +201,31 @@ int main(int argc, char **argv) {
     NULLED(doppler_session_get_stats(NULL, &session_stats));
     NULLED(doppler_session_get_stats(session, NULL));
     NULLED(doppler_session_reset_stats(NULL));
+
+    NULLED(doppler_session_set_guard(NULL, &guard));
+    FOREIGN(doppler_session_set_guard(fake_session, &guard));
+    OK(doppler_session_set_guard(session, NULL));
+    NULLED(doppler_session_get_submits(NULL, NULL, 0, &needed));
+    NULLED(doppler_session_get_submits(session, NULL, 0, NULL));
+    FOREIGN(doppler_session_get_submits(fake_session, NULL, 0, &needed));
+    NULLED(doppler_session_get_summary(NULL, text, sizeof text, &needed));
+    NULLED(doppler_session_get_summary(session, NULL, 0, NULL));
+    FOREIGN(doppler_session_get_summary(fake_session, text, sizeof text, &needed));
+    NULLED(doppler_session_estimate_batching(NULL, 4, &saving));
+    NULLED(doppler_session_estimate_batching(session, 4, NULL));
+    FOREIGN(doppler_session_estimate_batching(fake_session, 4, &saving));
+    OK(doppler_probe_options_init(&probe, sizeof probe));
+    NULLED(doppler_session_set_probe(NULL, &probe));
+    FOREIGN(doppler_session_set_probe(fake_session, &probe));
+    probe.n_points = 1;
+    NULLED(doppler_session_set_probe(session, &probe));
+    probe.points = &no_text;
+    NULLED(doppler_session_set_probe(session, &probe));
+    OK(doppler_session_set_probe(session, NULL));
+    NULLED(doppler_session_take_readings(NULL, NULL, 0, &needed));
+    NULLED(doppler_session_take_readings(session, NULL, 8, &needed));
+    NULLED(doppler_session_take_readings(session, NULL, 0, NULL));
+    FOREIGN(doppler_session_take_readings(fake_session, NULL, 0, &needed));
 
     OK(doppler_session_destroy(session));
     FOREIGN(doppler_session_destroy(session));

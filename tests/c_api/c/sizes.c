@@ -27,6 +27,8 @@ int main(int argc, char **argv) {
     doppler_model_stats g;
     doppler_session_stats h;
     doppler_adapter_info i;
+    doppler_guard j;
+    doppler_probe_options l;
     newer_options newer;
     newer_stats wide;
     const size_t bad[] = {0, 1, sizeof(size_t), 1 << 20, (size_t)-1};
@@ -37,6 +39,8 @@ int main(int argc, char **argv) {
     OK(doppler_model_options_init(&b, sizeof b));
     OK(doppler_session_options_init(&c, sizeof c));
     OK(doppler_generate_options_init(&d, sizeof d));
+    OK(doppler_guard_init(&j, sizeof j, DOPPLER_GUARD_PRESET_PRODUCTION));
+    OK(doppler_probe_options_init(&l, sizeof l));
     REQUIRE(a.struct_size == sizeof a && b.struct_size == sizeof b && c.struct_size == sizeof c && d.struct_size == sizeof d);
     REQUIRE(a.adapter_index == DOPPLER_NONE && b.prewarm == 1 && c.guard_mode == DOPPLER_GUARD_MODE_INHERIT);
     REQUIRE(d.temperature > 0.79f && d.top_k == 40 && d.repeat_penalty > 0.99f);
@@ -47,6 +51,13 @@ int main(int argc, char **argv) {
         BAD(doppler_model_options_init(&b, bad[k]));
         BAD(doppler_session_options_init(&c, bad[k]));
         BAD(doppler_generate_options_init(&d, bad[k]));
+        BAD(doppler_guard_init(&j, bad[k], DOPPLER_GUARD_PRESET_PRODUCTION));
+        BAD(doppler_probe_options_init(&l, bad[k]));
+        j.struct_size = l.struct_size = bad[k];
+        BAD(doppler_context_set_guard(context, &j));
+        BAD(doppler_context_get_guard(context, &j));
+        BAD(doppler_session_set_guard(session, &j));
+        BAD(doppler_session_set_probe(session, &l));
         a.struct_size = b.struct_size = c.struct_size = d.struct_size = bad[k];
         e.struct_size = f.struct_size = g.struct_size = h.struct_size = i.struct_size = result.struct_size = bad[k];
         BAD(doppler_context_create(&a, &other));
