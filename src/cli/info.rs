@@ -85,14 +85,16 @@ fn value_text(v: &Value) -> String {
     }
 }
 
-/// Tensors and bytes of each type.
-fn by_type(file: &Gguf) -> BTreeMap<String, (u64, u64)> {
+/// Tensors and bytes of each type, the type of most bytes first.
+fn by_type(file: &Gguf) -> Vec<(String, (u64, u64))> {
     let mut types = BTreeMap::new();
     for t in file.tensors() {
         let entry: &mut (u64, u64) = types.entry(type_name(t.ggml_type)).or_default();
         entry.0 += 1;
         entry.1 += t.bytes;
     }
+    let mut types: Vec<_> = types.into_iter().collect();
+    types.sort_by_key(|(_, (_, bytes))| std::cmp::Reverse(*bytes));
     types
 }
 

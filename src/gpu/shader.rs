@@ -50,6 +50,9 @@ const LIBRARY: &[(&str, &str)] = &[
     ("wide", include_str!("../../shaders/lib/wide.wgsl")),
     ("philox", include_str!("../../shaders/lib/philox.wgsl")),
     ("activation", include_str!("../../shaders/lib/activation.wgsl")),
+    ("quants", include_str!("../../shaders/lib/quants.wgsl")),
+    ("sub_scales", include_str!("../../shaders/lib/sub_scales.wgsl")),
+    ("codebook", include_str!("../../shaders/lib/codebook.wgsl")),
 ];
 
 struct Assembler<'a> {

@@ -181,13 +181,16 @@ impl<'a> WeightUploader<'a> {
             bail!(Unsupported, "tensor {name}: rows of {k} weights (a multiple of 4 is needed)");
         }
         for s in sources {
+            let (format, block) = (s.format.name, s.format.block_len);
+            if !(k as usize).is_multiple_of(block) {
+                bail!(BadFile, "tensor {name}: rows of {k} weights in {format} (a multiple of {block} is needed)");
+            }
             let rows = u64::from(s.rows) * u64::from(n_expert);
             let wanted = s.format.row_bytes(k as usize) as u64 * rows;
-            if !(k as usize).is_multiple_of(s.format.block_len) || s.data.len() as u64 != wanted || rows == 0 {
+            if s.data.len() as u64 != wanted || rows == 0 {
                 bail!(
                     BadFile,
-                    "tensor {name}: {rows} rows of {k} in {} need {wanted} bytes, there are {}",
-                    s.format.name,
+                    "tensor {name}: {rows} rows of {k} in {format} need {wanted} bytes, there are {}",
                     s.data.len()
                 );
             }
@@ -216,8 +219,8 @@ impl<'a> WeightUploader<'a> {
         parts: &mut Vec<WeightPart>,
     ) -> Result<()> {
         let format = data.run[0].format;
-        let blocks = Format::gpu_blocks(k as usize) as u64;
-        let widest = format.planes.iter().map(|p| p.block_bytes as u64 * blocks).max().unwrap_or(1);
+        let k = k as usize;
+        let widest = format.planes.iter().map(|p| p.row_bytes(k) as u64).max().unwrap_or(1);
         let max_rows = (self.gpu.max_binding_bytes() / widest) / PART_ROWS * PART_ROWS;
         if max_rows == 0 {
             bail!(
@@ -237,12 +240,12 @@ impl<'a> WeightUploader<'a> {
                 let mut planes = Vec::with_capacity(format.planes.len());
                 let mut size = 0u64;
                 for p in format.planes {
-                    let bytes = (p.block_bytes as u64 * blocks * rows * experts).next_multiple_of(4);
+                    let bytes = (p.row_bytes(k) as u64 * rows * experts).next_multiple_of(4);
                     planes.push((size, bytes));
                     size = (size + bytes).next_multiple_of(BINDING_ALIGN);
                 }
                 let buffer = self.gpu.storage(name, size, MemoryClass::Weights, self.scope)?;
-                self.fill(&buffer, &planes, format, blocks as usize, window, data)?;
+                self.fill(&buffer, &planes, format, k, window, data)?;
                 let bias = match data.run[0].bias {
                     Some(_) => Some(self.vector(&format!("{name}.bias"), &data.bias(window))?),
                     None => None,
@@ -270,33 +273,31 @@ impl<'a> WeightUploader<'a> {
         buffer: &Buffer,
         planes: &[(u64, u64)],
         format: &Format,
-        blocks: usize,
+        k: usize,
         window: Window,
         data: &Stacked<'_>,
     ) -> Result<()> {
-        // Even counts keep every plane's chunk a multiple of 4 bytes.
-        let chunk_rows = (CHUNK_BYTES / (format.row_bytes(blocks * crate::quant::GPU_BLOCK)).max(1)).max(2) & !1;
+        let row_bytes: Vec<usize> = format.planes.iter().map(|p| p.row_bytes(k)).collect();
+        // Counts that are a multiple of 4 keep every plane's chunk a multiple of 4 bytes.
+        let chunk_rows = (CHUNK_BYTES / row_bytes.iter().sum::<usize>().max(1)).max(4) & !3;
         let mut staged: Vec<Vec<u8>> = vec![Vec::new(); planes.len()];
         let mut done = 0u64;
         let count = window.rows * window.experts;
         while done < count {
             let n = (count - done).min(chunk_rows as u64) as usize;
-            for (s, p) in staged.iter_mut().zip(format.planes) {
+            for (s, bytes) in staged.iter_mut().zip(&row_bytes) {
                 s.clear();
-                s.resize((p.block_bytes * blocks * n).next_multiple_of(4), 0);
+                s.resize((bytes * n).next_multiple_of(4), 0);
             }
             for i in 0..n {
                 let at = done + i as u64;
                 let row = data.row(window.expert + at / window.rows, window.row + at % window.rows);
-                let mut targets: Vec<&mut [u8]> = staged
-                    .iter_mut()
-                    .zip(format.planes)
-                    .map(|(s, p)| &mut s[p.block_bytes * blocks * i..p.block_bytes * blocks * (i + 1)])
-                    .collect();
+                let mut targets: Vec<&mut [u8]> =
+                    staged.iter_mut().zip(&row_bytes).map(|(s, bytes)| &mut s[bytes * i..bytes * (i + 1)]).collect();
                 (format.repack)(row, &mut targets);
             }
-            for ((s, p), &(offset, size)) in staged.iter().zip(format.planes).zip(planes) {
-                let at = p.block_bytes as u64 * blocks as u64 * done;
+            for ((s, &bytes), &(offset, size)) in staged.iter().zip(&row_bytes).zip(planes) {
+                let at = bytes as u64 * done;
                 self.gpu.upload(buffer.slice(offset + at, size - at), s, self.scope)?;
                 self.in_flight += s.len() as u64;
             }

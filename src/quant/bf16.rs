@@ -8,7 +8,7 @@ pub(super) static BF16: Format = Format {
     ggml_type: 30,
     block_len: 1,
     block_bytes: 2,
-    planes: &[Plane { name: "w_values", block_bytes: 64 }],
+    planes: &[Plane::of_block("w_values", 64)],
     fragment: include_str!("../../shaders/quant/bf16.wgsl"),
     dequantize: |src, dst| {
         for (x, b) in dst.iter_mut().zip(src.chunks_exact(2)) {

@@ -1,6 +1,6 @@
 //! F16: IEEE half precision.
 
-use super::{Format, Plane, read_f16, repack_plain};
+use super::{Format, Plane, half, repack_plain};
 
 /// The format.
 pub(super) static F16: Format = Format {
@@ -8,11 +8,11 @@ pub(super) static F16: Format = Format {
     ggml_type: 1,
     block_len: 1,
     block_bytes: 2,
-    planes: &[Plane { name: "w_values", block_bytes: 64 }],
+    planes: &[Plane::of_block("w_values", 64)],
     fragment: include_str!("../../shaders/quant/f16.wgsl"),
     dequantize: |src, dst| {
         for (x, b) in dst.iter_mut().zip(src.chunks_exact(2)) {
-            *x = read_f16(b);
+            *x = half([b[0], b[1]]);
         }
     },
     repack: repack_plain,

@@ -8,7 +8,7 @@ pub(super) static F32: Format = Format {
     ggml_type: 0,
     block_len: 1,
     block_bytes: 4,
-    planes: &[Plane { name: "w_values", block_bytes: 128 }],
+    planes: &[Plane::of_block("w_values", 128)],
     fragment: include_str!("../../shaders/quant/f32.wgsl"),
     dequantize: |src, dst| {
         for (x, b) in dst.iter_mut().zip(src.chunks_exact(4)) {

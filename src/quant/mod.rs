@@ -4,23 +4,64 @@
 //! [`GPU_BLOCK`] weights and its parts (quants, scales) stand in separate aligned planes, because most GGML blocks are not a multiple of
 //! 4 bytes. Kernels read weights through one WGSL function, `weight_block(b)`, which the format's fragment defines:
 //! the 32 weights of block `b` as eight `vec4<f32>`. So a new format needs no change in kernels or models.
+//! What a super-block of 256 weights has in common stands in one entry for 8 such blocks.
+//!
+//! Decoding follows GGML's formulas in f32. A product of a quant and its scales has at most 23 significant bits, so it is exact, and a
+//! weight has at most one rounding: CPU and device agree bit for bit, whether or not a driver fuses a product and a sum. The exception
+//! are results below the smallest normal f32 (MXFP4 has scales down to 2^−128), which a device may take for zero.
 
 mod bf16;
+mod bits;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod sub_scales;
+#[cfg(test)]
+mod tests;
 
 /// Weights in a block on the device; rows are padded to a multiple with zeros.
 pub const GPU_BLOCK: usize = 32;
+/// Weights in a super-block: what the K-quants and IQ4_XS call a block.
+pub const SUPER_BLOCK: usize = GPU_BLOCK * bits::BLOCKS;
 
 /// One plane of a planar row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plane {
     /// The WGSL variable that reads it.
     pub name: &'static str,
-    /// Bytes for each block of [`GPU_BLOCK`] weights.
-    pub block_bytes: usize,
+    /// Weights that share an entry: [`GPU_BLOCK`] or [`SUPER_BLOCK`].
+    pub weights: usize,
+    /// Bytes of an entry.
+    pub bytes: usize,
+}
+
+impl Plane {
+    /// A plane with `bytes` for each block.
+    const fn of_block(name: &'static str, bytes: usize) -> Self {
+        Self { name, weights: GPU_BLOCK, bytes }
+    }
+
+    /// A plane with `bytes` for each super-block.
+    const fn of_super_block(name: &'static str, bytes: usize) -> Self {
+        Self { name, weights: SUPER_BLOCK, bytes }
+    }
+
+    /// Bytes of a row of `k` weights. Formats with super-blocks have whole ones in a row.
+    pub fn row_bytes(&self, k: usize) -> usize {
+        k.div_ceil(self.weights) * self.bytes
+    }
 }
 
 /// A weight format. Two formats are the same if their names are.
@@ -51,7 +92,24 @@ impl PartialEq for Format {
 }
 
 /// Every format that runs.
-pub const FORMATS: &[&Format] = &[&f32::F32, &f16::F16, &bf16::BF16, &q8_0::Q8_0, &q4_0::Q4_0];
+pub const FORMATS: &[&Format] = &[
+    &f32::F32,
+    &f16::F16,
+    &bf16::BF16,
+    &q8_0::Q8_0,
+    &q4_0::Q4_0,
+    &q4_1::Q4_1,
+    &q5_0::Q5_0,
+    &q5_1::Q5_1,
+    &q2_k::Q2_K,
+    &q3_k::Q3_K,
+    &q4_k::Q4_K,
+    &q5_k::Q5_K,
+    &q6_k::Q6_K,
+    &iq4_nl::IQ4_NL,
+    &iq4_xs::IQ4_XS,
+    &mxfp4::MXFP4,
+];
 
 /// The format with a GGML type number, if it runs.
 pub fn by_ggml_type(id: u32) -> Option<&'static Format> {
@@ -75,9 +133,15 @@ impl Format {
     }
 }
 
-/// The f16 at `bytes[0..2]`, little-endian.
-fn read_f16(bytes: &[u8]) -> f32 {
-    half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+/// The f16 with these bytes, little-endian.
+fn half(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}
+
+/// The file blocks in `src`. `B` is made of bytes, so it may stand at any address.
+fn blocks<B: bytemuck::AnyBitPattern>(src: &[u8]) -> impl Iterator<Item = &B> {
+    const { assert!(align_of::<B>() == 1) };
+    src.chunks_exact(size_of::<B>()).map(bytemuck::from_bytes)
 }
 
 /// Repacking of the element formats: the row as it is.
@@ -85,44 +149,25 @@ fn repack_plain(row: &[u8], planes: &mut [&mut [u8]]) {
     planes[0][..row.len()].copy_from_slice(row);
 }
 
-/// Repacking of a 2-byte scale followed by quants.
-fn repack_scale_first<const BLOCK_BYTES: usize>(row: &[u8], planes: &mut [&mut [u8]]) {
+/// Repacking of scales of `SCALE` bytes followed by quants that stay as they are.
+fn repack_scale_first<const BLOCK: usize, const SCALE: usize>(row: &[u8], planes: &mut [&mut [u8]]) {
     let [quants, scales] = planes else { return };
-    let blocks = row.chunks_exact(BLOCK_BYTES);
-    for ((block, q), d) in blocks.zip(quants.chunks_exact_mut(BLOCK_BYTES - 2)).zip(scales.chunks_exact_mut(2)) {
-        d.copy_from_slice(&block[..2]);
-        q.copy_from_slice(&block[2..]);
+    let blocks = row.chunks_exact(BLOCK);
+    for ((block, q), d) in blocks.zip(quants.chunks_exact_mut(BLOCK - SCALE)).zip(scales.chunks_exact_mut(SCALE)) {
+        d.copy_from_slice(&block[..SCALE]);
+        q.copy_from_slice(&block[SCALE..]);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn planes_hold_a_block_and_are_word_aligned_enough() {
-        for f in FORMATS {
-            let bytes: usize = f.planes.iter().map(|p| p.block_bytes).sum();
-            assert_eq!(bytes, f.block_bytes * GPU_BLOCK / f.block_len, "{}", f.name);
-            assert_eq!(f.planes[0].block_bytes % 16, 0, "{}: quants are read as vec4<u32>", f.name);
-            for p in f.planes {
-                assert!(f.fragment.contains(&format!(" {}:", p.name)), "{}: plane {}", f.name, p.name);
-            }
-            assert_eq!(by_ggml_type(f.ggml_type), Some(*f));
-            assert_eq!(by_name(f.name), Some(*f));
-        }
-    }
-
-    #[test]
-    fn repacking_pads_with_zeros_and_keeps_order() {
-        let row: Vec<u8> = (0..34 * 3).map(|i| i as u8).collect();
-        let (mut q, mut d) = (vec![0; 32 * 3], vec![0; 8]);
-        (q8_0::Q8_0.repack)(&row, &mut [&mut q, &mut d]);
-        assert_eq!(&d[..6], &[0, 1, 34, 35, 68, 69]);
-        assert_eq!((q[0], q[32], q[95]), (2, 36, 101));
-        let mut plane = vec![9; 16];
-        plane.fill(0);
-        (f32::F32.repack)(&[1, 2, 3, 4], &mut [&mut plane]);
-        assert_eq!(&plane[..6], &[1, 2, 3, 4, 0, 0]);
+/// Repacking of scales of `SCALE` bytes, then a word of high bits, then nibbles.
+fn repack_five_bits<const BLOCK: usize, const SCALE: usize>(row: &[u8], planes: &mut [&mut [u8]]) {
+    let [quants, high, scales] = planes else { return };
+    let planes = quants.chunks_exact_mut(16).zip(high.chunks_exact_mut(4)).zip(scales.chunks_exact_mut(SCALE));
+    for (block, ((q, h), d)) in row.chunks_exact(BLOCK).zip(planes) {
+        let (scale, rest) = block.split_at(SCALE);
+        d.copy_from_slice(scale);
+        let word = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]);
+        bits::put(h, &[bits::spread(word)]);
+        q.copy_from_slice(&rest[4..]);
     }
 }

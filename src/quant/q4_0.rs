@@ -1,10 +1,10 @@
 //! Q4_0: 32 four-bit quants with one f16 scale; `w = d · (q − 8)`. Byte `j` holds weight `j` low and weight `j + 16` high.
 
-use super::{Format, Plane, read_f16, repack_scale_first};
+use super::{Format, Plane, blocks, half, repack_scale_first};
 
 /// A block as GGML stores it.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::AnyBitPattern)]
 struct Block {
     d: [u8; 2],
     q: [u8; 16],
@@ -17,16 +17,16 @@ pub(super) static Q4_0: Format = Format {
     ggml_type: 2,
     block_len: 32,
     block_bytes: size_of::<Block>(),
-    planes: &[Plane { name: "w_quants", block_bytes: 16 }, Plane { name: "w_scales", block_bytes: 2 }],
+    planes: &[Plane::of_block("w_quants", 16), Plane::of_block("w_scales", 2)],
     fragment: include_str!("../../shaders/quant/q4_0.wgsl"),
     dequantize: |src, dst| {
-        for (x, b) in dst.chunks_exact_mut(32).zip(src.chunks_exact(size_of::<Block>())) {
-            let d = read_f16(b);
-            for (j, &q) in b[2..].iter().enumerate() {
+        for (x, b) in dst.chunks_exact_mut(32).zip(blocks::<Block>(src)) {
+            let d = half(b.d);
+            for (j, &q) in b.q.iter().enumerate() {
                 x[j] = d * (f32::from(q & 15) - 8.0);
                 x[j + 16] = d * (f32::from(q >> 4) - 8.0);
             }
         }
     },
-    repack: repack_scale_first::<{ size_of::<Block>() }>,
+    repack: repack_scale_first::<{ size_of::<Block>() }, 2>,
 };

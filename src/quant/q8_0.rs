@@ -1,10 +1,10 @@
 //! Q8_0: 32 signed bytes with one f16 scale; `w = d · q`.
 
-use super::{Format, Plane, read_f16, repack_scale_first};
+use super::{Format, Plane, blocks, half, repack_scale_first};
 
 /// A block as GGML stores it.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::AnyBitPattern)]
 struct Block {
     d: [u8; 2],
     q: [i8; 32],
@@ -17,15 +17,15 @@ pub(super) static Q8_0: Format = Format {
     ggml_type: 8,
     block_len: 32,
     block_bytes: size_of::<Block>(),
-    planes: &[Plane { name: "w_quants", block_bytes: 32 }, Plane { name: "w_scales", block_bytes: 2 }],
+    planes: &[Plane::of_block("w_quants", 32), Plane::of_block("w_scales", 2)],
     fragment: include_str!("../../shaders/quant/q8_0.wgsl"),
     dequantize: |src, dst| {
-        for (x, b) in dst.chunks_exact_mut(32).zip(src.chunks_exact(size_of::<Block>())) {
-            let d = read_f16(b);
-            for (x, &q) in x.iter_mut().zip(&b[2..]) {
-                *x = d * f32::from(q as i8);
+        for (x, b) in dst.chunks_exact_mut(32).zip(blocks::<Block>(src)) {
+            let d = half(b.d);
+            for (x, &q) in x.iter_mut().zip(&b.q) {
+                *x = d * f32::from(q);
             }
         }
     },
-    repack: repack_scale_first::<{ size_of::<Block>() }>,
+    repack: repack_scale_first::<{ size_of::<Block>() }, 2>,
 };

@@ -112,22 +112,36 @@ impl Rng {
         }
         v
     }
-    /// `rows` rows of `k` weights in a format: random bits, and scales in [-0.05, 0.05].
+    /// `rows` rows of `k` weights in a format: random bits, and scales of both signs with which weights stay around 1. Halves below the
+    /// smallest normal number are among them where files have such scales.
     pub fn rows(&mut self, format: &Format, rows: usize, k: usize) -> Vec<u8> {
         let n = format.row_bytes(k) * rows;
-        match format.name {
-            "F32" => (0..n / 4).flat_map(|_| self.unit().to_le_bytes()).collect(),
-            "F16" => (0..n / 2).flat_map(|_| half::f16::from_f32(self.unit()).to_le_bytes()).collect(),
-            "BF16" => (0..n / 2).flat_map(|_| half::bf16::from_f32(self.unit()).to_le_bytes()).collect(),
-            "Q8_0" | "Q4_0" => {
-                let mut bytes: Vec<u8> = (0..n).map(|_| self.word() as u8).collect();
-                for block in bytes.chunks_exact_mut(format.block_bytes) {
-                    block[..2].copy_from_slice(&half::f16::from_f32(self.unit() * 0.05).to_le_bytes());
-                }
-                bytes
-            }
+        // Where the halves of a block are, and their largest magnitudes.
+        let halves: &[(usize, f32)] = match format.name {
+            "F32" => return (0..n / 4).flat_map(|_| self.unit().to_le_bytes()).collect(),
+            "F16" => return (0..n / 2).flat_map(|_| half::f16::from_f32(self.unit()).to_le_bytes()).collect(),
+            "BF16" => return (0..n / 2).flat_map(|_| half::bf16::from_f32(self.unit()).to_le_bytes()).collect(),
+            "Q8_0" | "Q4_0" | "Q5_0" => &[(0, 0.05)],
+            "Q4_1" | "Q5_1" => &[(0, 0.05), (2, 0.5)],
+            "Q2_K" => &[(80, 0.02), (82, 0.02)],
+            "Q3_K" => &[(108, 1e-3)],
+            "Q4_K" | "Q5_K" => &[(0, 5e-4), (2, 5e-3)],
+            "Q6_K" => &[(208, 2e-4)],
+            "IQ4_NL" => &[(0, 0.01)],
+            "IQ4_XS" => &[(0, 2e-4)],
+            "MXFP4" => &[],
             name => panic!("say how to make random rows of {name} in tests/common/mod.rs"),
+        };
+        let mut bytes: Vec<u8> = (0..n).map(|_| self.word() as u8).collect();
+        for block in bytes.chunks_exact_mut(format.block_bytes) {
+            for &(at, largest) in halves {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(self.unit() * largest).to_le_bytes());
+            }
+            if format.name == "MXFP4" {
+                block[0] = 117 + block[0] % 8;
+            }
         }
+        bytes
     }
 }
 

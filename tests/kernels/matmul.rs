@@ -5,7 +5,7 @@ use doppler::kernels::{MatmulPath, Matrix, matmul, matmul_with};
 use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;
-use crate::weights::{TestWeight, weight, widths};
+use crate::weights::{TestWeight, common_width, weight, widths};
 
 /// One product, its operands in larger matrices.
 struct Case {
@@ -67,8 +67,8 @@ fn every_shape(format: &'static Format) {
         let all = widths(format);
         let (ks, t_list): (Vec<usize>, &[usize]) = match (v.full, v.own_shaders) {
             (true, _) => (all, &[1, 2, 3, 4, 5, 33]),
-            (_, true) => (vec![all[0], 64], &[1, 5]),
-            _ => (vec![64], &[3]),
+            (_, true) => (vec![all[0], common_width(format)], &[1, 5]),
+            _ => (vec![common_width(format)], &[3]),
         };
         for k in ks {
             let mut rng = Rng(k as u64 + 100);
@@ -119,6 +119,61 @@ fn q8_0_weights() {
 #[test]
 fn q4_0_weights() {
     every_shape(by_name("Q4_0").unwrap());
+}
+
+#[test]
+fn q4_1_weights() {
+    every_shape(by_name("Q4_1").unwrap());
+}
+
+#[test]
+fn q5_0_weights() {
+    every_shape(by_name("Q5_0").unwrap());
+}
+
+#[test]
+fn q5_1_weights() {
+    every_shape(by_name("Q5_1").unwrap());
+}
+
+#[test]
+fn q2_k_weights() {
+    every_shape(by_name("Q2_K").unwrap());
+}
+
+#[test]
+fn q3_k_weights() {
+    every_shape(by_name("Q3_K").unwrap());
+}
+
+#[test]
+fn q4_k_weights() {
+    every_shape(by_name("Q4_K").unwrap());
+}
+
+#[test]
+fn q5_k_weights() {
+    every_shape(by_name("Q5_K").unwrap());
+}
+
+#[test]
+fn q6_k_weights() {
+    every_shape(by_name("Q6_K").unwrap());
+}
+
+#[test]
+fn iq4_nl_weights() {
+    every_shape(by_name("IQ4_NL").unwrap());
+}
+
+#[test]
+fn iq4_xs_weights() {
+    every_shape(by_name("IQ4_XS").unwrap());
+}
+
+#[test]
+fn mxfp4_weights() {
+    every_shape(by_name("MXFP4").unwrap());
 }
 
 #[test]

@@ -6,10 +6,18 @@ use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;
 
-/// Widths that a format can have.
+/// Widths that a format can have. Of formats with blocks: one, an odd number, many.
 pub(crate) fn widths(format: &Format) -> Vec<usize> {
-    let all = [4usize, 36, 64, 260, 1000, 32, 96, 1024];
-    all.into_iter().filter(|k| k.is_multiple_of(format.block_len)).collect()
+    match format.block_len {
+        1 => vec![4, 36, 64, 260, 1000, 32, 96, 1024],
+        32 => vec![64, 32, 96, 1024],
+        block => vec![block, 3 * block, 1024],
+    }
+}
+
+/// One width where formats can be compared.
+pub(crate) fn common_width(format: &Format) -> usize {
+    64usize.next_multiple_of(format.block_len)
 }
 
 /// A weight on the device beside what it means.
@@ -57,6 +65,36 @@ fn dequant_of_every_format_is_exact() {
                 want.push(UNTOUCHED);
                 same_bits(&format!("dequant {} {k} ({})", format.name, v.name), &download(gpu, &y, want.len()), &want);
             }
+        }
+    }
+}
+
+/// Blocks decoded by GGML's own code (`src/quant/tests.rs` says how they were made), with scales at the ends of their range.
+#[test]
+fn dequant_agrees_with_ggml() {
+    for v in variants().iter().filter(|v| v.full || v.own_shaders) {
+        let gpu: &Gpu = &v.gpu;
+        for format in FORMATS.iter().filter(|f| f.block_len > 1) {
+            let path = format!("{}/tests/data/quants/{}.bin", env!("CARGO_MANIFEST_DIR"), format.name);
+            let mut data = std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            let rows = data.len() / (format.block_bytes + format.block_len * 4);
+            let values = data.split_off(rows * format.block_bytes);
+            let mut want: Vec<f32> = values.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+            let scope = gpu.scope(doppler::gpu::Phase::Load);
+            let mut progress = |_| Ok(());
+            let mut uploader = WeightUploader::new(gpu, &scope, &mut progress);
+            let source = RowSource { format, rows: rows as u32, data: &data, bias: None };
+            let w = uploader.upload("vectors", format.block_len as u32, &[source]).unwrap();
+            uploader.finish().unwrap();
+            let y = untouched(gpu, want.len());
+            run(gpu, dequant(&w, (&y).into()).unwrap());
+            let got = download(gpu, &y, want.len());
+            // Scales of MXFP4 go down to 2^-128; a device may take what is below the smallest normal number for zero.
+            let least = 12.0 * f32::MIN_POSITIVE;
+            for (w, g) in want.iter_mut().zip(&got).filter(|(w, g)| w.abs() < least && **g == 0.0) {
+                *w = *g;
+            }
+            same_bits(&format!("vectors of {} ({})", format.name, v.name), &got, &want);
         }
     }
 }
@@ -209,6 +247,10 @@ fn broken_sources_are_refused() {
         assert!(uploader.upload("bad", k, &[s]).is_err(), "{k} {s:?}");
     }
     assert!(uploader.upload("good", 32, &[source(4, bytes.as_slice())]).is_ok());
+    // Rows of formats with super-blocks are whole super-blocks.
+    let (q4_k, data) = (by_name("Q4_K").unwrap(), [0u8; 144 * 3]);
+    let e = uploader.upload("odd", 96, &[RowSource { format: q4_k, rows: 8, data: &data, bias: None }]).unwrap_err();
+    assert!(["odd", "Q4_K", "256", "96"].iter().all(|part| e.to_string().contains(part)), "{e}");
     // A caller that cancels from the progress function ends the upload with its error.
     let mut cancel = |_| Err(doppler::Error::Cancelled("by the test".into()));
     let mut uploader = WeightUploader::new(gpu, &scope, &mut cancel);

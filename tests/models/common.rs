@@ -1,9 +1,10 @@
 //! Opening devices and reading references.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use doppler::format::{Gguf, GgufWriter, TensorInfo};
 use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
 use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
@@ -149,4 +150,20 @@ pub fn assert_same_greedy(model: &Model, prompt: &[u32], a: &[u32], b: &[u32], n
     let gap = gap(&rows[rows.len() - model.info().n_vocab as usize..]);
     assert!(gap < near, "greedy token {i} is {:?} and {:?}, the margin {gap}", a.get(i), b.get(i));
     println!("near tie at {i}: {gap}");
+}
+
+/// A tensor of a rewritten file: name, shape, type, bytes.
+pub type Tensor = (String, Vec<u64>, u32, Vec<u8>);
+
+/// Writes a file again with other tensors.
+pub fn rewrite(path: &Path, name: &str, change: impl Fn(&mut Vec<Tensor>)) -> PathBuf {
+    let file = Gguf::open(path).expect("open");
+    let tensor = |t: &TensorInfo| (t.name.clone(), t.dims.clone(), t.ggml_type, file.data(t).to_vec());
+    let mut tensors: Vec<Tensor> = file.tensors().iter().map(tensor).collect();
+    change(&mut tensors);
+    let writer = file.metadata().fold(GgufWriter::new(), |w, (k, v)| w.key(k, v.clone()));
+    let writer = tensors.into_iter().fold(writer, |w, (name, dims, ty, data)| w.tensor(&name, &dims, ty, data));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}.gguf", std::process::id()));
+    std::fs::write(&out, writer.to_bytes()).expect("write");
+    out
 }

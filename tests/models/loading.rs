@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use doppler::Error;
-use doppler::format::{Gguf, GgufWriter};
+use doppler::format::{GGML_TYPES, Gguf, GgufWriter};
 use doppler::gpu::{Features, Guard, GuardMode, Place};
 use doppler::model::verify_weights;
+use doppler::quant::by_ggml_type;
 use doppler::session::{Context, ModelOptions};
 
-use crate::common::{asset, context, shared};
+use crate::common::{asset, context, rewrite, shared};
 
 /// A folder of this test process for files it makes.
 fn scratch_file(name: &str) -> PathBuf {
@@ -72,11 +73,34 @@ fn what_does_not_run_is_refused_by_name() {
     refused(&context, qwen().to_bytes(), &["qwen2moe.expert_count"]);
     let used = || qwen().key("qwen2moe.expert_count", 8u32).key("qwen2moe.expert_used_count", 2u32);
     refused(&context, used().to_bytes(), &["qwen2moe", shared_length]);
-    let Some(dir) = shared("models/hearth") else { return };
-    let path = dir.join("hearth-5m-Q2_K.gguf");
-    let err = context.load_model(&path, &ModelOptions::default(), &mut |_, _| Ok(())).expect_err("Q2_K");
-    let text = err.to_string();
-    assert!(matches!(err, Error::Unsupported(_)) && text.contains("_K") && text.contains("tensor"), "{text}");
+    // Rows of formats with super-blocks are whole super-blocks.
+    let odd = base().tensor("blk.0.attn_q.weight", &[96, 8], 12, vec![0; 144 * 3]);
+    refused(&context, odd.to_bytes(), &["blk.0.attn_q.weight", "Q4_K", "256", "96"]);
+}
+
+/// The error names the tensor and its type, and what runs instead.
+#[test]
+fn weights_that_do_not_run_are_refused_by_name() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let types: Vec<_> = GGML_TYPES.iter().filter(|t| by_ggml_type(t.id).is_none()).collect();
+    for name in ["IQ1_S", "IQ2_XXS", "IQ3_S", "TQ1_0", "NVFP4"] {
+        assert!(types.iter().any(|t| t.name == name), "{name}");
+    }
+    for t in types {
+        let tensor = "blk.3.ffn_down.weight";
+        let other = rewrite(&asset(), "refused-type", |tensors| {
+            let (_, dims, ty, data) = tensors.iter_mut().find(|t| t.0 == tensor).expect("tensor");
+            let blocks = dims.iter().product::<u64>() / u64::from(t.block_len);
+            (*ty, *data) = (t.id, vec![0; (blocks * u64::from(t.block_bytes)) as usize]);
+        });
+        let err = context.load_model(&other, &ModelOptions::default(), &mut |_, _| Ok(())).expect_err(t.name);
+        std::fs::remove_file(&other).expect("remove");
+        let text = err.to_string();
+        assert!(matches!(err, Error::Unsupported(_)), "{text}");
+        for part in [tensor, t.name, "Q8_0", "Q4_K", "MXFP4"] {
+            assert!(text.contains(part), "\"{text}\" does not name \"{part}\"");
+        }
+    }
 }
 
 #[test]
@@ -101,4 +125,27 @@ fn matrices_arrive_as_the_file_has_them() {
     let e = verify_weights(context.gpu(), &file, &mut |_| panic!("it was refused")).unwrap_err();
     assert!(matches!(&e, Error::Guard(m) if m.contains("cast.weights")), "{e}");
     assert_eq!(context.stats().counters.places[Place::Cast as usize].refused, 1);
+}
+
+/// The same of files as quantisers make them: every format, several in one file.
+#[test]
+fn matrices_of_quantised_files_arrive_as_they_are() {
+    let Some(dir) = shared("models/hearth") else { return };
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let mut formats = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(&dir).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_none_or(|e| e != "gguf") {
+            continue;
+        }
+        let file = Gguf::open(&path).expect("open");
+        verify_weights(context.gpu(), &file, &mut |t| {
+            assert_eq!((t.differing, t.max_error), (0, 0.0), "{}: {t:?}", path.display());
+            formats.insert(t.format);
+            Ok(())
+        })
+        .expect("verify");
+    }
+    println!("{formats:?}");
+    assert!(formats.len() >= 14, "{formats:?}");
 }

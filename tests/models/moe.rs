@@ -1,15 +1,14 @@
 //! What mixtures of experts add to running a model, on the tiny ones of the references.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use doppler::format::{Gguf, GgufWriter};
 use doppler::gpu::{Features, Guard, GuardMode, Phase};
 use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{GenerateOptions, ModelOptions, SessionOptions};
 
-use crate::common::{context, load, logits, max_error, session, shared};
+use crate::common::{context, load, logits, max_error, rewrite, session, shared};
 
 const MODELS: [&str; 2] = ["golden/mixtral", "golden/qwen2moe"];
 
@@ -87,22 +86,6 @@ fn prewarmed_prompts_compile_nothing_in(model: &str) {
         let made = [Phase::Prefill, Phase::Decode].map(|p| counters.phase(p).pipelines);
         assert_eq!(made, [0, 0], "a prompt of {rows} tokens");
     }
-}
-
-/// A tensor of a rewritten file: name, shape, type, bytes.
-type Tensor = (String, Vec<u64>, u32, Vec<u8>);
-
-/// Writes a file again with other tensors.
-fn rewrite(path: &Path, name: &str, change: impl Fn(&mut Vec<Tensor>)) -> PathBuf {
-    let file = Gguf::open(path).expect("open");
-    let tensor = |t: &doppler::format::TensorInfo| (t.name.clone(), t.dims.clone(), t.ggml_type, file.data(t).to_vec());
-    let mut tensors: Vec<Tensor> = file.tensors().iter().map(tensor).collect();
-    change(&mut tensors);
-    let writer = file.metadata().fold(GgufWriter::new(), |w, (k, v)| w.key(k, v.clone()));
-    let writer = tensors.into_iter().fold(writer, |w, (name, dims, ty, data)| w.tensor(&name, &dims, ty, data));
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-moe-{name}.gguf", std::process::id()));
-    std::fs::write(&out, writer.to_bytes()).expect("write");
-    out
 }
 
 /// Gate and up of each expert in one tensor, as newer converters write them, and in two formats: the same logits.

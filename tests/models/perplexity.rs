@@ -17,7 +17,7 @@ const WINDOWS: usize = 32;
 /// Column B for the f16 file.
 const F16: f64 = 2.1366;
 /// Windows of a quantised file in a regular run.
-const FEW: usize = 4;
+const FEW: usize = 2;
 
 /// Of each window, −ln p of its tokens but the first.
 fn losses(model: &Model, ids: &[u32]) -> Vec<f64> {
@@ -94,8 +94,26 @@ fn f16_file_against_float64() {
     assert!(worst < 0.02, "{worst}");
 }
 
-/// Column B of the README: all 32 windows against it, or the first ones against the float64 losses of the same windows, in the
-/// proportion that column B has to the f16 file's.
+/// Column B of the README, by file.
+const COLUMN_B: [(&str, f64); 14] = [
+    ("f16", F16),
+    ("Q8_0", 2.1366),
+    ("Q6_K", 2.1371),
+    ("Q5_1", 2.1393),
+    ("Q5_K_M", 2.1394),
+    ("Q5_0", 2.1436),
+    ("Q4_1", 2.1484),
+    ("Q4_K_M", 2.1393),
+    ("IQ4_NL", 2.1482),
+    ("Q4_0", 2.1497),
+    ("IQ4_XS", 2.1499),
+    ("MXFP4", 2.1575),
+    ("Q3_K_M", 2.1440),
+    ("Q2_K", 2.2408),
+];
+
+/// All 32 windows against column B, or the first ones against the float64 losses of the same windows, in the proportion that
+/// column B has to the f16 file's.
 #[test]
 fn quantised_files_against_column_b() {
     let Some(f) = Fixture::open() else { return };
@@ -106,7 +124,10 @@ fn quantised_files_against_column_b() {
         let exact: Vec<f64> = reference.floats("val_nll")[..FEW * (WINDOW - 1)].iter().map(|&x| x.into()).collect();
         (FEW, perplexity(&exact))
     };
-    for (format, column_b) in [("f16", F16), ("Q8_0", 2.1366), ("Q4_0", 2.1497)] {
+    // The README's figures have four digits; fewer windows than theirs are another text.
+    let bound = if long_tests() { 1e-3 } else { 1e-2 };
+    let mut wrong = Vec::new();
+    for (format, column_b) in COLUMN_B {
         if format == "f16" && !long_tests() {
             continue; // The other test has these windows.
         }
@@ -116,9 +137,16 @@ fn quantised_files_against_column_b() {
         let p = perplexity(&losses(&model, &ids[..windows * WINDOW]));
         let seconds = started.elapsed().as_secs_f64();
         let want = base * column_b / F16;
-        println!("{format}: perplexity {p:.4} over {windows} of {WINDOWS} windows (wanted {want:.4}), {seconds:.1} s");
-        assert!((p / want - 1.0).abs() < 0.01, "{format}: {p}, wanted {want}");
+        let off = p / want - 1.0;
+        println!(
+            "{format}: perplexity {p:.4} over {windows} of {WINDOWS} windows (wanted {want:.4}, {:+.2} %), {seconds:.1} s",
+            100.0 * off
+        );
+        if off.is_nan() || off.abs() >= bound {
+            wrong.push(format);
+        }
     }
+    assert!(wrong.is_empty(), "off by more than {bound}: {wrong:?}");
 }
 
 /// Keys and values in 8 bits cost next to nothing: within 0.5 % of f16's perplexity, and not the same numbers.

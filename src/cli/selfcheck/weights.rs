@@ -51,7 +51,11 @@ pub(super) fn format_of(v: &Variant) -> Result<&'static Format> {
 
 /// Two widths: a few blocks, an odd number of them.
 pub(super) fn widths(format: &Format) -> [usize; 2] {
-    if format.block_len == 1 { [36, 420] } else { [format.block_len * 3, format.block_len * 13] }
+    match format.block_len {
+        1 => [36, 420],
+        GPU_BLOCK => [GPU_BLOCK * 3, GPU_BLOCK * 13],
+        block => [block, block * 3],
+    }
 }
 
 pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {

@@ -6,7 +6,7 @@ use doppler::quant::{FORMATS, Format, by_name};
 
 use super::{Buffers, TestExperts, experts, random_ids, shape};
 use crate::common::*;
-use crate::weights::widths;
+use crate::weights::{common_width, widths};
 
 struct Case<'a> {
     rows: u32,
@@ -95,7 +95,7 @@ fn every_shape(format: &'static Format) {
         let ks = match (v.full, v.own_shaders) {
             (true, _) => all,
             (_, true) => vec![all[0]],
-            _ => vec![64],
+            _ => vec![common_width(format)],
         };
         for k in ks {
             let mut rng = Rng(k as u64 + 7);

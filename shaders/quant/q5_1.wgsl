@@ -1,0 +1,10 @@
+#import quants
+@group(0) @binding(auto) var<storage, read> w_quants: array<vec4<u32>>;
+@group(0) @binding(auto) var<storage, read> w_high: array<u32>;
+// d and m.
+@group(0) @binding(auto) var<storage, read> w_scales: array<u32>;
+fn weight_block(b: u32) -> array<vec4<f32>, 8> {
+    let s = unpack2x16float(w_scales[b]);
+    let q = quants_join(quants_of_nibbles(w_quants[b]), quants_of_bits(w_high[b]), 4u);
+    return weights_above(q, s.xx, s.yy);
+}
