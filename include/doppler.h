@@ -967,6 +967,10 @@ typedef struct doppler_context_stats {
      * Idle transient buffers freed.
      */
     uint64_t pool_trimmed;
+    /**
+     * Passes that were not timed because too many waited to be read.
+     */
+    uint64_t gpu_times_dropped;
 } doppler_context_stats;
 
 /**
@@ -1512,6 +1516,32 @@ typedef struct doppler_submit_stats {
      */
     uint64_t reserved2[2];
 } doppler_submit_stats;
+
+/**
+ * The transient buffers borrowed under one label. It stands in arrays, so it does not grow: `reserved` is for what is added.
+ */
+typedef struct doppler_pool_stats {
+    /**
+     * What they were for, such as "readback"; NUL-terminated.
+     */
+    char label[32];
+    /**
+     * On loan now. While no call runs, anything but 0 is a leak.
+     */
+    uint64_t leased;
+    /**
+     * Bytes of those.
+     */
+    uint64_t leased_bytes;
+    /**
+     * Requests so far.
+     */
+    uint64_t requests;
+    /**
+     * 0.
+     */
+    uint64_t reserved[2];
+} doppler_pool_stats;
 
 /**
  * What drawing more tokens in one submit would have saved.
@@ -2121,6 +2151,22 @@ doppler_status doppler_context_get_submits(const struct doppler_context *context
                                            struct doppler_submit_stats *submits,
                                            size_t capacity,
                                            size_t *needed);
+
+/**
+ * The transient buffers of a context by label: requests, and what is on loan.
+ *
+ * @param labels    gets the entries; NULL (with `capacity` 0) to ask for the number
+ * @param capacity  entries that fit
+ * @param needed    gets the number of entries, also when they do not fit; may be NULL
+ * @return          DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_context_get_pool(const struct doppler_context *context,
+                                        struct doppler_pool_stats *labels,
+                                        size_t capacity,
+                                        size_t *needed);
 
 /**
  * The submits of a session by phase and label; else as doppler_context_get_submits().
