@@ -201,11 +201,15 @@ pub(super) struct EngineArgs {
     /// Prompt tokens in one submit; 0 = 256
     #[arg(long, value_name = "N", default_value_t = 0)]
     chunk: u32,
+    /// Keep activations in f32 in every product; decoding quantised weights rounds them to 8 bits otherwise
+    #[arg(long)]
+    exact: bool,
 }
 
 impl EngineArgs {
     pub(super) fn model_options(&self) -> ModelOptions {
-        ModelOptions { n_ctx: self.ctx, prefill_chunk: self.chunk, kv_type: self.kv.into(), ..Default::default() }
+        let (kv_type, exact) = (self.kv.into(), self.exact);
+        ModelOptions { n_ctx: self.ctx, prefill_chunk: self.chunk, kv_type, exact, ..Default::default() }
     }
 }
 

@@ -56,6 +56,11 @@ pub struct doppler_model_options {
     pub on_progress: doppler_progress_callback,
     /// Handed to `on_progress`.
     pub progress_user: *mut c_void,
+    /// Not 0: keep activations in f32 in every product. Default 0: decoding with quantised weights rounds them to signed bytes, 32 with a
+    /// scale, which is much faster.
+    pub exact: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, numbers, raw pointers and an optional function.
@@ -75,6 +80,8 @@ impl Default for doppler_model_options {
             prewarm: d.prewarm.into(),
             on_progress: None,
             progress_user: std::ptr::null_mut(),
+            exact: d.exact.into(),
+            reserved: 0,
         }
     }
 }
@@ -185,6 +192,7 @@ pub unsafe extern "C" fn doppler_model_load(
             prefill_chunk: o.prefill_chunk,
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
+            exact: o.exact != 0,
         };
         let mut progress = |done, total| match o.on_progress {
             // SAFETY: the caller vouches for the function, and that it takes its own `progress_user`.

@@ -1,19 +1,9 @@
-//! Attention over the paged cache: single rows (decode), and runs of rows of one sequence (prefill).
+//! Attention over the paged cache: shapes, and runs of rows of one sequence (prefill).
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params};
 use crate::kernels::Pages;
-use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS, THREADS};
-
-pub(super) static ATTENTION_DECODE: Kernel = Kernel {
-    name: "attention_decode",
-    source: include_str!("../../shaders/attention_decode.wgsl"),
-    flags: &[],
-    constants: &["WG", "HEAD_DIM"],
-    slots: &["kv"],
-    forms: Forms { paths: &[("WG", &[THREADS, 2 * THREADS, 4 * THREADS])], ..Forms::ALL },
-    params: AttentionParams::FIELDS,
-};
+use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS};
 
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     name: "attention_prefill",
@@ -55,63 +45,30 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// What both kernels have in common: `groups` workgroups over `t_rows` rows.
-    fn dispatch<'a>(
-        &self,
-        kernel: &'static Kernel,
-        groups: u32,
-        t_rows: u32,
-        pages: Pages<'a>,
-        q: BufferSlice<'a>,
-        y: BufferSlice<'a>,
-    ) -> Result<Dispatch<'a>> {
-        let bytes = u64::from(t_rows) * u64::from(self.n_head) * u64::from(self.head_dim) * 4;
+    /// Fails unless the shape is one that kernels know, and queries and row data are there.
+    pub(super) fn check(&self, t_rows: u32, pages: Pages<'_>, q: BufferSlice<'_>) -> Result<()> {
         let heads = self.n_kv > 0 && self.n_head.is_multiple_of(self.n_kv) && self.head_dim > 0;
         if !heads || !self.head_dim.is_multiple_of(4) || self.head_dim > 1024 {
             bail!(InvalidArgument, "attention: {self:?}");
         }
-        if q.size < bytes || y.size < bytes || pages.rows.size < u64::from(t_rows) * 8 {
-            bail!(InvalidArgument, "attention: {t_rows} rows with {} bytes of q, {} of y", q.size, y.size);
+        if q.size < self.bytes(t_rows) || pages.rows.size < u64::from(t_rows) * 8 {
+            bail!(InvalidArgument, "attention: {t_rows} rows, {} bytes of q, {} of rows", q.size, pages.rows.size);
         }
-        pages.kv_type.check(self.head_dim)?;
-        let params = AttentionParams {
-            groups,
-            t_rows,
-            n_head: self.n_head,
-            n_kv: self.n_kv,
-            block_tokens: KV_BLOCK_TOKENS,
-            table_stride: pages.table_stride,
-            window: self.window,
-            scale: self.scale,
-            softcap: self.softcap,
-        };
-        Ok(Dispatch::new(kernel, &params, linear_grid(groups.into()))
-            .constant("HEAD_DIM", self.head_dim)
-            .slot("kv", pages.kv_type.fragment())
-            .bind("q", q)
-            .bind("rows", pages.rows)
-            .bind("tables", pages.tables)
-            .bind("y", y)
-            .bind("kv_k", pages.k)
-            .bind("kv_v", pages.v))
+        pages.kv_type.check(self.head_dim)
     }
-}
 
-/// Attention of `t_rows` rows, each at its own slot and position: `q` and `y` are dense `[t_rows, n_head, head_dim]`.
-///
-/// # Errors
-/// [`crate::Error::InvalidArgument`] if shapes disagree.
-pub fn attention_decode<'a>(
-    shape: AttentionShape,
-    t_rows: u32,
-    pages: Pages<'a>,
-    q: BufferSlice<'a>,
-    y: BufferSlice<'a>,
-) -> Result<Dispatch<'a>> {
-    // Every four dimensions of a value need a thread.
-    let threads = (shape.head_dim / 4).next_power_of_two().max(THREADS);
-    let dispatch = shape.dispatch(&ATTENTION_DECODE, t_rows * shape.n_head, t_rows, pages, q, y)?;
-    Ok(dispatch.constant("WG", threads))
+    /// Fails unless the result has room.
+    pub(super) fn check_out(&self, t_rows: u32, y: BufferSlice<'_>) -> Result<()> {
+        if y.size < self.bytes(t_rows) {
+            bail!(InvalidArgument, "attention: {t_rows} rows with {} bytes of y", y.size);
+        }
+        Ok(())
+    }
+
+    /// Bytes of q, and of y.
+    fn bytes(&self, t_rows: u32) -> u64 {
+        u64::from(t_rows) * u64::from(self.n_head) * u64::from(self.head_dim) * 4
+    }
 }
 
 /// Largest head of the tiled kernel: 16 times `MAX_PIECES` of its shader.
@@ -128,12 +85,12 @@ fn key_tile(gpu: &Gpu, head_dim: u32) -> Option<u32> {
     })
 }
 
-/// True if [`attention_prefill`] can run heads of this size; [`attention_decode`] runs any.
+/// True if [`attention_prefill`] can run heads of this size; [`crate::kernels::attention_decode`] runs any.
 pub fn attention_prefill_fits(gpu: &Gpu, head_dim: u32) -> bool {
     key_tile(gpu, head_dim).is_some()
 }
 
-/// Attention of `t_rows` rows of one sequence at consecutive positions; else as [`attention_decode`].
+/// Attention of `t_rows` rows of one sequence at consecutive positions; else as [`crate::kernels::attention_decode`].
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree, or the head does not fit ([`attention_prefill_fits`]).
@@ -149,5 +106,27 @@ pub fn attention_prefill<'a>(
         bail!(InvalidArgument, "attention: heads of {} do not fit the tiled kernel", shape.head_dim);
     };
     let groups = t_rows.div_ceil(ATTENTION_ROWS) * shape.n_head;
-    Ok(shape.dispatch(&ATTENTION_PREFILL, groups, t_rows, pages, q, y)?.constant("KT", kt))
+    shape.check(t_rows, pages, q)?;
+    shape.check_out(t_rows, y)?;
+    let params = AttentionParams {
+        groups,
+        t_rows,
+        n_head: shape.n_head,
+        n_kv: shape.n_kv,
+        block_tokens: KV_BLOCK_TOKENS,
+        table_stride: pages.table_stride,
+        window: shape.window,
+        scale: shape.scale,
+        softcap: shape.softcap,
+    };
+    Ok(Dispatch::new(&ATTENTION_PREFILL, &params, linear_grid(groups.into()))
+        .constant("HEAD_DIM", shape.head_dim)
+        .constant("KT", kt)
+        .slot("kv", pages.kv_type.fragment())
+        .bind("q", q)
+        .bind("rows", pages.rows)
+        .bind("tables", pages.tables)
+        .bind("y", y)
+        .bind("kv_k", pages.k)
+        .bind("kv_v", pages.v))
 }

@@ -7,6 +7,12 @@ pub const THREADS: u32 = 64;
 pub const THREADS_LONG: u32 = 256;
 /// Weight rows that a workgroup of the matrix-vector product makes.
 pub const VEC_ROWS: u32 = 4;
+/// The same where `x` is bytes.
+pub const VEC_ROWS_BYTES: u32 = 2;
+/// Workgroups of decode attention that fill a large device: rows and heads are split over the length until there are about as many.
+pub const DECODE_GROUPS: u32 = 512;
+/// Most splits of a row and head.
+pub const DECODE_SPLITS: u32 = 64;
 /// Rows of activations from which on the tiled product is used.
 pub const TILE_FROM: u32 = 5;
 /// Tile of the tiled product: rows of activations, rows of weights.

@@ -2,7 +2,8 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
-use crate::kernels::constants::{THREADS, TILE, TILE_FROM, VEC_ROWS};
+use crate::kernels::byte_rows::ByteRows;
+use crate::kernels::constants::{THREADS, TILE, TILE_FROM, VEC_ROWS, VEC_ROWS_BYTES};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK, by_name};
@@ -10,10 +11,10 @@ use crate::quant::{Format, GPU_BLOCK, by_name};
 pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
     source: include_str!("../../shaders/matmul_vec.wgsl"),
-    flags: &["BIAS", "ACCUMULATE", "TAIL"],
+    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES"],
     constants: &["WG", "NR", "NT"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_only_without_blocks },
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_or_bytes },
     params: MatmulParams::FIELDS,
 };
 
@@ -31,6 +32,12 @@ pub(super) static MATMUL_TILE: Kernel = Kernel {
 pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
     let blocks = |name| by_name(name).is_some_and(|f| f.block_len.is_multiple_of(GPU_BLOCK));
     !(v.has("TAIL") && v.fragment("weight").is_some_and(blocks))
+}
+
+/// As [`tail_only_without_blocks`], and products with bytes are of whole blocks.
+pub(super) fn tail_or_bytes(v: &Variant) -> bool {
+    let bytes = |name| by_name(name).is_some_and(|f| f.has_bytes());
+    tail_only_without_blocks(v) && (!v.has("BYTES") || v.fragment("weight").is_some_and(bytes))
 }
 
 params!(MatmulParams {
@@ -85,26 +92,96 @@ pub fn matmul_with<'a>(
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
     x.check_vec4("matmul: x")?;
-    y.check("matmul: y")?;
-    if x.cols != w.k() || y.cols != w.rows() || x.rows != y.rows {
-        bail!(
-            InvalidArgument,
-            "matmul by {}: x {} x {}, W {} x {}, y {} x {}",
-            w.name(),
-            x.rows,
-            x.cols,
-            w.rows(),
-            w.k(),
-            y.rows,
-            y.cols
-        );
-    }
+    check_shapes(w, [x.rows, x.cols], y)?;
     let tiled = match path {
         MatmulPath::Auto => x.rows >= TILE_FROM,
         MatmulPath::Vec => false,
         MatmulPath::Tile => true,
     };
     w.parts().iter().map(|part| one_part(x, part, y, accumulate, tiled)).collect()
+}
+
+/// [`matmul`] with `x` as bytes, matrix-vector for any number of rows: `y[t, r] = Σ over blocks of scales · Σ bytes · quants`. What differs from
+/// [`matmul`] is the rounding of `x`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree or `w` has rows without bytes ([`Weight::has_bytes`]).
+pub fn matmul_bytes<'a>(x: ByteRows<'a>, w: &'a Weight, y: Matrix<'a>, accumulate: bool) -> Result<Vec<Dispatch<'a>>> {
+    x.check("matmul: x", x.rows, x.cols)?;
+    check_shapes(w, [x.rows, x.cols], y)?;
+    if !w.has_bytes() {
+        bail!(InvalidArgument, "matmul by {}: not all of its rows are quants", w.name());
+    }
+    let product = |part: &'a WeightPart| {
+        let nt = columns_together(x.rows);
+        let params = params_of(part, [nt, VEC_ROWS_BYTES], [x.rows, x.cols], None, y);
+        let d = Dispatch::new(&MATMUL_VEC, &params, linear_grid(params.groups.into()))
+            .flag("BYTES", true)
+            .constant("WG", THREADS)
+            .constant("NR", VEC_ROWS_BYTES)
+            .constant("NT", nt);
+        operands(d, part, y, accumulate, |d| d.bind("x", x.quants).bind("x_scales", x.scales))
+    };
+    w.parts().iter().map(product).collect()
+}
+
+fn check_shapes(w: &Weight, [rows, cols]: [u32; 2], y: Matrix<'_>) -> Result<()> {
+    y.check("matmul: y")?;
+    if cols != w.k() || y.cols != w.rows() || rows != y.rows {
+        let (n, k) = (w.rows(), w.k());
+        bail!(InvalidArgument, "matmul by {}: x {rows} x {cols}, W {n} x {k}, y {} x {}", w.name(), y.rows, y.cols);
+    }
+    Ok(())
+}
+
+/// Rows of `x` that a workgroup of the matrix-vector product takes.
+fn columns_together(rows: u32) -> u32 {
+    match rows {
+        1 => 1,
+        2 => 2,
+        _ => 4,
+    }
+}
+
+fn params_of(
+    part: &WeightPart,
+    [tile_t, tile_r]: [u32; 2],
+    [rows, cols]: [u32; 2],
+    x: Option<Matrix<'_>>,
+    y: Matrix<'_>,
+) -> MatmulParams {
+    let row_groups = part.rows.div_ceil(tile_r);
+    MatmulParams {
+        groups: row_groups * rows.div_ceil(tile_t),
+        row_groups,
+        n: part.rows,
+        t_rows: rows,
+        k4: cols / 4,
+        k_blocks: Format::gpu_blocks(cols as usize) as u32,
+        x_stride4: x.map_or(0, |x| x.stride / 4),
+        x_offset4: x.map_or(0, |x| x.offset / 4),
+        y_stride: y.stride,
+        y_offset: y.offset + part.row_start,
+    }
+}
+
+/// What the products bind, in the order of the matrix-vector shader; `x` binds its own.
+fn operands<'a>(
+    d: Dispatch<'a>,
+    part: &'a WeightPart,
+    y: Matrix<'a>,
+    accumulate: bool,
+    x: impl Fn(Dispatch<'a>) -> Dispatch<'a>,
+) -> Result<Dispatch<'a>> {
+    let mut d = d
+        .flag("BIAS", part.bias.is_some())
+        .flag("ACCUMULATE", accumulate)
+        .slot("weight", weight_fragment(part.format)?)
+        .bind("y", y.data);
+    if let Some(bias) = &part.bias {
+        d = d.bind("bias", bias);
+    }
+    Ok(part.bind(x(d)))
 }
 
 fn one_part<'a>(
@@ -114,37 +191,22 @@ fn one_part<'a>(
     accumulate: bool,
     tiled: bool,
 ) -> Result<Dispatch<'a>> {
-    let nt = match x.rows {
-        1 => 1,
-        2 => 2,
-        _ => 4,
-    };
-    let (tile_t, tile_r) = if tiled { TILE } else { (nt, VEC_ROWS) };
-    let row_groups = part.rows.div_ceil(tile_r);
-    let groups = row_groups * x.rows.div_ceil(tile_t);
-    let params = MatmulParams {
-        groups,
-        row_groups,
-        n: part.rows,
-        t_rows: x.rows,
-        k4: x.cols / 4,
-        k_blocks: Format::gpu_blocks(x.cols as usize) as u32,
-        x_stride4: x.stride / 4,
-        x_offset4: x.offset / 4,
-        y_stride: y.stride,
-        y_offset: y.offset + part.row_start,
-    };
+    let nt = columns_together(x.rows);
+    let tile = if tiled { TILE.into() } else { [nt, VEC_ROWS] };
+    let params = params_of(part, tile, [x.rows, x.cols], Some(x), y);
     let kernel = if tiled { &MATMUL_TILE } else { &MATMUL_VEC };
-    let mut d = Dispatch::new(kernel, &params, linear_grid(groups.into()))
+    let mut d = Dispatch::new(kernel, &params, linear_grid(params.groups.into()))
+        .flag("TAIL", !(x.cols as usize).is_multiple_of(GPU_BLOCK));
+    if !tiled {
+        d = d.constant("WG", THREADS).constant("NR", VEC_ROWS).constant("NT", nt);
+        return operands(d, part, y, accumulate, |d| d.bind("x", x.data));
+    }
+    let mut d = d
         .flag("BIAS", part.bias.is_some())
         .flag("ACCUMULATE", accumulate)
-        .flag("TAIL", !(x.cols as usize).is_multiple_of(GPU_BLOCK))
         .slot("weight", weight_fragment(part.format)?)
         .bind("x", x.data)
         .bind("y", y.data);
-    if !tiled {
-        d = d.constant("WG", THREADS).constant("NR", VEC_ROWS).constant("NT", nt);
-    }
     if let Some(bias) = &part.bias {
         d = d.bind("bias", bias);
     }

@@ -5,6 +5,8 @@
 
 mod activate;
 mod attention;
+mod attention_decode;
+mod byte_rows;
 mod cast;
 pub mod constants;
 mod gather;
@@ -25,14 +27,19 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Fragment, Kernel};
 use crate::quant::{FORMATS, Format};
 
-pub use activate::{Activation, gelu, glu, silu};
-pub use attention::{AttentionShape, attention_decode, attention_prefill, attention_prefill_fits};
+pub use activate::{Activation, gelu, glu, glu_bytes, silu};
+pub use attention::{AttentionShape, attention_prefill, attention_prefill_fits};
+pub use attention_decode::{AttentionParts, attention_decode, attention_split, attention_splits};
+pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather};
-pub use matmul::{MatmulPath, matmul, matmul_with};
-pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
+pub use matmul::{MatmulPath, matmul, matmul_bytes, matmul_with};
+pub use moe::{
+    Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
+    tile_columns,
+};
 pub use residual::{add_bias, residual};
-pub use rmsnorm::rmsnorm;
+pub use rmsnorm::{rmsnorm, rmsnorm_bytes};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
 pub use softmax::softmax;
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
@@ -41,8 +48,10 @@ pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
     &activate::ACTIVATE,
-    &attention::ATTENTION_DECODE,
+    &attention_decode::ATTENTION_COMBINE,
+    &attention_decode::ATTENTION_DECODE,
     &attention::ATTENTION_PREFILL,
+    &byte_rows::BYTE_ROWS,
     &cast::CAST,
     &gather::DEQUANT,
     &gather::GATHER,

@@ -2,13 +2,13 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
-use crate::kernels::Matrix;
 use crate::kernels::constants::{THREADS, THREADS_LONG};
+use crate::kernels::{ByteRows, Matrix};
 
 pub(super) static RMSNORM: Kernel = Kernel {
     name: "rmsnorm",
     source: include_str!("../../shaders/rmsnorm.wgsl"),
-    flags: &[],
+    flags: &["BYTES"],
     constants: &["WG"],
     slots: &[],
     forms: Forms { paths: &[("WG", &[THREADS, THREADS_LONG])], ..Forms::ALL },
@@ -49,4 +49,19 @@ pub fn rmsnorm<'a>(x: Matrix<'a>, w: BufferSlice<'a>, y: Matrix<'a>, eps: f32) -
         .bind("x", x.data)
         .bind("w", w)
         .bind("y", y.data))
+}
+
+/// [`rmsnorm`] that writes `y` as bytes as well; columns are a multiple of 32.
+///
+/// # Errors
+/// As [`rmsnorm`].
+pub fn rmsnorm_bytes<'a>(
+    x: Matrix<'a>,
+    w: BufferSlice<'a>,
+    y: Matrix<'a>,
+    eps: f32,
+    bytes: ByteRows<'a>,
+) -> Result<Dispatch<'a>> {
+    bytes.check("rmsnorm: bytes", y.rows, y.cols)?;
+    Ok(bytes.bind_out(rmsnorm(x, w, y, eps)?))
 }

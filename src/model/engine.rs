@@ -39,6 +39,8 @@ pub struct EngineOptions {
     pub chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
+    /// Activations stay f32 in every product; else products of few rows with quantised weights take them as signed bytes.
+    pub exact: bool,
 }
 
 /// Why a sequence stopped drawing, as the device reports it.
@@ -148,6 +150,7 @@ impl Engine {
             scratch: &self.scratch,
             slots: &self.slots,
             kv: &self.kv,
+            exact: self.options.exact,
             lens,
         }
     }

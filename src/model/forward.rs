@@ -1,15 +1,17 @@
 //! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
 
 use crate::error::Result;
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
+use crate::gpu::{Buffer, BufferSlice, Dispatch, Gpu, Recorder};
+use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    AttentionShape, Matrix, Pages, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
-    matmul, rmsnorm, rope,
+    Activation, ByteRows, Matrix, Pages, RopeShape, Weight, attention_decode, attention_prefill,
+    attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, glu, glu_bytes, matmul, matmul_bytes,
+    rmsnorm, rmsnorm_bytes, rope,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
-use crate::model::scratch::Scratch;
+use crate::model::scratch::{ByteBuffers, LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
 use crate::model::spec::{LayerSpec, ModelSpec};
 use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
@@ -23,6 +25,32 @@ pub(crate) enum Batch {
     Rows,
 }
 
+/// Input of a product, and the same as bytes where the product can take them.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) x: Matrix<'a>,
+    pub(super) bytes: Option<ByteRows<'a>>,
+}
+
+impl<'a> Input<'a> {
+    /// Products of the rows with `w`.
+    pub(super) fn times<'w>(
+        self,
+        gpu: &Gpu,
+        w: &'w Weight,
+        y: Matrix<'w>,
+        accumulate: bool,
+    ) -> Result<Vec<Dispatch<'w>>>
+    where
+        'a: 'w,
+    {
+        match self.bytes.filter(|_| w.has_bytes()) {
+            Some(bytes) => matmul_bytes(bytes, w, y, accumulate),
+            None => matmul(gpu, self.x, w, y, accumulate),
+        }
+    }
+}
+
 /// What the pass reads and writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
@@ -31,6 +59,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) slots: &'a Slots,
     pub(crate) kv: &'a KvPool,
+    /// Products take f32 activations always; else those of few rows with quantised weights take bytes.
+    pub(crate) exact: bool,
     /// Looks at tensors on the way.
     pub(crate) lens: Option<Lens<'a>>,
 }
@@ -80,10 +110,42 @@ impl<'a> Forward<'a> {
         Ok(())
     }
 
-    fn norm(&self, r: &mut Recorder<'_>, x: Matrix<'_>, w: &Buffer) -> Result<Matrix<'a>> {
-        let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        r.record(rmsnorm(x, w.whole(), normed, self.spec.norm_eps)?)?;
-        Ok(normed)
+    /// Where `rows` rows of inputs stand as bytes; `wanted` if a product takes them so.
+    pub(super) fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
+        if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
+    }
+
+    fn norm(&self, r: &mut Recorder<'_>, x: Matrix<'_>, w: &Buffer, bytes: bool) -> Result<Input<'a>> {
+        let (s, e, eps) = (self.scratch, self.spec.n_embd, self.spec.norm_eps);
+        let normed = Matrix::new(&s.normed, x.rows, e);
+        let bytes = self.bytes(&s.normed_bytes, x.rows, e, bytes);
+        r.record(match bytes {
+            Some(bytes) => rmsnorm_bytes(x, w.whole(), normed, eps, bytes)?,
+            None => rmsnorm(x, w.whole(), normed, eps)?,
+        })?;
+        Ok(Input { x: normed, bytes })
+    }
+
+    /// `act(gate) · up` of `gate_up` into `inner`, and as bytes if `wanted`.
+    pub(super) fn activate(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        which: Activation,
+        gate_up: Matrix<'a>,
+        inner: Matrix<'a>,
+        wanted: bool,
+    ) -> Result<Input<'a>> {
+        let n = inner.cols;
+        let (gate, up) = (gate_up.columns(0, n), gate_up.columns(n, n));
+        // Rows of a mixture are entries, more than tokens: there is room for those of few tokens.
+        let bytes = if self.exact || !wanted { None } else { self.scratch.inner_bytes.rows(inner.rows, n) };
+        let d = match bytes {
+            Some(bytes) => glu_bytes(which, gate, up, inner, bytes)?,
+            None => glu(which, gate, up, inner)?,
+        };
+        r.record(d.label(label))?;
+        Ok(Input { x: inner, bytes })
     }
 
     fn attention(
@@ -96,10 +158,10 @@ impl<'a> Forward<'a> {
         batch: Batch,
     ) -> Result<()> {
         let (s, a, n) = (self.scratch, &spec.attention, x.rows);
-        let normed = self.norm(r, x, &w.attn_norm)?;
-        self.look(r, "attn.norm", Some(layer), normed)?;
+        let normed = self.norm(r, x, &w.attn_norm, w.qkv.has_bytes())?;
+        self.look(r, "attn.norm", Some(layer), normed.x)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
-        Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
+        Self::record_all(r, "attn.qkv", normed.times(r.gpu(), &w.qkv, qkv, false)?)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
@@ -121,23 +183,25 @@ impl<'a> Forward<'a> {
         r.record(rope(rotation, qkv, pages, self.weights.angles.whole(), q)?.label("attn.rope"))?;
         self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
         self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
-        let shape = AttentionShape {
-            n_head: a.n_head,
-            n_kv: a.n_kv,
-            head_dim: a.head_dim,
-            window: a.window,
-            scale: a.scale,
-            softcap: a.softcap,
-        };
-        let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
-            attention_prefill(r.gpu(), shape, n, pages, q, out)?
-        } else {
-            attention_decode(shape, n, pages, q, out)?
-        };
-        r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
+        let bytes = self.bytes(&s.inner_bytes, n, heads.cols, w.attn_out.has_bytes());
+        let (shape, splits) = (a.shape(), attention_splits(&a.shape(), n));
+        // What is written as bytes with the rows, or has to be afterwards.
+        let mut written = None;
+        let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
+            vec![attention_prefill(r.gpu(), shape, n, pages, q, out)?]
+        } else if splits > 1 && n <= LOGIT_ROWS {
+            written = bytes.filter(|_| a.head_dim.is_multiple_of(32));
+            attention_split(shape, n, splits, pages, q, s.attn_parts.whole(), out, written)?.into()
+        } else {
+            vec![attention_decode(shape, n, pages, q, out)?]
+        };
+        Self::record_all(r, "attn.scores", scores)?;
+        if let (Some(bytes), None) = (bytes, written) {
+            r.record(byte_rows(heads, bytes)?.label("attn.bytes"))?;
+        }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        Self::record_all(r, "attn.out", matmul(r.gpu(), heads, &w.attn_out, x, true)?)
+        Self::record_all(r, "attn.out", Input { x: heads, bytes }.times(r.gpu(), &w.attn_out, x, true)?)
     }
 
     fn feed_forward(
@@ -149,8 +213,12 @@ impl<'a> Forward<'a> {
         x: Matrix<'_>,
     ) -> Result<()> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
-        let normed = self.norm(r, x, &w.ffn_norm)?;
-        self.look(r, "ffn.norm", Some(layer), normed)?;
+        let wanted = match &w.feed_forward {
+            FeedForwardWeights::Dense { gate_up, .. } => gate_up.has_bytes(),
+            FeedForwardWeights::Experts(experts) => experts.gate_up.has_bytes(),
+        };
+        let normed = self.norm(r, x, &w.ffn_norm, wanted)?;
+        self.look(r, "ffn.norm", Some(layer), normed.x)?;
         let (w_gate_up, w_down) = match &w.feed_forward {
             FeedForwardWeights::Dense { gate_up, down } => (gate_up, down),
             FeedForwardWeights::Experts(experts) => {
@@ -158,22 +226,22 @@ impl<'a> Forward<'a> {
             }
         };
         let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, w_gate_up, gate_up, false)?)?;
+        Self::record_all(r, "ffn.gate_up", normed.times(r.gpu(), w_gate_up, gate_up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
-        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
-        r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
-        self.look(r, "ffn.inner", Some(layer), inner)?;
-        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, w_down, x, true)?)
+        let wanted = w_down.has_bytes() && x.rows < TILE_FROM;
+        let inner = self.activate(r, "ffn.act", spec.feed_forward.activation, gate_up, inner, wanted)?;
+        self.look(r, "ffn.inner", Some(layer), inner.x)?;
+        Self::record_all(r, "ffn.down", inner.times(r.gpu(), w_down, x, true)?)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
     pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
-        let normed = self.norm(r, x, &self.weights.output_norm)?;
-        self.look(r, "output.norm", None, normed)?;
+        let normed = self.norm(r, x, &self.weights.output_norm, self.weights.head().has_bytes())?;
+        self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
-        Self::record_all(r, "head", matmul(r.gpu(), normed, self.weights.head(), logits, false)?)?;
+        Self::record_all(r, "head", normed.times(r.gpu(), self.weights.head(), logits, false)?)?;
         self.look(r, "logits", None, logits)
     }
 

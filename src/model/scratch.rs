@@ -3,12 +3,70 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{ArenaPlan, Buffer, Gpu, MemoryClass, Region, Scope, Steps};
+use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::Chunks;
+use crate::kernels::{AttentionParts, ByteRows, attention_splits};
 use crate::model::moe::MoeScratch;
 use crate::model::spec::ModelSpec;
+use crate::quant::GPU_BLOCK;
 
 /// Rows whose logits are computed together.
 pub(crate) const LOGIT_ROWS: u32 = 16;
+
+/// Most rows that are taken as bytes: more go through tiles.
+const BYTE_ROWS: u32 = TILE_FROM - 1;
+
+/// Room for a few rows as signed bytes.
+#[derive(Debug)]
+pub(crate) struct ByteBuffers {
+    quants: Buffer,
+    scales: Buffer,
+    /// Numbers there is room for.
+    room: u64,
+}
+
+impl ByteBuffers {
+    fn new(gpu: &Gpu, name: &str, numbers: u64, scope: &Scope) -> Result<Self> {
+        let numbers = numbers.next_multiple_of(GPU_BLOCK as u64);
+        let [quants, scales] = ByteRows::sizes(1, numbers as u32);
+        let make = |part: &str, size: u64| gpu.storage(&format!("{name}.{part}"), size, MemoryClass::Scratch, scope);
+        Ok(Self { quants: make("quants", quants)?, scales: make("scales", scales)?, room: numbers })
+    }
+
+    /// `rows` x `cols` numbers here, if they are whole blocks and have room.
+    pub(crate) fn rows(&self, rows: u32, cols: u32) -> Option<ByteRows<'_>> {
+        let fits = cols.is_multiple_of(GPU_BLOCK as u32) && u64::from(rows) * u64::from(cols) <= self.room;
+        fits.then(|| ByteRows { quants: self.quants.whole(), scales: self.scales.whole(), rows, cols })
+    }
+}
+
+/// Room for the parts of split attention.
+#[derive(Debug)]
+pub(crate) struct PartBuffers {
+    sums: Buffer,
+    tops: Buffer,
+}
+
+impl PartBuffers {
+    fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
+        let sizes = |n: u32| {
+            let of = move |l: &crate::model::spec::LayerSpec| {
+                let shape = l.attention.shape();
+                AttentionParts::sizes(&shape, n, attention_splits(&shape, n))
+            };
+            spec.layers.iter().map(of)
+        };
+        let [sums, tops] = (1..=rows.min(LOGIT_ROWS))
+            .flat_map(sizes)
+            .fold([4, 8], |[a, b], [sums, tops]: [u64; 2]| [a.max(sums), b.max(tops)]);
+        let make = |name: &str, size: u64| gpu.storage(name, size, MemoryClass::Scratch, scope);
+        Ok(Self { sums: make("attn.sums", sums)?, tops: make("attn.tops", tops)? })
+    }
+
+    pub(crate) fn whole(&self) -> AttentionParts<'_> {
+        AttentionParts { sums: self.sums.whole(), tops: self.tops.whole() }
+    }
+}
 
 /// Named activation buffers, each for `rows` rows (tokens) but where said otherwise.
 #[derive(Debug)]
@@ -22,10 +80,16 @@ pub(crate) struct Scratch {
     pub(crate) x: Buffer,
     /// Normalised input of a block `[rows, n_embd]`.
     pub(crate) normed: Buffer,
+    /// It as bytes.
+    pub(crate) normed_bytes: ByteBuffers,
+    /// Input of a block's second product as bytes.
+    pub(crate) inner_bytes: ByteBuffers,
     /// q, k and v before rotation.
     pub(crate) qkv: Buffer,
     /// Rotated q.
     pub(crate) q: Buffer,
+    /// What split attention combines.
+    pub(crate) attn_parts: PartBuffers,
     /// Output of attention.
     pub(crate) attn: Buffer,
     /// Gate and up, for each expert in use.
@@ -96,6 +160,8 @@ impl Scratch {
         let ff = region("ff", n_ff, ACT | DOWN)?;
         let used = spec.experts().map(|e| e.n_used).max();
         let down = used.map(|n| region("moe.down", n * spec.n_embd, DOWN | COMBINE)).transpose()?;
+        let few = u64::from(rows.min(BYTE_ROWS));
+        let widest_inner = n_ff.max(widest(&|l| l.attention.q_width()));
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
         Ok(Self {
             rows,
@@ -103,6 +169,9 @@ impl Scratch {
             row_data: wide("rows", 2)?,
             x: wide("x", spec.n_embd)?,
             normed: wide("normed", spec.n_embd)?,
+            normed_bytes: ByteBuffers::new(gpu, "normed", few * u64::from(spec.n_embd), scope)?,
+            inner_bytes: ByteBuffers::new(gpu, "inner", few * u64::from(widest_inner), scope)?,
+            attn_parts: PartBuffers::new(gpu, spec, rows, scope)?,
             qkv: arena.buffer(qkv),
             q: arena.buffer(q),
             attn: arena.buffer(attn),

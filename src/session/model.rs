@@ -158,7 +158,8 @@ impl Model {
         if n_ctx > 1 << 22 || chunk > 1 << 14 {
             bail!(InvalidArgument, "n_ctx {n_ctx} and prefill_chunk {chunk}: at most 4194304 and 16384");
         }
-        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type: options.kv_type };
+        let (kv_type, exact) = (options.kv_type, options.exact);
+        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
             let indexing = s.spawn(|| Tokenizer::new(vocab));

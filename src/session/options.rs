@@ -15,11 +15,14 @@ pub struct ModelOptions {
     pub kv_type: KvType,
     /// Compile the pipelines of decoding while loading, so that the first token compiles nothing.
     pub prewarm: bool,
+    /// Keep activations in f32 in every product. By default the products of few rows (decoding) with quantised weights round them to signed
+    /// bytes, 32 with a scale, which is much faster.
+    pub exact: bool,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true }
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, exact: false }
     }
 }
 

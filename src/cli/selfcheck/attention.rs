@@ -2,9 +2,10 @@
 
 use doppler::Result;
 use doppler::gpu::Buffer;
-use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::kernels::{self, AngleTable, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
+use doppler::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
+use doppler::kernels::{self, AngleTable, AttentionParts, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
 
+use super::bytes::Bytes;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// The types that can store heads of this size.
@@ -225,7 +226,15 @@ fn attend(shape: &AttentionShape, pages: &Layout, k: &[f32], v: &[f32], q: &[f32
     out
 }
 
-fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], prefill: bool) -> Result<Measured> {
+/// Which operation is tried: a run of rows, rows, or rows in so many splits, as bytes too or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Prefill,
+    Decode,
+    Split(u32, bool),
+}
+
+fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], way: Way) -> Result<Vec<Measured>> {
     let AttentionShape { n_head, n_kv, head_dim, .. } = shape;
     let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
     let last = positions.iter().copied().max().unwrap_or(0);
@@ -238,17 +247,35 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], pr
     let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
     let t = positions.len() as u32;
     let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
-    lab.run([if prefill {
-        kernels::attention_prefill(&lab.gpu, shape, t, binding, (&qb).into(), (&yb).into())?
-    } else {
-        kernels::attention_decode(shape, t, binding, (&qb).into(), (&yb).into())?
-    }])?;
+    let (qs, y) = ((&qb).into(), (&yb).into());
+    let case = format!(
+        "heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}, {way:?}",
+        shape.window,
+        kv.name()
+    );
+    let mut all = Vec::new();
+    match way {
+        Way::Prefill => lab.run([kernels::attention_prefill(&lab.gpu, shape, t, binding, qs, y)?])?,
+        Way::Decode => lab.run([kernels::attention_decode(shape, t, binding, qs, y)?])?,
+        Way::Split(splits, to_bytes) => {
+            let [sums, tops] = AttentionParts::sizes(&shape, t, splits);
+            // Parts without a tile are not written and must not count.
+            let nan = |bytes: u64| lab.floats(&vec![f32::NAN; bytes as usize / 4]);
+            let (sums, tops) = (nan(sums)?, nan(tops)?);
+            let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
+            let bytes = if to_bytes { Some(Bytes::new(lab, positions.len(), width)?) } else { None };
+            let out = bytes.as_ref().map(Bytes::operand);
+            lab.run(kernels::attention_split(shape, t, splits, binding, qs, parts, y, out)?)?;
+            if let Some(bytes) = &bytes {
+                all.push(bytes.compare(lab, format!("{case}, its bytes"), &lab.read(&yb, q.len())?)?);
+            }
+        }
+    }
     let (k, v) = (unpack(kv, head_dim, &kw), unpack(kv, head_dim, &vw));
     let want: Vec<Want> =
         q.chunks_exact(width).zip(positions).flat_map(|(q, &pos)| attend(&shape, &pages, &k, &v, q, pos)).collect();
-    let case =
-        format!("heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}", shape.window, kv.name());
-    Ok(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, 2e-5))
+    all.push(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, 2e-5));
+    Ok(all)
 }
 
 /// Two shapes: plain, and with everything on.
@@ -266,11 +293,23 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
 
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    // Large heads take larger workgroups.
-    for shape in shapes(20).into_iter().chain([288, 544].map(|head_dim| shapes(head_dim)[0])) {
-        for kv in kv_types(shape.head_dim) {
-            all.push(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
-        }
+    // The variant's larger workgroup is for larger heads; four heads and two share keys and values where one workgroup takes as many.
+    for v in lab.variants("attention_decode") {
+        let large = v.constant("WG").is_some_and(|threads| threads > 2 * THREADS);
+        let together = v.constant("G").unwrap_or(1);
+        let Some(kv) = KvType::ALL.into_iter().find(|kv| v.fragment("kv").is_some_and(|f| f.ends_with(kv.name())))
+        else {
+            continue;
+        };
+        let odd = kv.check(20).is_ok();
+        let head_dim = if large { 544 } else { [if odd { 20 } else { 32 }, 64, 96][together as usize / 2] };
+        let shape = AttentionShape { n_head: 3 * together, n_kv: 3, ..shapes(head_dim)[0] };
+        let shape = if together == 2 { AttentionShape { window: 37, softcap: 15.0, ..shape } } else { shape };
+        let way = if v.has("SPLIT") { Way::Split(2, false) } else { Way::Decode };
+        all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], way)?);
+    }
+    for v in lab.variants("attention_combine") {
+        all.extend(attention(lab, shapes(96)[0], KvType::F16, &[0, 131, 700], Way::Split(4, v.has("BYTES")))?);
     }
     Ok(all)
 }
@@ -281,7 +320,7 @@ pub(super) fn prefill(lab: &Lab) -> Result<Vec<Measured>> {
         for kv in kv_types(shape.head_dim) {
             if kernels::attention_prefill_fits(&lab.gpu, shape.head_dim) {
                 for positions in [0..17u32, 55..96] {
-                    all.push(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), true)?);
+                    all.extend(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), Way::Prefill)?);
                 }
             }
         }

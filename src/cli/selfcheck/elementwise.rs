@@ -4,6 +4,7 @@ use doppler::Result;
 use doppler::gpu::Dispatch;
 use doppler::kernels::{self, Activation, Cast, Matrix};
 
+use super::bytes::Bytes;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows and columns, odd where a kernel allows it.
@@ -79,6 +80,14 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
             }
             all.push(compare(format!("{which:?} {rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-6, 5e-6));
         }
+        let (rows, cols) = (3, 288);
+        let x = lab.floats(&wide(&mut Rng::new(5), rows * cols * 2))?;
+        let (yb, bytes) = (lab.blank(rows * cols)?, Bytes::new(lab, rows, cols)?);
+        let (r, c) = (rows as u32, cols as u32);
+        let both = Matrix::new(&x, r, 2 * c);
+        let y = Matrix::new(&yb, r, c);
+        lab.run([kernels::glu_bytes(which, both.columns(0, c), both.columns(c, c), y, bytes.operand())?])?;
+        all.push(bytes.compare(lab, format!("{which:?} {rows} x {cols} to bytes"), &lab.read(&yb, rows * cols)?)?);
     }
     Ok(all)
 }
@@ -141,24 +150,30 @@ pub(super) fn softmax(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 pub(super) fn rmsnorm(lab: &Lab) -> Result<Vec<Measured>> {
-    [(1usize, 36usize), (5, 2052)]
-        .into_iter()
-        .map(|(rows, cols)| {
-            let mut rng = Rng::new(cols as u64);
-            let (x, w) = (rng.units(rows * cols), rng.units(cols));
-            let wb = lab.floats(&w)?;
-            let (xb, yb) = (lab.floats(&x)?, lab.blank(rows * cols)?);
-            let m = |b| Matrix::new(b, rows as u32, cols as u32);
+    let mut all = Vec::new();
+    for (rows, cols, to_bytes) in [(1usize, 36usize, false), (5, 2052, false), (2, 96, true), (3, 2080, true)] {
+        let mut rng = Rng::new(cols as u64);
+        let (x, w) = (rng.units(rows * cols), rng.units(cols));
+        let wb = lab.floats(&w)?;
+        let (xb, yb) = (lab.floats(&x)?, lab.blank(rows * cols)?);
+        let m = |b| Matrix::new(b, rows as u32, cols as u32);
+        let case = format!("{rows} x {cols}");
+        if to_bytes {
+            let bytes = Bytes::new(lab, rows, cols)?;
+            lab.run([kernels::rmsnorm_bytes(m(&xb), (&wb).into(), m(&yb), 1e-5, bytes.operand())?])?;
+            all.push(bytes.compare(lab, format!("{case} to bytes"), &lab.read(&yb, rows * cols)?)?);
+        } else {
             lab.run([kernels::rmsnorm(m(&xb), (&wb).into(), m(&yb), 1e-5)?])?;
-            let mut want = Vec::new();
-            for row in x.chunks_exact(cols) {
-                let mean = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / cols as f64;
-                let scale = 1.0 / (mean + 1e-5).sqrt();
-                want.extend(row.iter().zip(&w).map(|(&v, &w)| Want::from(f64::from(v) * scale * f64::from(w))));
-            }
-            Ok(compare(format!("{rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-7, 5e-6))
-        })
-        .collect()
+        }
+        let mut want = Vec::new();
+        for row in x.chunks_exact(cols) {
+            let mean = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / cols as f64;
+            let scale = 1.0 / (mean + 1e-5).sqrt();
+            want.extend(row.iter().zip(&w).map(|(&v, &w)| Want::from(f64::from(v) * scale * f64::from(w))));
+        }
+        all.push(compare(case, &lab.read(&yb, rows * cols)?, &want, 1e-7, 5e-6));
+    }
+    Ok(all)
 }
 
 pub(super) fn cast(lab: &Lab) -> Result<Vec<Measured>> {

@@ -3,6 +3,7 @@
 //! The library's tests go deeper (`tests/kernels`); these run from an installed program, on the machine where it matters.
 
 mod attention;
+mod bytes;
 mod coverage;
 mod elementwise;
 mod model;
@@ -40,6 +41,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("dequant", false, weights::dequant),
     check("matmul-vec", true, weights::matmul_vec),
     check("matmul-tile", true, weights::matmul_tile),
+    check("byte-rows", true, bytes::byte_rows),
     check("rmsnorm", true, elementwise::rmsnorm),
     check("softmax", true, elementwise::softmax),
     check("silu", false, elementwise::silu),
@@ -247,8 +249,10 @@ mod tests {
         // Kernels that are checked under another name.
         let covered = [
             ("activate", "silu"),
+            ("attention_combine", "attention-decode"),
             ("attention_decode", "attention-decode"),
             ("attention_prefill", "attention-prefill"),
+            ("byte_rows", "byte-rows"),
             ("matmul_tile", "matmul-tile"),
             ("matmul_vec", "matmul-vec"),
             ("moe_combine", "moe-combine"),

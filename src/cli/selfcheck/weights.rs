@@ -5,6 +5,7 @@ use doppler::gpu::Variant;
 use doppler::kernels::{self, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
 use doppler::quant::{Format, GPU_BLOCK, by_name};
 
+use super::bytes::Bytes;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
@@ -120,7 +121,17 @@ fn matmul(lab: &Lab, kernel: &str, path: MatmulPath, t_rows: [usize; 3]) -> Resu
         let (w, values) = weight(lab, format, n, k, bias)?;
         let (xb, yb) = (lab.floats(&x)?, lab.floats(&old)?);
         let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
-        lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, v.has("ACCUMULATE"))?)?;
+        let x = match v.has("BYTES") {
+            true => {
+                let bytes = Bytes::of(lab, mx)?;
+                lab.run(kernels::matmul_bytes(bytes.operand(), &w, my, v.has("ACCUMULATE"))?)?;
+                bytes.read(lab)?
+            }
+            false => {
+                lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, v.has("ACCUMULATE"))?)?;
+                x
+            }
+        };
         let mut want = Vec::new();
         for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
             for (r, (w, &o)) in values.chunks_exact(k).zip(old).enumerate() {
@@ -131,7 +142,9 @@ fn matmul(lab: &Lab, kernel: &str, path: MatmulPath, t_rows: [usize; 3]) -> Resu
             }
         }
         let case = format!("{t_rows} x {k} by {n}, {v}");
-        all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
+        // With bytes, offsets and quants cancel in part: the terms are larger than the products.
+        let abs = if v.has("BYTES") { 1e-4 } else { 1e-6 };
+        all.push(compare(case, &lab.read(&yb, want.len())?, &want, abs, 5e-6));
     }
     Ok(all)
 }
