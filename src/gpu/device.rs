@@ -319,6 +319,11 @@ impl Gpu {
         &self.queue
     }
 
+    /// Passes are timed now: by the context's option, or for a profile.
+    pub fn profiling(&self) -> bool {
+        self.profiler.as_ref().is_some_and(Profiler::on)
+    }
+
     pub(crate) fn profiler(&self) -> Option<&Profiler> {
         self.profiler.as_ref()
     }
