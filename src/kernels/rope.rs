@@ -81,7 +81,8 @@ impl AngleTable {
     }
 }
 
-/// Rotates q and k of `qkv` (`[q heads, k heads, v heads]` in each row), writes q densely to `q_out`, and k and v to their pages.
+/// Rotates q and k of `qkv` (`[q heads, k heads, v heads]` in each row), writes q densely to `q_out`, and k and v to their pages. `angles`
+/// (an [`AngleTable`]) are not looked at where nothing is rotated.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
@@ -118,16 +119,14 @@ pub fn rope<'a>(
         table_stride: pages.table_stride,
     };
     let threads = u64::from(qkv.rows) * u64::from(n_head + 2 * n_kv) * u64::from(head_threads);
-    Ok(Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
+    let d = Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("NEOX", pairs == RopePairs::Halves)
         .flag("NOPE", pairs == RopePairs::None)
         .slot("kv", pages.kv_type.fragment())
         .bind("x", qkv.data)
         .bind("rows", pages.rows)
-        .bind("tables", pages.tables)
-        .bind("angles", angles)
-        .bind("q_out", q_out)
-        .bind("kv_k", pages.k)
-        .bind("kv_v", pages.v))
+        .bind("tables", pages.tables);
+    let d = if pairs == RopePairs::None { d } else { d.bind("angles", angles) };
+    Ok(d.bind("q_out", q_out).bind("kv_k", pages.k).bind("kv_v", pages.v))
 }
