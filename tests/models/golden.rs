@@ -15,13 +15,15 @@ use serde_json::Value;
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
 
 /// Folders of `shared/golden`, in the order of the table.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 8] = [
     "llama2",
     "llama3",
     "mistral",
     "mixtral",
     "qwen2",
     "qwen2moe",
+    "qwen3",
+    "qwen3moe",
 ];
 
 /// The families of a test: all, or for trying something those that DOPPLER_GOLDEN names (separated by commas).

@@ -4,6 +4,7 @@ mod decoder;
 mod llama;
 mod qwen2;
 mod qwen2moe;
+mod qwen3;
 
 use crate::error::{Result, bail};
 use crate::format::{Gguf, Value};
@@ -24,6 +25,8 @@ pub static ARCHITECTURES: &[Architecture] = &[
     llama::LLAMA,
     qwen2::QWEN2,
     qwen2moe::QWEN2MOE,
+    qwen3::QWEN3,
+    qwen3::QWEN3MOE,
 ];
 
 /// Reads the spec of a file.
