@@ -1,6 +1,7 @@
 //! Architectures: one file each, turning metadata into a [`ModelSpec`]. Nothing else knows an architecture's name.
 
 mod decoder;
+mod gemma;
 mod llama;
 mod qwen2;
 mod qwen2moe;
@@ -27,6 +28,9 @@ pub static ARCHITECTURES: &[Architecture] = &[
     qwen2moe::QWEN2MOE,
     qwen3::QWEN3,
     qwen3::QWEN3MOE,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
 ];
 
 /// Reads the spec of a file.
