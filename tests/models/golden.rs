@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
 
 /// Folders of `shared/golden`, in the order of the table.
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 13] = [
     "llama2",
     "llama3",
     "mistral",
@@ -27,6 +27,8 @@ const FAMILIES: [&str; 11] = [
     "gemma",
     "gemma2",
     "gemma3",
+    "phi3",
+    "phi3-longrope",
 ];
 
 /// The families of a test: all, or for trying something those that DOPPLER_GOLDEN names (separated by commas).

@@ -3,6 +3,7 @@
 mod decoder;
 mod gemma;
 mod llama;
+mod phi3;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
@@ -31,6 +32,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    phi3::PHI3,
 ];
 
 /// Reads the spec of a file.
