@@ -7,6 +7,7 @@ mod phi3;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod smollm3;
 
 use crate::error::{Result, bail};
 use crate::format::{Gguf, Value};
@@ -33,6 +34,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     gemma::GEMMA2,
     gemma::GEMMA3,
     phi3::PHI3,
+    smollm3::SMOLLM3,
 ];
 
 /// Reads the spec of a file.
