@@ -2,6 +2,7 @@
 
 mod decoder;
 mod gemma;
+mod granite;
 mod llama;
 mod phi3;
 mod qwen2;
@@ -35,6 +36,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     gemma::GEMMA3,
     phi3::PHI3,
     smollm3::SMOLLM3,
+    granite::GRANITE,
 ];
 
 /// Reads the spec of a file.
