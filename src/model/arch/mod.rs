@@ -4,6 +4,7 @@ mod decoder;
 mod gemma;
 mod granite;
 mod llama;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
@@ -37,6 +38,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     phi3::PHI3,
     smollm3::SMOLLM3,
     granite::GRANITE,
+    olmo2::OLMO2,
 ];
 
 /// Reads the spec of a file.
