@@ -1,5 +1,6 @@
 //! Architectures: one file each, turning metadata into a [`ModelSpec`]. Nothing else knows an architecture's name.
 
+mod cohere2;
 mod decoder;
 mod gemma;
 mod granite;
@@ -39,6 +40,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     smollm3::SMOLLM3,
     granite::GRANITE,
     olmo2::OLMO2,
+    cohere2::COHERE2,
 ];
 
 /// Reads the spec of a file.
