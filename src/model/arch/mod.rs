@@ -3,6 +3,7 @@
 mod cohere2;
 mod decoder;
 mod gemma;
+mod glm4;
 mod granite;
 mod llama;
 mod olmo2;
@@ -41,6 +42,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     granite::GRANITE,
     olmo2::OLMO2,
     cohere2::COHERE2,
+    glm4::GLM4,
 ];
 
 /// Reads the spec of a file.
