@@ -12,6 +12,7 @@ mod qwen2;
 mod qwen2moe;
 mod qwen3;
 mod smollm3;
+mod starcoder2;
 
 use crate::error::{Result, bail};
 use crate::format::{Gguf, Value};
@@ -43,6 +44,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     olmo2::OLMO2,
     cohere2::COHERE2,
     glm4::GLM4,
+    starcoder2::STARCODER2,
 ];
 
 /// Reads the spec of a file.
