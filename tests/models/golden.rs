@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
 
 /// Folders of `shared/golden`, in the order of the table.
-const FAMILIES: [&str; 20] = [
+const FAMILIES: [&str; 21] = [
     "llama2",
     "llama3",
     "mistral",
@@ -36,6 +36,7 @@ const FAMILIES: [&str; 20] = [
     "cohere2",
     "glm4",
     "starcoder2",
+    "gpt2",
 ];
 
 /// The families of a test: all, or for trying something those that DOPPLER_GOLDEN names (separated by commas).

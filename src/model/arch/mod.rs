@@ -4,6 +4,7 @@ mod cohere2;
 mod decoder;
 mod gemma;
 mod glm4;
+mod gpt2;
 mod granite;
 mod llama;
 mod olmo2;
@@ -45,6 +46,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     cohere2::COHERE2,
     glm4::GLM4,
     starcoder2::STARCODER2,
+    gpt2::GPT2,
 ];
 
 /// Reads the spec of a file.
