@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
 
 /// Folders of `shared/golden`, in the order of the table.
-const FAMILIES: [&str; 21] = [
+const FAMILIES: [&str; 23] = [
     "llama2",
     "llama3",
     "mistral",
@@ -37,6 +37,8 @@ const FAMILIES: [&str; 21] = [
     "glm4",
     "starcoder2",
     "gpt2",
+    "gpt-oss",
+    "gpt-oss-f16",
 ];
 
 /// The families of a test: all, or for trying something those that DOPPLER_GOLDEN names (separated by commas).

@@ -5,6 +5,7 @@ mod decoder;
 mod gemma;
 mod glm4;
 mod gpt2;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod olmo2;
@@ -47,6 +48,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     glm4::GLM4,
     starcoder2::STARCODER2,
     gpt2::GPT2,
+    gpt_oss::GPT_OSS,
 ];
 
 /// Reads the spec of a file.
