@@ -50,7 +50,7 @@ pub struct RopeShape {
     pub n_kv: u32,
     /// Dimensions of a head.
     pub head_dim: u32,
-    /// Dimensions that are rotated, from the first on.
+    /// Dimensions that are rotated, from the first on: an even number.
     pub n_rot: u32,
     /// Pairing.
     pub pairs: RopePairs,
@@ -96,7 +96,7 @@ pub fn rope<'a>(
     qkv.check_vec4("rope: qkv")?;
     let RopeShape { n_head, n_kv, head_dim, n_rot, pairs } = shape;
     let width = (n_head + 2 * n_kv) * head_dim;
-    if qkv.cols != width || !head_dim.is_multiple_of(4) || n_rot > head_dim || !n_rot.is_multiple_of(4) {
+    if qkv.cols != width || !head_dim.is_multiple_of(4) || n_rot > head_dim || !n_rot.is_multiple_of(2) {
         bail!(InvalidArgument, "rope: {shape:?} on rows of {}", qkv.cols);
     }
     if pages.rows.size < u64::from(qkv.rows) * 8 || q_out.size < u64::from(qkv.rows * n_head * head_dim) * 4 {

@@ -43,7 +43,7 @@ pub(super) fn decoder(
         bail!(Unsupported, "{}: value heads of {v} beside key heads of {head_dim}", file.name());
     }
     let n_rot = k.u32("rope.dimension_count")?.unwrap_or(head_dim);
-    if n_rot > head_dim || !n_rot.is_multiple_of(4) || !head_dim.is_multiple_of(4) {
+    if n_rot > head_dim || !n_rot.is_multiple_of(2) || !head_dim.is_multiple_of(4) {
         bail!(Unsupported, "{}: heads of {head_dim} with {n_rot} rotated dimensions", file.name());
     }
     let scale = k.positive("attention.scale")?.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt());
