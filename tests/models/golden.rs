@@ -9,7 +9,7 @@ use doppler::gpu::{Features, Guard};
 use doppler::model::KvType;
 use doppler::model::arch::{ARCHITECTURES, read_spec};
 use doppler::sample::SamplingOptions;
-use doppler::session::{Context, GenerateOptions};
+use doppler::session::{Context, GenerateOptions, ModelOptions};
 use serde_json::Value;
 
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
@@ -208,6 +208,16 @@ fn what_does_not_run_says_so() {
         let error = read_spec(&file).expect_err(&name).to_string();
         assert!(error.contains(architecture), "{name}: {error}");
     }
+}
+
+/// Learned positions end with their table.
+#[test]
+fn a_context_beyond_the_learned_positions_is_refused() {
+    let Some(dir) = shared("golden/gpt2") else { return };
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let options = ModelOptions { n_ctx: 513, ..Default::default() };
+    let error = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect_err("refused");
+    assert!(error.to_string().contains("513") && error.to_string().contains("512"), "{error}");
 }
 
 /// The families share the devices; long tests run each on all of them.
