@@ -1,9 +1,10 @@
 // Puts the splits of attention_decode together: y[row, head, :] = sum_s e^(top_s - top) sum_s / sum_s e^(top_s - top) total_s over the splits
-// that have a tile. One thread four dimensions. BYTES: y is written as rows of signed bytes as well; head_dim is a multiple of 32 then.
-override WG: u32 = 64u;
-#import thread
+// that have a tile, at most WG of them. One workgroup a row and head. SINKS: one more logit a head that has no value.
+// BYTES: y is written as rows of signed bytes as well; head_dim is a multiple of 32 then.
+override WG: u32 = 128u;
+#import reduce
 #import state
-struct Params { t_rows: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 }
+struct Params { groups: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 }
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> tops: array<vec2<f32>>;
@@ -11,38 +12,51 @@ struct Params { t_rows: u32, n_head: u32, d4: u32, window: u32, splits: u32, til
 #if BYTES
 #import byte_rows
 #endif
-
-fn combined(row: u32, head: u32, i: u32) -> vec4<f32> {
-    let pos = rows[row].pos;
-    var seen = pos + 1u;
-    if (params.window != 0u) { seen = min(seen, params.window); }
-    let n = min((seen + params.tile - 1u) / params.tile, params.splits);
-    let part = (row * params.n_head + head) * params.splits;
-    var top = tops[part].x;
-    for (var s = 1u; s < n; s++) { top = max(top, tops[part + s].x); }
-    var total = 0.0;
-    var sum = vec4<f32>(0.0);
-    for (var s = 0u; s < n; s++) {
-        let one = tops[part + s];
-        let weight = exp(one.x - top);
-        total += weight * one.y;
-        sum += weight * sums[(part + s) * params.d4 + i];
-    }
-    return sum / total;
-}
+#if SINKS
+@group(0) @binding(auto) var<storage, read> sinks: array<f32>;
+#endif
+var<workgroup> weights: array<f32, WG>;
+var<workgroup> parts: array<vec4<f32>, WG>;
+const LOWEST: f32 = -3.4028234e38;
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
-    let i = group_index(t) * WG + t.lid;
-    let width = params.n_head * params.d4;
-    let row = i / width;
-    let on = row < params.t_rows;
-    var v = vec4<f32>(0.0);
+    let g = group_index(t);
+    if (g >= params.groups) { return; }
+    let row = g / params.n_head;
+    var seen = rows[row].pos + 1u;
+    if (params.window != 0u) { seen = min(seen, params.window); }
+    let n = min((seen + params.tile - 1u) / params.tile, params.splits);
+    let first = g * params.splits;
+    var own = vec2<f32>(LOWEST, 0.0);
+    if (t.lid < n) { own = tops[first + t.lid]; }
+    var top = workgroup_max(own.x, t);
+#if SINKS
+    top = max(top, sinks[g % params.n_head]);
+#endif
+    let weight = exp(own.x - top);
+    weights[t.lid] = weight;
+    var total = workgroup_sum(weight * own.y, t);
+#if SINKS
+    total += exp(sinks[g % params.n_head] - top);
+#endif
+    let s_groups = WG / params.d4;
+    let s_group = t.lid / params.d4;
+    let i = t.lid % params.d4;
+    var sum = vec4<f32>(0.0);
+    if (s_group < s_groups) {
+        for (var s = s_group; s < n; s += s_groups) { sum += weights[s] * sums[(first + s) * params.d4 + i]; }
+    }
+    parts[t.lid] = sum;
+    workgroupBarrier();
+    let on = t.lid < params.d4;
     if (on) {
-        v = combined(row, i % width / params.d4, i % params.d4);
-        y[i] = v;
+        for (var s = 1u; s < s_groups; s++) { sum += parts[s * params.d4 + t.lid]; }
+        sum /= total;
+        y[g * params.d4 + t.lid] = sum;
     }
 #if BYTES
-    byte_store(t, on, row, width / 8u, i % width, v);
+    let width = params.n_head * params.d4;
+    byte_store(t, on, row, width / 8u, g % params.n_head * params.d4 + t.lid, sum);
 #endif
 }

@@ -8,22 +8,38 @@ use crate::kernels::{ByteRows, Matrix};
 pub(super) static ACTIVATE: Kernel = Kernel {
     name: "activate",
     source: include_str!("../../shaders/activate.wgsl"),
-    flags: &["GELU", "GATED", "BYTES"],
+    flags: &["GELU", "GATED", "CLAMPED", "BYTES"],
     constants: &["WG"],
     slots: &[],
-    forms: Forms { paths: &[], exists: |v| v.has("GATED") || !v.has("BYTES") },
+    forms: Forms { paths: &[], exists: |v| !v.has("CLAMPED") || (v.has("GATED") && !v.has("GELU")) },
     params: ActivateParams::FIELDS,
 };
 
-params!(ActivateParams { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset: u32, y_stride: u32 });
+params!(ActivateParams {
+    rows: u32,
+    cols: u32,
+    x_stride: u32,
+    gate_offset: u32,
+    up_offset: u32,
+    y_stride: u32,
+    alpha: f32,
+    limit: f32
+});
 
 /// The function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x · σ(x)`.
     Silu,
     /// GELU in its tanh form.
     GeluTanh,
+    /// `min(x, limit) · σ(alpha · min(x, limit))`, times one more than the other factor clamped to `±limit`. Only gated.
+    ClampedSwiglu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Where both factors are cut.
+        limit: f32,
+    },
 }
 
 fn dispatch<'a>(
@@ -38,6 +54,14 @@ fn dispatch<'a>(
     if gate.rows != y.rows || gate.cols != y.cols || y.offset != 0 {
         bail!(InvalidArgument, "activation: {} x {} to {} x {}", gate.rows, gate.cols, y.rows, y.cols);
     }
+    let clamp = match which {
+        Activation::ClampedSwiglu { .. } if up.is_none() => {
+            bail!(InvalidArgument, "activation: {which:?} without a gate")
+        }
+        Activation::ClampedSwiglu { alpha, limit } => Some((alpha, limit)),
+        Activation::Silu | Activation::GeluTanh => None,
+    };
+    let (alpha, limit) = clamp.unwrap_or_default();
     let params = ActivateParams {
         rows: y.rows,
         cols: y.cols,
@@ -45,6 +69,8 @@ fn dispatch<'a>(
         gate_offset: gate.offset,
         up_offset: up.unwrap_or(0),
         y_stride: y.stride,
+        alpha,
+        limit,
     };
     let elements = u64::from(y.rows) * u64::from(y.cols);
     let threads = if bytes.is_some() { elements / 4 } else { elements };
@@ -52,6 +78,7 @@ fn dispatch<'a>(
         .constant("WG", THREADS)
         .flag("GELU", which == Activation::GeluTanh)
         .flag("GATED", up.is_some())
+        .flag("CLAMPED", clamp.is_some())
         .bind("x", gate.data)
         .bind("y", y.data);
     match bytes {
@@ -61,6 +88,27 @@ fn dispatch<'a>(
         }
         None => Ok(d),
     }
+}
+
+/// `y = act(x)`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree or the function needs a gate.
+pub fn activate<'a>(which: Activation, x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    dispatch(which, x, None, y, None)
+}
+
+/// [`activate`] that writes `y` as bytes as well; columns are a multiple of 32.
+///
+/// # Errors
+/// As [`activate`].
+pub fn activate_bytes<'a>(
+    which: Activation,
+    x: Matrix<'a>,
+    y: Matrix<'a>,
+    bytes: ByteRows<'a>,
+) -> Result<Dispatch<'a>> {
+    dispatch(which, x, None, y, Some(bytes))
 }
 
 /// `y = silu(x)`.

@@ -8,7 +8,7 @@ use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS};
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     name: "attention_prefill",
     source: include_str!("../../shaders/attention_prefill.wgsl"),
-    flags: &[],
+    flags: &["SINKS"],
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
     forms: Forms::ALL,
@@ -45,6 +45,18 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// The same attention with one more logit for each query head, `sinks[head]`, that takes part in the softmax as it is and has no value. Of
+    /// split attention, this goes with the dispatch that combines.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] if there are too few of them.
+    pub fn with_sinks<'a>(&self, d: Dispatch<'a>, sinks: BufferSlice<'a>) -> Result<Dispatch<'a>> {
+        if sinks.size < u64::from(self.n_head) * 4 {
+            bail!(InvalidArgument, "attention: {} bytes of sinks for {} heads", sinks.size, self.n_head);
+        }
+        Ok(d.flag("SINKS", true).bind("sinks", sinks))
+    }
+
     /// Fails unless the shape is one that kernels know, and queries and row data are there.
     pub(super) fn check(&self, t_rows: u32, pages: Pages<'_>, q: BufferSlice<'_>) -> Result<()> {
         let heads = self.n_kv > 0 && self.n_head.is_multiple_of(self.n_kv) && self.head_dim > 0;

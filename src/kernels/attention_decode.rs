@@ -1,7 +1,7 @@
 //! Attention of single rows over the paged cache, each at its own slot and position: whole, or split over the length and combined.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, Variant, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
 use crate::kernels::Pages;
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::byte_rows::ByteRows;
@@ -10,20 +10,24 @@ use crate::kernels::constants::{DECODE_GROUPS, DECODE_SPLITS, KV_BLOCK_TOKENS, T
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     name: "attention_decode",
     source: include_str!("../../shaders/attention_decode.wgsl"),
-    flags: &["SPLIT"],
+    flags: &["SPLIT", "SINKS"],
     constants: &["WG", "HEAD_DIM", "G"],
     slots: &["kv"],
-    forms: Forms { paths: &[("WG", &[2 * THREADS, 4 * THREADS]), ("G", &[1, 2, 4])], exists: |_: &Variant| true },
+    forms: Forms {
+        paths: &[("WG", &[2 * THREADS, 4 * THREADS]), ("G", &[1, 2, 4])],
+        // Sinks of split attention are for what combines it.
+        exists: |v| !(v.has("SPLIT") && v.has("SINKS")),
+    },
     params: DecodeParams::FIELDS,
 };
 
 pub(super) static ATTENTION_COMBINE: Kernel = Kernel {
     name: "attention_combine",
     source: include_str!("../../shaders/attention_combine.wgsl"),
-    flags: &["BYTES"],
+    flags: &["BYTES", "SINKS"],
     constants: &["WG"],
     slots: &[],
-    forms: Forms::ALL,
+    forms: Forms { paths: &[("WG", &[2 * THREADS, 4 * THREADS])], ..Forms::ALL },
     params: CombineParams::FIELDS,
 };
 
@@ -38,7 +42,7 @@ params!(DecodeParams {
     scale: f32,
     softcap: f32,
 });
-params!(CombineParams { t_rows: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 });
+params!(CombineParams { groups: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 });
 
 /// Where the splits of [`attention_split`] leave their parts.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +67,10 @@ fn heads_together(shape: &AttentionShape) -> u32 {
     [4, 2].into_iter().find(|g| shared.is_multiple_of(*g)).unwrap_or(1)
 }
 
-/// Threads, and positions in a tile: every four dimensions of a value need a thread.
+/// Threads of one position's score: a tile has so many times fewer positions than threads. The shader's `TEAM`.
+const TEAM: u32 = 4;
+
+/// Threads: every four dimensions of a value need a thread.
 fn threads(shape: &AttentionShape) -> u32 {
     (shape.head_dim / 4).next_power_of_two().max(2 * THREADS)
 }
@@ -149,26 +156,26 @@ pub fn attention_split<'a>(
 ) -> Result<[Dispatch<'a>; 2]> {
     shape.check_out(t_rows, y)?;
     let [sums, tops] = AttentionParts::sizes(&shape, t_rows, splits);
-    if splits == 0 || parts.sums.size < sums || parts.tops.size < tops {
+    if splits == 0 || splits > DECODE_SPLITS || parts.sums.size < sums || parts.tops.size < tops {
         bail!(
             InvalidArgument,
-            "attention: {splits} splits of {t_rows} rows need {sums} and {tops} bytes, not {} and {}",
+            "attention: {splits} splits (at most {DECODE_SPLITS}) of {t_rows} rows need {sums} and {tops} bytes, not {} and {}",
             parts.sums.size,
             parts.tops.size
         );
     }
     let rows = rows_dispatch(shape, t_rows, splits, pages, q, parts.sums, Some(parts.tops))?;
+    let groups = t_rows * shape.n_head;
     let params = CombineParams {
-        t_rows,
+        groups,
         n_head: shape.n_head,
         d4: shape.head_dim / 4,
         window: shape.window,
         splits,
-        tile: threads(&shape),
+        tile: threads(&shape) / TEAM,
     };
-    let fours = u64::from(t_rows) * u64::from(shape.n_head) * u64::from(shape.head_dim / 4);
-    let mut combine = Dispatch::new(&ATTENTION_COMBINE, &params, linear_grid(fours.div_ceil(THREADS.into())))
-        .constant("WG", THREADS)
+    let mut combine = Dispatch::new(&ATTENTION_COMBINE, &params, linear_grid(groups.into()))
+        .constant("WG", threads(&shape))
         .bind("rows", pages.rows)
         .bind("sums", parts.sums)
         .bind("tops", parts.tops)

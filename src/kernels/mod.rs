@@ -12,10 +12,12 @@ pub mod constants;
 mod gather;
 mod matmul;
 mod moe;
+mod qk_norm;
 mod residual;
 mod rmsnorm;
 mod rope;
 pub mod sample;
+mod softcap;
 mod softmax;
 mod tensor_stats;
 pub mod variants;
@@ -27,20 +29,22 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Fragment, Kernel};
 use crate::quant::{FORMATS, Format};
 
-pub use activate::{Activation, gelu, glu, glu_bytes, silu};
+pub use activate::{Activation, activate, activate_bytes, gelu, glu, glu_bytes, silu};
 pub use attention::{AttentionShape, attention_prefill, attention_prefill_fits};
 pub use attention_decode::{AttentionParts, attention_decode, attention_split, attention_splits};
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
-pub use gather::{dequant, gather};
+pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{MatmulPath, matmul, matmul_bytes, matmul_with};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,
 };
+pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
-pub use rmsnorm::{rmsnorm, rmsnorm_bytes};
+pub use rmsnorm::{Norm, NormKind, norm, norm_bytes, rmsnorm};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
+pub use softcap::softcap;
 pub use softmax::softmax;
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
 pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
@@ -63,6 +67,7 @@ pub static KERNELS: &[&Kernel] = &[
     &moe::MOE_TILE,
     &moe::MOE_TILES,
     &moe::MOE_VEC,
+    &qk_norm::QK_NORM,
     &residual::RESIDUAL,
     &rmsnorm::RMSNORM,
     &rope::ROPE,
@@ -71,6 +76,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PENALIZE,
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
+    &softcap::SOFTCAP,
     &softmax::SOFTMAX,
     &tensor_stats::TENSOR_STATS,
 ];

@@ -1,20 +1,20 @@
 //! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
 
 use crate::error::Result;
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Gpu, Recorder};
+use crate::gpu::{BufferSlice, Dispatch, Gpu, Recorder};
 use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    Activation, ByteRows, Matrix, Pages, RopeShape, Weight, attention_decode, attention_prefill,
-    attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, glu, glu_bytes, matmul, matmul_bytes,
-    rmsnorm, rmsnorm_bytes, rope,
+    Activation, ByteRows, Matrix, Norm, Pages, RopePairs, RopeShape, Segments, Weight, activate, activate_bytes,
+    attention_decode, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows, gather,
+    gather_positions, glu, glu_bytes, matmul, matmul_bytes, norm, norm_bytes, qk_norm, rope, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
 use crate::model::scratch::{ByteBuffers, LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
-use crate::model::spec::{LayerSpec, ModelSpec};
-use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
+use crate::model::spec::{AttentionSpec, LayerSpec, ModelSpec, QkNorm};
+use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weights};
 
 /// How the rows of a batch belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) enum Batch {
     Rows,
 }
 
-/// Input of a product, and the same as bytes where the product can take them.
+/// Input of a product, and the same as bytes where a product is to take them.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
     pub(super) x: Matrix<'a>,
@@ -98,71 +98,111 @@ impl<'a> Forward<'a> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
+        if let Some(positions) = &self.weights.positions {
+            Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
+        }
         self.look(r, "embed", None, x)?;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
             r.set_layer(Some(i as u32));
-            self.attention(r, i, spec, weights, x, batch)?;
+            let input = self.attention(r, i, spec, weights, x, batch)?;
             self.look(r, "attn.residual", Some(i), x)?;
-            self.feed_forward(r, i, spec, weights, x)?;
+            let wanted = weights.feed_forward.first_has_bytes();
+            let input = if spec.parallel { input } else { self.norm(r, x, weights.ffn_norm.as_ref(), wanted)? };
+            self.look(r, "ffn.norm", Some(i), input.x)?;
+            self.feed_forward(r, i, spec, weights, input, x)?;
             self.look(r, "ffn.residual", Some(i), x)?;
         }
         r.set_layer(None);
         Ok(())
     }
 
+    fn norm_of<'w>(&self, w: &'w NormWeights) -> Norm<'w> {
+        let bias = w.bias.as_ref().map(|b| b.whole());
+        Norm { kind: self.spec.norm, eps: self.spec.norm_eps, w: w.w.whole(), bias }
+    }
+
     /// Where `rows` rows of inputs stand as bytes; `wanted` if a product takes them so.
-    pub(super) fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
+    fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
         if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
     }
 
-    fn norm(&self, r: &mut Recorder<'_>, x: Matrix<'_>, w: &Buffer, bytes: bool) -> Result<Input<'a>> {
-        let (s, e, eps) = (self.scratch, self.spec.n_embd, self.spec.norm_eps);
-        let normed = Matrix::new(&s.normed, x.rows, e);
-        let bytes = self.bytes(&s.normed_bytes, x.rows, e, bytes);
-        r.record(match bytes {
-            Some(bytes) => rmsnorm_bytes(x, w.whole(), normed, eps, bytes)?,
-            None => rmsnorm(x, w.whole(), normed, eps)?,
-        })?;
-        Ok(Input { x: normed, bytes })
+    /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are `wanted`.
+    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, w: Option<&NormWeights>, wanted: bool) -> Result<Input<'m>>
+    where
+        'a: 'm,
+    {
+        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, wanted);
+        let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+        let (x, d) = match (w, bytes) {
+            (Some(w), Some(bytes)) => (normed, norm_bytes(self.norm_of(w), x, normed, bytes)?),
+            (Some(w), None) => (normed, norm(self.norm_of(w), x, normed, false)?),
+            (None, Some(bytes)) => (x, byte_rows(x, bytes)?),
+            (None, None) => return Ok(Input { x, bytes }),
+        };
+        r.record(d)?;
+        Ok(Input { x, bytes })
     }
 
-    /// `act(gate) · up` of `gate_up` into `inner`, and as bytes if `wanted`.
+    /// The activation of a first product's result `up` into `inner`, `act(gate) · up` where it is `gated`; as bytes too if they are `wanted`.
     pub(super) fn activate(
         &self,
         r: &mut Recorder<'_>,
         label: &'static str,
-        which: Activation,
-        gate_up: Matrix<'a>,
+        (which, gated): (Activation, bool),
+        up: Matrix<'a>,
         inner: Matrix<'a>,
         wanted: bool,
     ) -> Result<Input<'a>> {
         let n = inner.cols;
-        let (gate, up) = (gate_up.columns(0, n), gate_up.columns(n, n));
-        // Rows of a mixture are entries, more than tokens: there is room for those of few tokens.
         let bytes = if self.exact || !wanted { None } else { self.scratch.inner_bytes.rows(inner.rows, n) };
-        let d = match bytes {
-            Some(bytes) => glu_bytes(which, gate, up, inner, bytes)?,
-            None => glu(which, gate, up, inner)?,
+        let halves = || (up.columns(0, n), up.columns(n, n));
+        let d = match (gated.then(halves), bytes) {
+            (Some((gate, up)), Some(bytes)) => glu_bytes(which, gate, up, inner, bytes)?,
+            (Some((gate, up)), None) => glu(which, gate, up, inner)?,
+            (None, Some(bytes)) => activate_bytes(which, up, inner, bytes)?,
+            (None, None) => activate(which, up, inner)?,
         };
         r.record(d.label(label))?;
         Ok(Input { x: inner, bytes })
     }
 
-    fn attention(
+    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input.
+    fn add_block(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        from: Input<'_>,
+        w: &Weight,
+        post: Option<&NormWeights>,
+        x: Matrix<'_>,
+    ) -> Result<()> {
+        let Some(post) = post else { return Self::record_all(r, label, from.times(r.gpu(), w, x, true)?) };
+        let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+        Self::record_all(r, label, from.times(r.gpu(), w, y, false)?)?;
+        r.record(norm(self.norm_of(post), y, x, true)?)
+    }
+
+    /// Adds attention to `x`. Returns what it read, for blocks that share their input.
+    fn attention<'m>(
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
         w: &LayerWeights,
-        x: Matrix<'_>,
+        x: Matrix<'m>,
         batch: Batch,
-    ) -> Result<()> {
+    ) -> Result<Input<'m>>
+    where
+        'a: 'm,
+    {
         let (s, a, n) = (self.scratch, &spec.attention, x.rows);
-        let normed = self.norm(r, x, &w.attn_norm, w.qkv.has_bytes())?;
+        let wanted = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
+        let normed = self.norm(r, x, w.attn_norm.as_ref(), wanted)?;
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
         Self::record_all(r, "attn.qkv", normed.times(r.gpu(), &w.qkv, qkv, false)?)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
+        self.qk_norm(r, a, w, qkv)?;
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
             rows: s.row_data.whole(),
@@ -172,36 +212,49 @@ impl<'a> Forward<'a> {
             k,
             v,
         };
-        let rotation = RopeShape {
-            n_head: a.n_head,
-            n_kv: a.n_kv,
-            head_dim: a.head_dim,
-            n_rot: self.spec.rope.n_rot,
-            pairs: self.spec.rope.pairs,
-        };
         let (q, out) = (s.q.whole(), s.attn.whole());
-        r.record(rope(rotation, qkv, pages, self.weights.angles.whole(), q)?.label("attn.rope"))?;
+        let own = a.rope.and_then(|i| Some((self.spec.ropes.get(i)?, self.weights.angles.get(i)?)));
+        // Without rotation no angles are looked at.
+        let (pairs, n_rot, angles) = own.map_or((RopePairs::None, 0, q), |(r, t)| (r.pairs, r.n_rot, t.whole()));
+        let rotation = RopeShape { n_head: a.n_head, n_kv: a.n_kv, head_dim: a.head_dim, n_rot, pairs };
+        r.record(rope(rotation, qkv, pages, angles, q)?.label("attn.rope"))?;
         self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
         self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
         let bytes = self.bytes(&s.inner_bytes, n, heads.cols, w.attn_out.has_bytes());
         let (shape, splits) = (a.shape(), attention_splits(&a.shape(), n));
-        // What is written as bytes with the rows, or has to be afterwards.
-        let mut written = None;
-        let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
+        // Whether the bytes are written with the rows.
+        let mut written = bytes.is_none();
+        let mut scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
             vec![attention_prefill(r.gpu(), shape, n, pages, q, out)?]
         } else if splits > 1 && n <= LOGIT_ROWS {
-            written = bytes.filter(|_| a.head_dim.is_multiple_of(32));
-            attention_split(shape, n, splits, pages, q, s.attn_parts.whole(), out, written)?.into()
+            let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32));
+            written |= with_rows.is_some();
+            attention_split(shape, n, splits, pages, q, s.attn_parts.whole(), out, with_rows)?.into()
         } else {
             vec![attention_decode(shape, n, pages, q, out)?]
         };
+        if let (Some(sinks), Some(last)) = (&w.sinks, scores.pop()) {
+            scores.push(shape.with_sinks(last, sinks.whole())?);
+        }
         Self::record_all(r, "attn.scores", scores)?;
-        if let (Some(bytes), None) = (bytes, written) {
+        if let Some(bytes) = bytes.filter(|_| !written) {
             r.record(byte_rows(heads, bytes)?.label("attn.bytes"))?;
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        Self::record_all(r, "attn.out", Input { x: heads, bytes }.times(r.gpu(), &w.attn_out, x, true)?)
+        self.add_block(r, "attn.out", Input { x: heads, bytes }, &w.attn_out, w.attn_post_norm.as_ref(), x)?;
+        Ok(normed)
+    }
+
+    /// Normalises q and k where they stand, if the layer does that.
+    fn qk_norm(&self, r: &mut Recorder<'_>, a: &AttentionSpec, w: &LayerWeights, qkv: Matrix<'_>) -> Result<()> {
+        let (Some(which), Some([q, k])) = (a.qk_norm, &w.qk_norm) else { return Ok(()) };
+        let segments = |heads: u32, w| match which {
+            QkNorm::Heads => Segments { count: heads, cols: a.head_dim, w },
+            QkNorm::Whole => Segments { count: 1, cols: heads * a.head_dim, w },
+        };
+        let (q, k) = (segments(a.n_head, q.whole()), segments(a.n_kv, k.whole()));
+        r.record(qk_norm(qkv, q, k, self.spec.norm_eps)?.label("attn.qk_norm"))
     }
 
     fn feed_forward(
@@ -210,38 +263,37 @@ impl<'a> Forward<'a> {
         layer: usize,
         spec: &LayerSpec,
         w: &LayerWeights,
+        input: Input<'_>,
         x: Matrix<'_>,
     ) -> Result<()> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
-        let wanted = match &w.feed_forward {
-            FeedForwardWeights::Dense { gate_up, .. } => gate_up.has_bytes(),
-            FeedForwardWeights::Experts(experts) => experts.gate_up.has_bytes(),
-        };
-        let normed = self.norm(r, x, &w.ffn_norm, wanted)?;
-        self.look(r, "ffn.norm", Some(layer), normed.x)?;
-        let (w_gate_up, w_down) = match &w.feed_forward {
-            FeedForwardWeights::Dense { gate_up, down } => (gate_up, down),
+        let (w_up, w_down) = match &w.feed_forward {
+            FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
-                return self.experts(r, layer, &spec.feed_forward, experts, normed, x);
+                return self.experts(r, layer, &spec.feed_forward, experts, input, x);
             }
         };
-        let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", normed.times(r.gpu(), w_gate_up, gate_up, false)?)?;
+        let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
+        Self::record_all(r, "ffn.gate_up", input.times(r.gpu(), w_up, up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
+        let which = (spec.feed_forward.activation, spec.feed_forward.gated);
         let wanted = w_down.has_bytes() && x.rows < TILE_FROM;
-        let inner = self.activate(r, "ffn.act", spec.feed_forward.activation, gate_up, inner, wanted)?;
+        let inner = self.activate(r, "ffn.act", which, up, inner, wanted)?;
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
-        Self::record_all(r, "ffn.down", inner.times(r.gpu(), w_down, x, true)?)
+        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
     pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
-        let normed = self.norm(r, x, &self.weights.output_norm, self.weights.head().has_bytes())?;
+        let normed = self.norm(r, x, Some(&self.weights.output_norm), self.weights.head().has_bytes())?;
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
         Self::record_all(r, "head", normed.times(r.gpu(), self.weights.head(), logits, false)?)?;
+        if self.spec.logit_softcap > 0.0 {
+            r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
+        }
         self.look(r, "logits", None, logits)
     }
 

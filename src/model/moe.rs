@@ -118,7 +118,7 @@ impl<'s> Forward<'s> {
         Self::record_all(r, "moe.gate_up", moe_product(normed, &w.gate_up, gate_up, routing, grouping)?)?;
         let inner = Matrix::new(&self.scratch.ff, entries, n_ff);
         let wanted = grouping.is_none() && w.down.has_bytes();
-        let inner = self.activate(r, "moe.act", spec.activation, gate_up, inner, wanted)?;
+        let inner = self.activate(r, "moe.act", (spec.activation, true), gate_up, inner, wanted)?;
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
         let down = Matrix::new(&s.down, entries, x.cols);
         Self::record_all(r, "moe.down", moe_product(inner, &w.down, down, routing, grouping)?)?;
@@ -146,7 +146,7 @@ impl<'s> Forward<'s> {
         Self::record_all(r, "moe.shared_gate_up", normed.times(r.gpu(), &w.gate_up, gate_up, false)?)?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
         let wanted = rows < TILE_FROM && w.down.has_bytes();
-        let inner = self.activate(r, "moe.shared_act", activation, gate_up, inner, wanted)?;
+        let inner = self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, wanted)?;
         let y = Matrix::new(out, rows, w.down.rows());
         Self::record_all(r, "moe.shared_down", inner.times(r.gpu(), &w.down, y, false)?)?;
         Ok(SharedExpert { gate: gates.whole(), y })

@@ -1,7 +1,10 @@
 //! Activations as signed bytes: written by each operation that does, and read by products.
 
 use doppler::gpu::{Buffer, Dispatch, Gpu};
-use doppler::kernels::{Activation, ByteRows, Matrix, byte_rows, glu, glu_bytes, matmul_bytes, rmsnorm, rmsnorm_bytes};
+use doppler::kernels::{
+    Activation, ByteRows, Matrix, Norm, NormKind, activate, activate_bytes, byte_rows, glu, glu_bytes, matmul_bytes,
+    norm_bytes, rmsnorm,
+};
 use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;
@@ -123,11 +126,14 @@ fn norms_and_gates_write_their_results_as_bytes() {
                 rounded(&what, &out.read(gpu), &y);
             };
             check("norm", &|y| run(gpu, rmsnorm(left, (&w).into(), y, 1e-5)), &|y, b| {
-                run(gpu, rmsnorm_bytes(left, (&w).into(), y, 1e-5, b));
+                run(gpu, norm_bytes(Norm { kind: NormKind::Rms, eps: 1e-5, w: (&w).into(), bias: None }, left, y, b));
             });
             for which in [Activation::Silu, Activation::GeluTanh] {
                 check("glu", &|y| run(gpu, glu(which, left, right, y)), &|y, b| {
                     run(gpu, glu_bytes(which, left, right, y, b));
+                });
+                check("activation", &|y| run(gpu, activate(which, left, y)), &|y, b| {
+                    run(gpu, activate_bytes(which, left, y, b));
                 });
             }
         }

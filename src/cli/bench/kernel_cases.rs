@@ -7,8 +7,8 @@ use doppler::Result;
 use doppler::gpu::{Buffer, BufferSlice, MemoryClass, Recorder};
 use doppler::kernels::sample::{self as kernel, BIAS_ENTRIES, Chunks, Row, SamplingBuffers};
 use doppler::kernels::{
-    self, Activation, AngleTable, AttentionShape, ByteRows, KvType, Matrix, RopePairs, RopeShape, RowSource, Weight,
-    WeightUploader,
+    self, Activation, AngleTable, AttentionShape, ByteRows, KvType, Matrix, Norm, NormKind, RopePairs, RopeShape,
+    RowSource, Weight, WeightUploader,
 };
 use doppler::quant::{FORMATS, Format};
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -114,9 +114,10 @@ fn rmsnorm(rows: u32, cols: u32, as_bytes: bool) -> Case {
         let out = Bytes::new(bench, rows, cols)?;
         Ok(Box::new(move |r, _| {
             let (x, y) = (Matrix::new(&x, rows, cols), Matrix::new(&y, rows, cols));
+            let norm = Norm { kind: NormKind::Rms, eps: 1e-5, w: (&w).into(), bias: None };
             r.record(match as_bytes {
-                true => kernels::rmsnorm_bytes(x, (&w).into(), y, 1e-5, out.rows())?,
-                false => kernels::rmsnorm(x, (&w).into(), y, 1e-5)?,
+                true => kernels::norm_bytes(norm, x, y, out.rows())?,
+                false => kernels::norm(norm, x, y, false)?,
             })
         }))
     })

@@ -1,7 +1,7 @@
 //! Rotary embedding with the write to the paged cache, and attention over it.
 
 use doppler::Result;
-use doppler::gpu::Buffer;
+use doppler::gpu::{Buffer, Variant};
 use doppler::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
 use doppler::kernels::{self, AngleTable, AttentionParts, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
 
@@ -200,7 +200,14 @@ pub(super) fn rope(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 /// One row's attention, in f64.
-fn attend(shape: &AttentionShape, pages: &Layout, k: &[f32], v: &[f32], q: &[f32], pos: u32) -> Vec<Want> {
+fn attend(
+    shape: &AttentionShape,
+    pages: &Layout,
+    [k, v]: [&[f32]; 2],
+    q: &[f32],
+    pos: u32,
+    sinks: Option<&[f32]>,
+) -> Vec<Want> {
     let hd = shape.head_dim as usize;
     let low = if shape.window == 0 { 0 } else { (pos + 1).saturating_sub(shape.window) };
     let mut out = Vec::new();
@@ -215,9 +222,10 @@ fn attend(shape: &AttentionShape, pages: &Layout, k: &[f32], v: &[f32], q: &[f32
                 if cap > 0.0 { cap * (s / cap).tanh() } else { s }
             })
             .collect();
-        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sink = sinks.and_then(|s| s.get(h)).map_or(f64::NEG_INFINITY, |&s| f64::from(s));
+        let top = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total = weights.iter().sum::<f64>() + (sink - top).exp();
         for d in 0..hd {
             let terms = weights.iter().zip(low..).map(|(w, p)| w / total * f64::from(v[pages.at(p, kv_head) + d]));
             out.push(terms.fold(Want(0.0, 0.0), |Want(sum, size), t| Want(sum + t, size + t.abs())));
@@ -234,7 +242,18 @@ enum Way {
     Split(u32, bool),
 }
 
-fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], way: Way) -> Result<Vec<Measured>> {
+/// One case; with sinks, they are far below the scores, among and above them.
+fn attention(
+    lab: &Lab,
+    shape: AttentionShape,
+    kv: KvType,
+    positions: &[u32],
+    way: Way,
+    with_sinks: bool,
+) -> Result<Vec<Measured>> {
+    let sinks: Vec<f32> = (0..shape.n_head).map(|h| [-90.0, 0.5, 4.0][h as usize % 3]).collect();
+    let sb = lab.floats(&sinks)?;
+    let sunk = |d| if with_sinks { shape.with_sinks(d, (&sb).into()) } else { Ok(d) };
     let AttentionShape { n_head, n_kv, head_dim, .. } = shape;
     let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
     let last = positions.iter().copied().max().unwrap_or(0);
@@ -249,14 +268,14 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], wa
     let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
     let (qs, y) = ((&qb).into(), (&yb).into());
     let case = format!(
-        "heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}, {way:?}",
+        "heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}, {way:?}, sinks: {with_sinks}",
         shape.window,
         kv.name()
     );
     let mut all = Vec::new();
     match way {
-        Way::Prefill => lab.run([kernels::attention_prefill(&lab.gpu, shape, t, binding, qs, y)?])?,
-        Way::Decode => lab.run([kernels::attention_decode(shape, t, binding, qs, y)?])?,
+        Way::Prefill => lab.run([sunk(kernels::attention_prefill(&lab.gpu, shape, t, binding, qs, y)?)?])?,
+        Way::Decode => lab.run([sunk(kernels::attention_decode(shape, t, binding, qs, y)?)?])?,
         Way::Split(splits, to_bytes) => {
             let [sums, tops] = AttentionParts::sizes(&shape, t, splits);
             // Parts without a tile are not written and must not count.
@@ -265,15 +284,20 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], wa
             let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
             let bytes = if to_bytes { Some(Bytes::new(lab, positions.len(), width)?) } else { None };
             let out = bytes.as_ref().map(Bytes::operand);
-            lab.run(kernels::attention_split(shape, t, splits, binding, qs, parts, y, out)?)?;
+            let [rows, combine] = kernels::attention_split(shape, t, splits, binding, qs, parts, y, out)?;
+            lab.run([rows, sunk(combine)?])?;
             if let Some(bytes) = &bytes {
                 all.push(bytes.compare(lab, format!("{case}, its bytes"), &lab.read(&yb, q.len())?)?);
             }
         }
     }
     let (k, v) = (unpack(kv, head_dim, &kw), unpack(kv, head_dim, &vw));
-    let want: Vec<Want> =
-        q.chunks_exact(width).zip(positions).flat_map(|(q, &pos)| attend(&shape, &pages, &k, &v, q, pos)).collect();
+    let sinks = with_sinks.then_some(sinks.as_slice());
+    let want: Vec<Want> = q
+        .chunks_exact(width)
+        .zip(positions)
+        .flat_map(|(q, &pos)| attend(&shape, &pages, [&k, &v], q, pos, sinks))
+        .collect();
     all.push(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, 2e-5));
     Ok(all)
 }
@@ -291,25 +315,29 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
     [shape(3, 1, first, 0, 0.0), shape(4, 2, 64, 37, 15.0)]
 }
 
+/// Heads of a size that the variant's workgroup is for.
+fn head_for(v: &Variant, usual: u32) -> u32 {
+    if v.constant("WG").is_some_and(|threads| threads > 2 * THREADS) { 544 } else { usual }
+}
+
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    // The variant's larger workgroup is for larger heads; four heads and two share keys and values where one workgroup takes as many.
     for v in lab.variants("attention_decode") {
-        let large = v.constant("WG").is_some_and(|threads| threads > 2 * THREADS);
         let together = v.constant("G").unwrap_or(1);
         let Some(kv) = KvType::ALL.into_iter().find(|kv| v.fragment("kv").is_some_and(|f| f.ends_with(kv.name())))
         else {
             continue;
         };
-        let odd = kv.check(20).is_ok();
-        let head_dim = if large { 544 } else { [if odd { 20 } else { 32 }, 64, 96][together as usize / 2] };
+        let odd = if kv.check(20).is_ok() { 20 } else { 32 };
+        let head_dim = head_for(&v, [odd, 64, 96][together as usize / 2]);
         let shape = AttentionShape { n_head: 3 * together, n_kv: 3, ..shapes(head_dim)[0] };
         let shape = if together == 2 { AttentionShape { window: 37, softcap: 15.0, ..shape } } else { shape };
         let way = if v.has("SPLIT") { Way::Split(2, false) } else { Way::Decode };
-        all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], way)?);
+        all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], way, v.has("SINKS"))?);
     }
     for v in lab.variants("attention_combine") {
-        all.extend(attention(lab, shapes(96)[0], KvType::F16, &[0, 131, 700], Way::Split(4, v.has("BYTES")))?);
+        let (shape, way) = (shapes(head_for(&v, 96))[0], Way::Split(4, v.has("BYTES")));
+        all.extend(attention(lab, shape, KvType::F16, &[0, 131, 700], way, v.has("SINKS"))?);
     }
     Ok(all)
 }
@@ -320,7 +348,10 @@ pub(super) fn prefill(lab: &Lab) -> Result<Vec<Measured>> {
         for kv in kv_types(shape.head_dim) {
             if kernels::attention_prefill_fits(&lab.gpu, shape.head_dim) {
                 for positions in [0..17u32, 55..96] {
-                    all.extend(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), Way::Prefill)?);
+                    for sinks in [false, true] {
+                        let positions: Vec<u32> = positions.clone().collect();
+                        all.extend(attention(lab, shape, kv, &positions, Way::Prefill, sinks)?);
+                    }
                 }
             }
         }
