@@ -11,6 +11,12 @@ pub const VEC_ROWS: u32 = 4;
 pub const TILE_FROM: u32 = 5;
 /// Tile of the tiled product: rows of activations, rows of weights.
 pub const TILE: (u32, u32) = (32, 64);
+/// Tile of the cooperative product: rows of activations (also half of them), rows of weights.
+pub const COOP_TILE: (u32, u32) = (128, 128);
+/// Rows of activations from which on the cooperative product is used, where there is one.
+pub const COOP_FROM: u32 = 16;
+/// Workgroups below which the cooperative product halves its tiles: a large device runs about two on each of its some hundred processors.
+pub const COOP_WAVE: u64 = 256;
 /// Rows of queries in a workgroup of prefill attention.
 pub const ATTENTION_ROWS: u32 = 16;
 /// Tokens in a block of the KV cache.

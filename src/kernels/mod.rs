@@ -9,6 +9,7 @@ mod cast;
 pub mod constants;
 mod gather;
 mod matmul;
+mod matmul_coop;
 mod moe;
 mod residual;
 mod rmsnorm;
@@ -30,6 +31,7 @@ pub use attention::{AttentionShape, attention_decode, attention_prefill, attenti
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather};
 pub use matmul::{MatmulPath, matmul, matmul_with};
+pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::rmsnorm;
@@ -46,6 +48,8 @@ pub static KERNELS: &[&Kernel] = &[
     &cast::CAST,
     &gather::DEQUANT,
     &gather::GATHER,
+    &matmul_coop::HALF_ROWS,
+    &matmul_coop::MATMUL_COOP,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,

@@ -5,7 +5,7 @@ use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
     AttentionShape, Matrix, Pages, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
-    matmul, rmsnorm, rope,
+    matmul_fast, rmsnorm, rope,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -99,7 +99,7 @@ impl<'a> Forward<'a> {
         let normed = self.norm(r, x, &w.attn_norm)?;
         self.look(r, "attn.norm", Some(layer), normed)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
-        Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
+        Self::record_all(r, "attn.qkv", matmul_fast(r.gpu(), s.half_room(), normed, &w.qkv, qkv, false)?)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
@@ -137,7 +137,7 @@ impl<'a> Forward<'a> {
         r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
         self.look(r, "attn.heads", Some(layer), heads)?;
-        Self::record_all(r, "attn.out", matmul(r.gpu(), heads, &w.attn_out, x, true)?)
+        Self::record_all(r, "attn.out", matmul_fast(r.gpu(), s.half_room(), heads, &w.attn_out, x, true)?)
     }
 
     fn feed_forward(
@@ -158,12 +158,12 @@ impl<'a> Forward<'a> {
             }
         };
         let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), normed, w_gate_up, gate_up, false)?)?;
+        Self::record_all(r, "ffn.gate_up", matmul_fast(r.gpu(), s.half_room(), normed, w_gate_up, gate_up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
         let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
         r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
         self.look(r, "ffn.inner", Some(layer), inner)?;
-        Self::record_all(r, "ffn.down", matmul(r.gpu(), inner, w_down, x, true)?)
+        Self::record_all(r, "ffn.down", matmul_fast(r.gpu(), s.half_room(), inner, w_down, x, true)?)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
@@ -173,7 +173,11 @@ impl<'a> Forward<'a> {
         let normed = self.norm(r, x, &self.weights.output_norm)?;
         self.look(r, "output.norm", None, normed)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
-        Self::record_all(r, "head", matmul(r.gpu(), normed, self.weights.head(), logits, false)?)?;
+        Self::record_all(
+            r,
+            "head",
+            matmul_fast(r.gpu(), self.scratch.half_room(), normed, self.weights.head(), logits, false)?,
+        )?;
         self.look(r, "logits", None, logits)
     }
 

@@ -6,8 +6,8 @@ use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Gpu, Recorder, Scope};
 use crate::kernels::constants::GROUP_FROM;
 use crate::kernels::{
-    Activation, Grouping, Matrix, MoeShape, Routing, SharedExpert, glu, matmul, moe_combine, moe_group, moe_matmul,
-    moe_route, tile_columns,
+    Activation, Grouping, Matrix, MoeShape, Routing, SharedExpert, glu, matmul, matmul_fast, moe_combine, moe_group,
+    moe_matmul, moe_route, tile_columns,
 };
 use crate::model::forward::Forward;
 use crate::model::scratch::buffer;
@@ -129,12 +129,20 @@ impl Forward<'_> {
         let gate_logits = Matrix::new(gates, rows, 1);
         Self::record_all(r, "moe.shared_gate", matmul(r.gpu(), normed, &w.gate, gate_logits, false)?)?;
         let gate_up = Matrix::new(&self.scratch.gate_up, rows, 2 * n_ff);
-        Self::record_all(r, "moe.shared_gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        Self::record_all(
+            r,
+            "moe.shared_gate_up",
+            matmul_fast(r.gpu(), self.scratch.half_room(), normed, &w.gate_up, gate_up, false)?,
+        )?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
         let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
         r.record(glu(activation, gate, up, inner)?.label("moe.shared_act"))?;
         let y = Matrix::new(out, rows, w.down.rows());
-        Self::record_all(r, "moe.shared_down", matmul(r.gpu(), inner, &w.down, y, false)?)?;
+        Self::record_all(
+            r,
+            "moe.shared_down",
+            matmul_fast(r.gpu(), self.scratch.half_room(), inner, &w.down, y, false)?,
+        )?;
         Ok(SharedExpert { gate: gates.whole(), y })
     }
 }

@@ -9,17 +9,19 @@ use crate::sample::SamplingOptions;
 pub struct ModelOptions {
     /// Longest context of a session; 0 = the trained length, at most 4,096.
     pub n_ctx: u32,
-    /// Prompt tokens evaluated in one submit; 0 = 256.
+    /// Prompt tokens evaluated in one submit; 0 = as many as suit the device, 256 to 2,048.
     pub prefill_chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
+    /// Products in f32 alone, where the device has faster ones that round their operands.
+    pub exact: bool,
     /// Compile the pipelines of decoding while loading, so that the first token compiles nothing.
     pub prewarm: bool,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true }
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, exact: false, prewarm: true }
     }
 }
 

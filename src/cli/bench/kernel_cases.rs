@@ -7,8 +7,8 @@ use doppler::Result;
 use doppler::gpu::{Buffer, BufferSlice, MemoryClass, Recorder};
 use doppler::kernels::sample::{self as kernel, BIAS_ENTRIES, Chunks, Row, SamplingBuffers};
 use doppler::kernels::{
-    self, Activation, AngleTable, AttentionShape, KvType, Matrix, RopePairs, RopeShape, RowSource, Weight,
-    WeightUploader,
+    self, Activation, AngleTable, AttentionShape, HalfRoom, HalfRows, KvType, Matrix, RopePairs, RopeShape, RowSource,
+    Weight, WeightUploader,
 };
 use doppler::quant::{FORMATS, Format};
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -77,10 +77,12 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32) -> Case {
             (0..bench.copies(weight_bytes)).map(|_| up.upload("bench", k, &[source])).collect::<Result<_>>()?;
         up.finish()?;
         let (xb, yb) = (bench.floats(x)?, bench.blank(y)?);
+        let (hb, sb) = (bench.blank(HalfRows::data_bytes(rows.into(), k) / 4)?, bench.blank(rows.into())?);
         Ok(Box::new(move |r, i| {
+            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
-            kernels::matmul(r.gpu(), x, w, y, false)?.into_iter().try_for_each(|d| r.record(d))
+            kernels::matmul_fast(r.gpu(), Some(room), x, w, y, false)?.into_iter().try_for_each(|d| r.record(d))
         }))
     })
 }
@@ -238,11 +240,11 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
     let draw = || SamplingOptions { top_p: 0.95, top_k: 40, temperature: 0.8, ..SamplingOptions::greedy() };
     let mut all = Vec::new();
     // Each: out, in.
-    let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096)] };
+    let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096), (4096, 14336)] };
     for format in FORMATS.iter().copied() {
         for &(n, k) in weights {
-            for rows in if quick { [1, 16] } else { [1, 512] } {
-                all.push(matmul(format, n, k, rows));
+            for rows in if quick { &[1, 16][..] } else { &[1, 512, 4096] } {
+                all.push(matmul(format, n, k, *rows));
             }
         }
     }
@@ -253,7 +255,7 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
         all.extend([rmsnorm(rows, cols), softmax(rows, cols), glu(rows, inner), rope(rows, heads)]);
     }
     all.extend(lengths.map(|length| attention(heads, length, false)));
-    all.push(attention(heads, lengths[0], true));
+    all.extend(lengths.map(|length| attention(heads, length, true)));
     for &vocab in vocabularies {
         all.extend([softmax(1, vocab), sampling(vocab, SamplingOptions::greedy()), sampling(vocab, draw())]);
     }
