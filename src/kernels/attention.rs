@@ -1,9 +1,9 @@
 //! Attention over the paged cache: single rows (decode), and runs of rows of one sequence (prefill).
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params};
-use crate::kernels::Pages;
-use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS, THREADS};
+use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, linear_grid, params};
+use crate::kernels::constants::{ATTENTION_ROWS, COOP_ATTENTION_ROWS, KV_BLOCK_TOKENS, THREADS};
+use crate::kernels::{KvType, Pages};
 
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     name: "attention_decode",
@@ -22,6 +22,17 @@ pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
     forms: Forms::ALL,
+    params: AttentionParams::FIELDS,
+};
+
+pub(super) static ATTENTION_COOP: Kernel = Kernel {
+    name: "attention_coop",
+    source: include_str!("../../shaders/attention_coop.wgsl"),
+    flags: &[],
+    constants: &["HEAD_DIM"],
+    slots: &["kv"],
+    // Who keeps keys and values in f32 wants them so.
+    forms: Forms { exists: |v| v.fragment("kv") != Some("kv/f32"), ..Forms::ALL },
     params: AttentionParams::FIELDS,
 };
 
@@ -150,4 +161,31 @@ pub fn attention_prefill<'a>(
     };
     let groups = t_rows.div_ceil(ATTENTION_ROWS) * shape.n_head;
     Ok(shape.dispatch(&ATTENTION_PREFILL, groups, t_rows, pages, q, y)?.constant("KT", kt))
+}
+
+/// Largest head of the cooperative kernel.
+const COOP_MAX_HEAD: u32 = 128;
+
+/// True if [`attention_coop`] can run heads of this size, stored so, on a device with these abilities.
+pub fn attention_coop_fits(features: Features, head_dim: u32, kv_type: KvType) -> bool {
+    features.cooperative_matrix && head_dim.is_multiple_of(16) && head_dim <= COOP_MAX_HEAD && kv_type != KvType::F32
+}
+
+/// As [`attention_prefill`], by cooperative matrices: queries, keys, weights and values are rounded to f16.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree, or the device, the head or its storage is not fit ([`attention_coop_fits`]).
+pub fn attention_coop<'a>(
+    gpu: &Gpu,
+    shape: AttentionShape,
+    t_rows: u32,
+    pages: Pages<'a>,
+    q: BufferSlice<'a>,
+    y: BufferSlice<'a>,
+) -> Result<Dispatch<'a>> {
+    if !attention_coop_fits(gpu.features(), shape.head_dim, pages.kv_type) {
+        bail!(InvalidArgument, "attention: heads of {} in {} by matrices", shape.head_dim, pages.kv_type.name());
+    }
+    let groups = t_rows.div_ceil(COOP_ATTENTION_ROWS) * shape.n_head;
+    shape.dispatch(&ATTENTION_COOP, groups, t_rows, pages, q, y)
 }

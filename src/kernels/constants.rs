@@ -19,6 +19,8 @@ pub const COOP_FROM: u32 = 16;
 pub const COOP_WAVE: u64 = 256;
 /// Rows of queries in a workgroup of prefill attention.
 pub const ATTENTION_ROWS: u32 = 16;
+/// Rows of queries in a workgroup of cooperative attention, whose step is one block of the KV cache.
+pub const COOP_ATTENTION_ROWS: u32 = 64;
 /// Tokens in a block of the KV cache.
 pub const KV_BLOCK_TOKENS: u32 = 32;
 /// Experts that a mixture may have, and those it may use for one row (`moe_route.wgsl` and `moe_tiles.wgsl` know both).

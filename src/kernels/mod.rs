@@ -27,7 +27,9 @@ use crate::gpu::{BufferSlice, Fragment, Kernel};
 use crate::quant::{FORMATS, Format};
 
 pub use activate::{Activation, gelu, glu, silu};
-pub use attention::{AttentionShape, attention_decode, attention_prefill, attention_prefill_fits};
+pub use attention::{
+    AttentionShape, attention_coop, attention_coop_fits, attention_decode, attention_prefill, attention_prefill_fits,
+};
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather};
 pub use matmul::{MatmulPath, matmul, matmul_with};
@@ -43,6 +45,7 @@ pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
     &activate::ACTIVATE,
+    &attention::ATTENTION_COOP,
     &attention::ATTENTION_DECODE,
     &attention::ATTENTION_PREFILL,
     &cast::CAST,

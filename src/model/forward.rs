@@ -2,10 +2,11 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
+use crate::kernels::constants::COOP_FROM;
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    AttentionShape, Matrix, Pages, RopeShape, attention_decode, attention_prefill, attention_prefill_fits, gather, glu,
-    matmul_fast, rmsnorm, rope,
+    AttentionShape, Matrix, Pages, RopeShape, attention_coop, attention_coop_fits, attention_decode, attention_prefill,
+    attention_prefill_fits, gather, glu, matmul_fast, rmsnorm, rope,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -129,7 +130,11 @@ impl<'a> Forward<'a> {
             scale: a.scale,
             softcap: a.softcap,
         };
-        let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
+        let run = batch == Batch::Run && n > 1;
+        let halves_fit = s.half_room().is_some() && n >= COOP_FROM;
+        let scores = if run && halves_fit && attention_coop_fits(r.gpu().features(), a.head_dim, pages.kv_type) {
+            attention_coop(r.gpu(), shape, n, pages, q, out)?
+        } else if run && attention_prefill_fits(r.gpu(), a.head_dim) {
             attention_prefill(r.gpu(), shape, n, pages, q, out)?
         } else {
             attention_decode(shape, n, pages, q, out)?

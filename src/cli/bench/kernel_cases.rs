@@ -189,12 +189,14 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
         let (qb, yb) = (bench.floats(q)?, bench.blank(q)?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let shape = AttentionShape { n_head, n_kv, head_dim, window: 0, scale, softcap: 0.0 };
+        let coop = prefill && kernels::attention_coop_fits(bench.gpu.features(), head_dim, KvType::F16);
         let tiled = prefill && kernels::attention_prefill_fits(&bench.gpu, head_dim);
         Ok(Box::new(move |r, _| {
             let (pages, q, y): (_, BufferSlice<'_>, BufferSlice<'_>) = (cache.pages(), (&qb).into(), (&yb).into());
-            let d = match tiled {
-                true => kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?,
-                false => kernels::attention_decode(shape, rows, pages, q, y)?,
+            let d = match (coop, tiled) {
+                (true, _) => kernels::attention_coop(r.gpu(), shape, rows, pages, q, y)?,
+                (_, true) => kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?,
+                _ => kernels::attention_decode(shape, rows, pages, q, y)?,
             };
             r.record(d)
         }))

@@ -248,6 +248,7 @@ mod tests {
         // Kernels that are checked under another name.
         let covered = [
             ("activate", "silu"),
+            ("attention_coop", "attention-prefill"),
             ("attention_decode", "attention-decode"),
             ("attention_prefill", "attention-prefill"),
             ("half_rows", "matmul-coop"),
