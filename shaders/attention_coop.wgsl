@@ -95,15 +95,16 @@ fn main(
     let end = rows[last_row].pos + 1u;
     var lo = 0u;
     if (params.window != 0u && rows[row0].pos + 1u > params.window) { lo = rows[row0].pos + 1u - params.window; }
-    lo = lo / KT * KT;
-    // Vectors of keys, and of values, that this thread loads in a step; positions that are not there yet are the last one's.
+    let start = lo / KT * KT;
+    // Vectors of keys, and of values, that this thread loads in a step. In place of positions before the first and after the last that
+    // any row sees, which may hold anything, those two are read.
     var k_next: array<vec4<f16>, 8>;
     var v_next: array<vec4<f16>, 8>;
     {
-        let block = (tables[table + lo / KT] * params.n_kv + kv_head) * KT;
+        let block = (tables[table + start / KT] * params.n_kv + kv_head) * KT;
         for (var i = 0u; i < HEAD_DIM / 16u; i++) {
             let at = lid + i * WG;
-            let p = block + min(at / d4, end - 1u - lo);
+            let p = block + clamp(at / d4, lo - start, end - 1u - start);
             k_next[i] = vec4<f16>(k_load4(p, at % d4));
             v_next[i] = vec4<f16>(v_load4(p, at % d4));
         }
@@ -111,7 +112,7 @@ fn main(
     var reference = LOWEST;
     var total = 0.0;
     let s_at = r * 9u + half * 4u;
-    for (var base = lo; base < end; base += KT) {
+    for (var base = start; base < end; base += KT) {
         workgroupBarrier();
         for (var i = 0u; i < HEAD_DIM / 16u; i++) {
             let at = lid + i * WG;
