@@ -47,14 +47,14 @@ demo: vulkan lib
 	PATH="$(abspath $(RELEASE)):$$PATH" $(RELEASE)/demo $(DEMO_MODEL)
 
 test: vulkan
-	$(CARGO) test --locked --no-fail-fast
+	$(CARGO) test --locked --no-fail-fast --features api-trace
 
 header:
-	BLESS=1 $(CARGO) test --locked --test tidy_header
+	BLESS=1 $(CARGO) test --locked --features api-trace --test tidy_header
 
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 
 install: lib
 	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include

@@ -1884,11 +1884,12 @@ doppler_status doppler_context_get_stats(const struct doppler_context *context,
                                          struct doppler_context_stats *stats);
 
 /**
- * Sets `phases` and `submit_histogram` of a context's statistics to zero; memory and caches are what they are.
+ * Sets `phases`, `places`, `submit_histogram` and the submits by label of a context to zero; memory and caches are what they are.
  *
  * Threads: any.
  */
-DOPPLER_API doppler_status doppler_context_reset_stats(struct doppler_context *context);
+DOPPLER_API
+doppler_status doppler_context_reset_stats(struct doppler_context *context);
 
 /**
  * Fills options with their defaults.
@@ -2121,7 +2122,8 @@ doppler_status doppler_session_set_probe(struct doppler_session *session,
                                          const struct doppler_probe_options *options);
 
 /**
- * What the probe has seen since the readings were last taken, in order. Getting them takes them; asking for the number does not.
+ * What the probe has seen since the readings were last taken, in order. Getting them takes them; asking for the number does not. At most
+ * 131,072 wait: then generating and evaluating fail with DOPPLER_STATUS_INVALID_STATE until they are taken.
  *
  * @param readings  gets the readings; NULL (with `capacity` 0) to ask for the number
  * @param capacity  readings that fit
@@ -2388,7 +2390,7 @@ doppler_status doppler_session_append_messages(struct doppler_session *session,
 
 /**
  * Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
- * are evaluated first.
+ * are evaluated first. Budgets of the guard hold for those; the logits themselves are read back as often as they have to be.
  *
  * @param tokens    may be NULL if `n_tokens` is 0
  * @param n_tokens  how many

@@ -1,9 +1,9 @@
 // y[r, c] = act(x[r, gate_offset + c]) * x[r, up_offset + c] (GATED), or act(x[r, c]) without a gate. One thread an element.
-// GELU: the tanh form; else SiLU.
+// GELU: the tanh form; else SiLU. CLAMPED (gated): min(x, limit) * sigmoid(alpha * min(x, limit)) * (clamp(up, -limit, limit) + 1).
 #import thread
 #import activation
 override WG: u32 = 64u;
-struct Params { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset: u32, y_stride: u32 }
+struct Params { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset: u32, y_stride: u32, alpha: f32, limit: f32 }
 @group(0) @binding(auto) var<storage, read> x: array<f32>;
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 
@@ -14,6 +14,11 @@ fn main(t: Thread) {
     if (row >= params.rows) { return; }
     let c = i % params.cols;
     let g = x[row * params.x_stride + params.gate_offset + c];
+#if CLAMPED
+    let low = min(g, params.limit);
+    let up = clamp(x[row * params.x_stride + params.up_offset + c], -params.limit, params.limit);
+    let v = low / (1.0 + exp(-params.alpha * low)) * (up + 1.0);
+#else
 #if GELU
     var v = gelu_tanh(g);
 #else
@@ -21,6 +26,7 @@ fn main(t: Thread) {
 #endif
 #if GATED
     v *= x[row * params.x_stride + params.up_offset + c];
+#endif
 #endif
     y[row * params.y_stride + c] = v;
 }

@@ -22,6 +22,9 @@ struct Params {
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #slot kv
+#if SINKS
+@group(0) @binding(auto) var<storage, read> sinks: array<f32>;
+#endif
 
 // Queries at first; then 32 keys, and 32 values. Two vectors beyond each row, so that rows start in different banks.
 var<workgroup> tile: array<vec4<f16>, QT * (HEAD_DIM / 4u + 2u)>;
@@ -303,6 +306,9 @@ fn main(
         }
     }
     total += subgroupShuffleXor(total, 1u);
+#if SINKS
+    total += exp(sinks[head] - reference);
+#endif
     let y_at = ((row0 + r) * params.n_head + head) * d4 + half * 4u;
     {
         workgroupBarrier();

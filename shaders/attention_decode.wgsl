@@ -15,6 +15,10 @@ struct Params {
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #slot kv
+#if SINKS
+// A logit for each query head that takes part in the softmax and has no value.
+@group(0) @binding(auto) var<storage, read> sinks: array<f32>;
+#endif
 
 var<workgroup> qs: array<vec4<f32>, HEAD_DIM / 4u>;
 var<workgroup> weights: array<f32, WG>;
@@ -39,6 +43,10 @@ fn main(t: Thread) {
     let v_group = t.lid / d4;
     var top = LOWEST;
     var total = 0.0;
+#if SINKS
+    top = sinks[head];
+    total = 1.0;
+#endif
     var acc = vec4<f32>(0.0);
     var lo = 0u;
     if (params.window != 0u && pos + 1u > params.window) { lo = pos + 1u - params.window; }

@@ -20,6 +20,10 @@ struct Params {
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #slot kv
+#if SINKS
+// A logit for each query head that takes part in the softmax and has no value.
+@group(0) @binding(auto) var<storage, read> sinks: array<f32>;
+#endif
 
 var<workgroup> qs: array<vec4<f32>, QT * HEAD_DIM / 4u>;
 var<workgroup> tile: array<vec4<f32>, KT * HEAD_DIM / 4u>;
@@ -58,6 +62,10 @@ fn main(t: Thread) {
     for (var i = 0u; i < HEAD_DIM / 16u; i++) { acc[i] = vec4<f32>(0.0); }
     var top = LOWEST;
     var total = 0.0;
+#if SINKS
+    top = sinks[head];
+    total = 1.0;
+#endif
     for (var base = lo; base < end; base += KT) {
         workgroupBarrier();
         for (var i = t.lid; i < KT * d4; i += WG) {

@@ -15,7 +15,9 @@ struct Params {
 @group(0) @binding(auto) var<storage, read> x: array<vec2<f32>>;
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
+#if !NOPE
 @group(0) @binding(auto) var<storage, read> angles: array<vec2<f32>>;
+#endif
 @group(0) @binding(auto) var<storage, read_write> q_out: array<vec2<f32>>;
 // What kv_store writes: nothing, a key, a value.
 const KV_NONE: u32 = 0u;
@@ -23,6 +25,7 @@ const KV_K: u32 = 1u;
 const KV_V: u32 = 2u;
 #slot kv
 
+#if !NOPE
 // cos and sin of pair i at a position.
 fn rotation(pos: u32, i: u32) -> vec2<f32> {
     let n = params.n_rot / 2u;
@@ -43,6 +46,7 @@ fn rotated(base: u32, d: u32, pos: u32) -> f32 {
     let r = rotation(pos, d - n);
     return element(base, d) * r.x + element(base, d - n) * r.y;
 }
+#endif
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {

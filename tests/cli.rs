@@ -157,7 +157,10 @@ fn the_cache_is_reported() {
     assert_eq!((&kv["groups"][0]["window"], &kv["groups"][0]["layers"]), (&0.into(), &6.into()));
     let o = doppler(&["generate", MODEL, "-p", "Once", "-n", "2", "--kv", "q8", "--verbose"], "");
     let text = String::from_utf8_lossy(&o.stderr);
-    assert!(text.contains("KV cache (q8)") && text.contains("6 layers that see all tokens"), "{text}");
+    for part in ["KV cache (q8)", "6 layers that see all tokens", "guard off", "submit calls by CPU us", "token reads"]
+    {
+        assert!(text.contains(part), "no {part}: {text}");
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn links_between_documents_lead_somewhere() {
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/performance.md",
+        "docs/systems.md",
         "docs/testing.md",
     ] {
         let folder: PathBuf = root().join(name).parent().unwrap().into();
@@ -50,4 +51,27 @@ fn the_changelog_knows_this_version() {
     let heading = format!("## [{}]", env!("CARGO_PKG_VERSION"));
     let text = read("CHANGELOG.md");
     assert!(text.contains(&heading) || text.contains("## [Unreleased]"), "CHANGELOG.md has no {heading}");
+}
+
+/// The table of systems: no row without its place and its proof, and what it names exists.
+#[test]
+fn the_table_of_systems_names_what_exists() {
+    let text = read("docs/systems.md");
+    let rows: Vec<_> = text.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| system")).collect();
+    assert!(rows.len() > 20, "{} rows", rows.len());
+    let header = read("include/doppler.h");
+    for row in rows {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert!(cells.len() == 4 && cells.iter().all(|c| !c.is_empty()), "{row}");
+        assert!(cells[3].contains("tests/") || cells[3].contains("src/"), "no proof: {row}");
+        for name in row.split('`').skip(1).step_by(2) {
+            if let Some((file, test)) = name.split_once("::") {
+                assert!(read(file).contains(&format!("fn {test}(")), "{name} does not exist");
+            } else if name.contains('/') {
+                assert!(root().join(name).exists(), "{name} does not exist");
+            } else if name.starts_with("doppler_") && !name.contains(' ') {
+                assert!(header.contains(&format!("{name}(")), "{name} is not in the header");
+            }
+        }
+    }
 }

@@ -134,8 +134,8 @@ fn spec_json(s: &ModelSpec, sizes: &LoadedSizes) -> serde_json::Value {
         "windows": windows(s), "kv_bytes_per_token": kv_bytes_per_token(s), "n_ff": s.layers.first().map(|l| l.feed_forward.n_ff),
         "n_expert": s.experts().map(|e| e.n_expert).max().unwrap_or(0),
         "n_expert_used": s.experts().map(|e| e.n_used).max().unwrap_or(0),
-        "context_length": s.context_length, "rope_freq_base": s.rope.freq_base,
-        "rope_scaling": format!("{:?}", s.rope.scaling), "norm_eps": s.norm_eps,
+        "context_length": s.context_length, "rope_freq_base": s.ropes.first().map(|r| r.freq_base),
+        "rope_scaling": s.ropes.first().map(|r| format!("{:?}", r.scaling)), "norm_eps": s.norm_eps,
     })
 }
 

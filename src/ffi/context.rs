@@ -380,7 +380,7 @@ pub unsafe extern "C" fn doppler_context_get_stats(
     })
 }
 
-/// Sets `phases` and `submit_histogram` of a context's statistics to zero; memory and caches are what they are.
+/// Sets `phases`, `places`, `submit_histogram` and the submits by label of a context to zero; memory and caches are what they are.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

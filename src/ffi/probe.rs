@@ -172,7 +172,8 @@ pub unsafe extern "C" fn doppler_session_set_probe(
     })
 }
 
-/// What the probe has seen since the readings were last taken, in order. Getting them takes them; asking for the number does not.
+/// What the probe has seen since the readings were last taken, in order. Getting them takes them; asking for the number does not. At most
+/// 131,072 wait: then generating and evaluating fail with DOPPLER_STATUS_INVALID_STATE until they are taken.
 ///
 /// @param readings  gets the readings; NULL (with `capacity` 0) to ask for the number
 /// @param capacity  readings that fit

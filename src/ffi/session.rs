@@ -270,7 +270,7 @@ pub unsafe extern "C" fn doppler_session_append_messages(
 }
 
 /// Adds tokens and evaluates them with all their logits: row i holds the logits of what follows token i. Tokens that were appended before
-/// are evaluated first.
+/// are evaluated first. Budgets of the guard hold for those; the logits themselves are read back as often as they have to be.
 ///
 /// @param tokens    may be NULL if `n_tokens` is 0
 /// @param n_tokens  how many

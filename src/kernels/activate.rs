@@ -8,22 +8,38 @@ use crate::kernels::constants::THREADS;
 pub(super) static ACTIVATE: Kernel = Kernel {
     name: "activate",
     source: include_str!("../../shaders/activate.wgsl"),
-    flags: &["GELU", "GATED"],
+    flags: &["GELU", "GATED", "CLAMPED"],
     constants: &["WG"],
     slots: &[],
-    forms: Forms::ALL,
+    forms: Forms { paths: &[], exists: |v| !v.has("CLAMPED") || (v.has("GATED") && !v.has("GELU")) },
     params: ActivateParams::FIELDS,
 };
 
-params!(ActivateParams { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset: u32, y_stride: u32 });
+params!(ActivateParams {
+    rows: u32,
+    cols: u32,
+    x_stride: u32,
+    gate_offset: u32,
+    up_offset: u32,
+    y_stride: u32,
+    alpha: f32,
+    limit: f32
+});
 
 /// The function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x · σ(x)`.
     Silu,
     /// GELU in its tanh form.
     GeluTanh,
+    /// `min(x, limit) · σ(alpha · min(x, limit))`, times one more than the other factor clamped to `±limit`. Only gated.
+    ClampedSwiglu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Where both factors are cut.
+        limit: f32,
+    },
 }
 
 fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
@@ -32,6 +48,14 @@ fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<
     if gate.rows != y.rows || gate.cols != y.cols || y.offset != 0 {
         bail!(InvalidArgument, "activation: {} x {} to {} x {}", gate.rows, gate.cols, y.rows, y.cols);
     }
+    let clamp = match which {
+        Activation::ClampedSwiglu { .. } if up.is_none() => {
+            bail!(InvalidArgument, "activation: {which:?} without a gate")
+        }
+        Activation::ClampedSwiglu { alpha, limit } => Some((alpha, limit)),
+        Activation::Silu | Activation::GeluTanh => None,
+    };
+    let (alpha, limit) = clamp.unwrap_or_default();
     let params = ActivateParams {
         rows: y.rows,
         cols: y.cols,
@@ -39,14 +63,25 @@ fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<
         gate_offset: gate.offset,
         up_offset: up.unwrap_or(0),
         y_stride: y.stride,
+        alpha,
+        limit,
     };
     let elements = u64::from(y.rows) * u64::from(y.cols);
     Ok(Dispatch::new(&ACTIVATE, &params, linear_grid(elements.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("GELU", which == Activation::GeluTanh)
         .flag("GATED", up.is_some())
+        .flag("CLAMPED", clamp.is_some())
         .bind("x", gate.data)
         .bind("y", y.data))
+}
+
+/// `y = act(x)`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree or the function needs a gate.
+pub fn activate<'a>(which: Activation, x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    dispatch(which, x, None, y)
 }
 
 /// `y = silu(x)`.

@@ -8,7 +8,7 @@ use crate::kernels::{KvType, Pages};
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     name: "attention_decode",
     source: include_str!("../../shaders/attention_decode.wgsl"),
-    flags: &[],
+    flags: &["SINKS"],
     constants: &["WG", "HEAD_DIM"],
     slots: &["kv"],
     forms: Forms { paths: &[("WG", &[THREADS, 2 * THREADS, 4 * THREADS])], ..Forms::ALL },
@@ -18,7 +18,7 @@ pub(super) static ATTENTION_DECODE: Kernel = Kernel {
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     name: "attention_prefill",
     source: include_str!("../../shaders/attention_prefill.wgsl"),
-    flags: &[],
+    flags: &["SINKS"],
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
     forms: Forms::ALL,
@@ -28,7 +28,7 @@ pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
 pub(super) static ATTENTION_COOP: Kernel = Kernel {
     name: "attention_coop",
     source: include_str!("../../shaders/attention_coop.wgsl"),
-    flags: &[],
+    flags: &["SINKS"],
     constants: &["HEAD_DIM"],
     slots: &["kv"],
     // Who keeps keys and values in f32 wants them so.
@@ -66,6 +66,17 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// The same attention with one more logit for each query head, `sinks[head]`, that takes part in the softmax as it is and has no value.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] if there are too few of them.
+    pub fn with_sinks<'a>(&self, d: Dispatch<'a>, sinks: BufferSlice<'a>) -> Result<Dispatch<'a>> {
+        if sinks.size < u64::from(self.n_head) * 4 {
+            bail!(InvalidArgument, "attention: {} bytes of sinks for {} heads", sinks.size, self.n_head);
+        }
+        Ok(d.flag("SINKS", true).bind("sinks", sinks))
+    }
+
     /// What both kernels have in common: `groups` workgroups over `t_rows` rows.
     fn dispatch<'a>(
         &self,

@@ -10,7 +10,7 @@ use crate::quant::Format;
 pub(super) static GATHER: Kernel = Kernel {
     name: "gather",
     source: include_str!("../../shaders/gather.wgsl"),
-    flags: &[],
+    flags: &["POSITIONS"],
     constants: &["WG"],
     slots: &["weight"],
     forms: Forms::ALL,
@@ -44,9 +44,35 @@ params!(DequantParams { rows: u32, cols: u32, k_blocks: u32, y_offset: u32 });
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn gather<'a>(table: &'a Weight, tokens: BufferSlice<'a>, y: Matrix<'a>, scale: f32) -> Result<Vec<Dispatch<'a>>> {
+    lookup(table, false, tokens, y, scale)
+}
+
+/// `y[t, :] += W[position of row t, :]`, where `rows` has the [`crate::kernels::sample::Row`]s of the batch; else as [`gather`].
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn gather_positions<'a>(table: &'a Weight, rows: BufferSlice<'a>, y: Matrix<'a>) -> Result<Vec<Dispatch<'a>>> {
+    lookup(table, true, rows, y, 1.0)
+}
+
+fn lookup<'a>(
+    table: &'a Weight,
+    positions: bool,
+    ids: BufferSlice<'a>,
+    y: Matrix<'a>,
+    scale: f32,
+) -> Result<Vec<Dispatch<'a>>> {
     y.check("gather: y")?;
-    if y.cols != table.k() || tokens.size < u64::from(y.rows) * 4 || y.offset != 0 {
-        bail!(InvalidArgument, "gather from {}: {} x {} from {} tokens", table.name(), y.rows, y.cols, tokens.size / 4);
+    let id_bytes = if positions { 8 } else { 4 };
+    if y.cols != table.k() || ids.size < u64::from(y.rows) * id_bytes || y.offset != 0 {
+        bail!(
+            InvalidArgument,
+            "gather from {}: {} x {} from {} ids",
+            table.name(),
+            y.rows,
+            y.cols,
+            ids.size / id_bytes
+        );
     }
     let k_blocks = Format::gpu_blocks(table.k() as usize) as u32;
     let groups = (u64::from(y.rows) * u64::from(k_blocks)).div_ceil(u64::from(THREADS));
@@ -63,8 +89,9 @@ pub fn gather<'a>(table: &'a Weight, tokens: BufferSlice<'a>, y: Matrix<'a>, sca
         };
         let d = Dispatch::new(&GATHER, &params, linear_grid(groups))
             .constant("WG", THREADS)
+            .flag("POSITIONS", positions)
             .slot("weight", weight_fragment(part.format)?)
-            .bind("tokens", tokens)
+            .bind(if positions { "rows" } else { "tokens" }, ids)
             .bind("y", y.data);
         dispatches.push(part.bind(d));
     }

@@ -11,10 +11,12 @@ mod gather;
 mod matmul;
 mod matmul_coop;
 mod moe;
+mod qk_norm;
 mod residual;
 mod rmsnorm;
 mod rope;
 pub mod sample;
+mod softcap;
 mod softmax;
 mod tensor_stats;
 pub mod variants;
@@ -26,18 +28,20 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Fragment, Kernel};
 use crate::quant::{FORMATS, Format};
 
-pub use activate::{Activation, gelu, glu, silu};
+pub use activate::{Activation, activate, gelu, glu, silu};
 pub use attention::{
     AttentionShape, attention_coop, attention_coop_fits, attention_decode, attention_prefill, attention_prefill_fits,
 };
 pub use cast::{Cast, cast};
-pub use gather::{dequant, gather};
+pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{MatmulPath, matmul, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
+pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
-pub use rmsnorm::rmsnorm;
+pub use rmsnorm::{Norm, NormKind, norm, rmsnorm};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
+pub use softcap::softcap;
 pub use softmax::softmax;
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
 pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
@@ -61,6 +65,7 @@ pub static KERNELS: &[&Kernel] = &[
     &moe::MOE_TILE,
     &moe::MOE_TILES,
     &moe::MOE_VEC,
+    &qk_norm::QK_NORM,
     &residual::RESIDUAL,
     &rmsnorm::RMSNORM,
     &rope::ROPE,
@@ -69,6 +74,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PENALIZE,
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
+    &softcap::SOFTCAP,
     &softmax::SOFTMAX,
     &tensor_stats::TENSOR_STATS,
 ];

@@ -50,7 +50,7 @@ pub struct RopeShape {
     pub n_kv: u32,
     /// Dimensions of a head.
     pub head_dim: u32,
-    /// Dimensions that are rotated, from the first on.
+    /// Dimensions that are rotated, from the first on: an even number.
     pub n_rot: u32,
     /// Pairing.
     pub pairs: RopePairs,
@@ -81,7 +81,8 @@ impl AngleTable {
     }
 }
 
-/// Rotates q and k of `qkv` (`[q heads, k heads, v heads]` in each row), writes q densely to `q_out`, and k and v to their pages.
+/// Rotates q and k of `qkv` (`[q heads, k heads, v heads]` in each row), writes q densely to `q_out`, and k and v to their pages. `angles`
+/// (an [`AngleTable`]) are not looked at where nothing is rotated.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
@@ -95,7 +96,7 @@ pub fn rope<'a>(
     qkv.check_vec4("rope: qkv")?;
     let RopeShape { n_head, n_kv, head_dim, n_rot, pairs } = shape;
     let width = (n_head + 2 * n_kv) * head_dim;
-    if qkv.cols != width || !head_dim.is_multiple_of(4) || n_rot > head_dim || !n_rot.is_multiple_of(4) {
+    if qkv.cols != width || !head_dim.is_multiple_of(4) || n_rot > head_dim || !n_rot.is_multiple_of(2) {
         bail!(InvalidArgument, "rope: {shape:?} on rows of {}", qkv.cols);
     }
     if pages.rows.size < u64::from(qkv.rows) * 8 || q_out.size < u64::from(qkv.rows * n_head * head_dim) * 4 {
@@ -118,16 +119,14 @@ pub fn rope<'a>(
         table_stride: pages.table_stride,
     };
     let threads = u64::from(qkv.rows) * u64::from(n_head + 2 * n_kv) * u64::from(head_threads);
-    Ok(Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
+    let d = Dispatch::new(&ROPE, &params, linear_grid(threads.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("NEOX", pairs == RopePairs::Halves)
         .flag("NOPE", pairs == RopePairs::None)
         .slot("kv", pages.kv_type.fragment())
         .bind("x", qkv.data)
         .bind("rows", pages.rows)
-        .bind("tables", pages.tables)
-        .bind("angles", angles)
-        .bind("q_out", q_out)
-        .bind("kv_k", pages.k)
-        .bind("kv_v", pages.v))
+        .bind("tables", pages.tables);
+    let d = if pairs == RopePairs::None { d } else { d.bind("angles", angles) };
+    Ok(d.bind("q_out", q_out).bind("kv_k", pages.k).bind("kv_v", pages.v))
 }

@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn forms_are_the_product_without_what_excludes_each_other() {
         assert_eq!(forms(kernel("cast")).len(), 3);
-        assert_eq!(forms(kernel("activate")).len(), 4);
+        assert_eq!(forms(kernel("activate")).len(), 5);
         assert_eq!(forms(kernel("rope")).len(), 3 * fragments_of("kv").len());
         let vec = forms(kernel("matmul_vec"));
         let of = |format| vec.iter().filter(|v| v.fragment("weight") == Some(format)).count();

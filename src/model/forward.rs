@@ -1,19 +1,19 @@
 //! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
 
 use crate::error::Result;
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Recorder};
+use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::COOP_FROM;
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    AttentionShape, Matrix, Pages, RopeShape, attention_coop, attention_coop_fits, attention_decode, attention_prefill,
-    attention_prefill_fits, gather, glu, matmul_fast, rmsnorm, rope,
+    AttentionShape, Matrix, Norm, Pages, RopePairs, RopeShape, Segments, Weight, activate, attention_coop, attention_coop_fits, attention_decode,
+    attention_prefill, attention_prefill_fits, gather, gather_positions, glu, matmul_fast, norm, qk_norm, rope, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
 use crate::model::scratch::Scratch;
 use crate::model::slots::Slots;
-use crate::model::spec::{LayerSpec, ModelSpec};
-use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
+use crate::model::spec::{AttentionSpec, LayerSpec, ModelSpec, QkNorm};
+use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weights};
 
 /// How the rows of a batch belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,39 +69,75 @@ impl<'a> Forward<'a> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
+        if let Some(positions) = &self.weights.positions {
+            Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
+        }
         self.look(r, "embed", None, x)?;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
             r.set_layer(Some(i as u32));
-            self.attention(r, i, spec, weights, x, batch)?;
+            let input = self.attention(r, i, spec, weights, x, batch)?;
             self.look(r, "attn.residual", Some(i), x)?;
-            self.feed_forward(r, i, spec, weights, x)?;
+            let input = if spec.parallel { input } else { self.norm(r, x, weights.ffn_norm.as_ref())? };
+            self.look(r, "ffn.norm", Some(i), input)?;
+            self.feed_forward(r, i, spec, weights, input, x)?;
             self.look(r, "ffn.residual", Some(i), x)?;
         }
         r.set_layer(None);
         Ok(())
     }
 
-    fn norm(&self, r: &mut Recorder<'_>, x: Matrix<'_>, w: &Buffer) -> Result<Matrix<'a>> {
+    fn norm_of<'w>(&self, w: &'w NormWeights) -> Norm<'w> {
+        let bias = w.bias.as_ref().map(|b| b.whole());
+        Norm { kind: self.spec.norm, eps: self.spec.norm_eps, w: w.w.whole(), bias }
+    }
+
+    /// What a block reads: the normalised residual stream, or without weights the stream itself.
+    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, w: Option<&NormWeights>) -> Result<Matrix<'m>>
+    where
+        'a: 'm,
+    {
+        let Some(w) = w else { return Ok(x) };
         let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        r.record(rmsnorm(x, w.whole(), normed, self.spec.norm_eps)?)?;
+        r.record(norm(self.norm_of(w), x, normed, false)?)?;
         Ok(normed)
     }
 
-    fn attention(
+    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input.
+    fn add_block(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        from: Matrix<'_>,
+        w: &Weight,
+        post: Option<&NormWeights>,
+        x: Matrix<'_>,
+    ) -> Result<()> {
+        let Some(post) = post else { return Self::record_all(r, label, matmul_fast(r.gpu(), self.scratch.half_room(), from, w, x, true)?) };
+        let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+        Self::record_all(r, label, matmul_fast(r.gpu(), self.scratch.half_room(), from, w, y, false)?)?;
+        r.record(norm(self.norm_of(post), y, x, true)?)
+    }
+
+    /// Adds attention to `x`. Returns what it read, for blocks that share their input.
+    fn attention<'m>(
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
         w: &LayerWeights,
-        x: Matrix<'_>,
+        x: Matrix<'m>,
         batch: Batch,
-    ) -> Result<()> {
+    ) -> Result<Matrix<'m>>
+    where
+        'a: 'm,
+    {
         let (s, a, n) = (self.scratch, &spec.attention, x.rows);
-        let normed = self.norm(r, x, &w.attn_norm)?;
+        let normed = self.norm(r, x, w.attn_norm.as_ref())?;
         self.look(r, "attn.norm", Some(layer), normed)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
         Self::record_all(r, "attn.qkv", matmul_fast(r.gpu(), s.half_room(), normed, &w.qkv, qkv, false)?)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
+        self.qk_norm(r, a, w, qkv)?;
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
             rows: s.row_data.whole(),
@@ -111,15 +147,12 @@ impl<'a> Forward<'a> {
             k,
             v,
         };
-        let rotation = RopeShape {
-            n_head: a.n_head,
-            n_kv: a.n_kv,
-            head_dim: a.head_dim,
-            n_rot: self.spec.rope.n_rot,
-            pairs: self.spec.rope.pairs,
-        };
         let (q, out) = (s.q.whole(), s.attn.whole());
-        r.record(rope(rotation, qkv, pages, self.weights.angles.whole(), q)?.label("attn.rope"))?;
+        let own = a.rope.and_then(|i| Some((self.spec.ropes.get(i)?, self.weights.angles.get(i)?)));
+        // Without rotation no angles are looked at.
+        let (pairs, n_rot, angles) = own.map_or((RopePairs::None, 0, q), |(r, t)| (r.pairs, r.n_rot, t.whole()));
+        let rotation = RopeShape { n_head: a.n_head, n_kv: a.n_kv, head_dim: a.head_dim, n_rot, pairs };
+        r.record(rope(rotation, qkv, pages, angles, q)?.label("attn.rope"))?;
         self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
         self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
         let shape = AttentionShape {
@@ -139,10 +172,26 @@ impl<'a> Forward<'a> {
         } else {
             attention_decode(shape, n, pages, q, out)?
         };
+        let scores = match &w.sinks {
+            Some(sinks) => shape.with_sinks(scores, sinks.whole())?,
+            None => scores,
+        };
         r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
         self.look(r, "attn.heads", Some(layer), heads)?;
-        Self::record_all(r, "attn.out", matmul_fast(r.gpu(), s.half_room(), heads, &w.attn_out, x, true)?)
+        self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x)?;
+        Ok(normed)
+    }
+
+    /// Normalises q and k where they stand, if the layer does that.
+    fn qk_norm(&self, r: &mut Recorder<'_>, a: &AttentionSpec, w: &LayerWeights, qkv: Matrix<'_>) -> Result<()> {
+        let (Some(which), Some([q, k])) = (a.qk_norm, &w.qk_norm) else { return Ok(()) };
+        let segments = |heads: u32, w| match which {
+            QkNorm::Heads => Segments { count: heads, cols: a.head_dim, w },
+            QkNorm::Whole => Segments { count: 1, cols: heads * a.head_dim, w },
+        };
+        let (q, k) = (segments(a.n_head, q.whole()), segments(a.n_kv, k.whole()));
+        r.record(qk_norm(qkv, q, k, self.spec.norm_eps)?.label("attn.qk_norm"))
     }
 
     fn feed_forward(
@@ -151,38 +200,40 @@ impl<'a> Forward<'a> {
         layer: usize,
         spec: &LayerSpec,
         w: &LayerWeights,
+        input: Matrix<'_>,
         x: Matrix<'_>,
     ) -> Result<()> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
-        let normed = self.norm(r, x, &w.ffn_norm)?;
-        self.look(r, "ffn.norm", Some(layer), normed)?;
-        let (w_gate_up, w_down) = match &w.feed_forward {
-            FeedForwardWeights::Dense { gate_up, down } => (gate_up, down),
+        let (w_up, w_down) = match &w.feed_forward {
+            FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
-                return self.experts(r, layer, &spec.feed_forward, experts, normed, x);
+                return self.experts(r, layer, &spec.feed_forward, experts, input, x);
             }
         };
-        let gate_up = Matrix::new(&s.gate_up, x.rows, 2 * n_ff);
-        Self::record_all(r, "ffn.gate_up", matmul_fast(r.gpu(), s.half_room(), normed, w_gate_up, gate_up, false)?)?;
+        let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
+        Self::record_all(r, "ffn.gate_up", matmul_fast(r.gpu(), self.scratch.half_room(), input, w_up, up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
-        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
-        r.record(glu(spec.feed_forward.activation, gate, up, inner)?.label("ffn.act"))?;
+        let which = spec.feed_forward.activation;
+        let act = match spec.feed_forward.gated {
+            true => glu(which, up.columns(0, n_ff), up.columns(n_ff, n_ff), inner)?,
+            false => activate(which, up, inner)?,
+        };
+        r.record(act.label("ffn.act"))?;
         self.look(r, "ffn.inner", Some(layer), inner)?;
-        Self::record_all(r, "ffn.down", matmul_fast(r.gpu(), s.half_room(), inner, w_down, x, true)?)
+        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x)
     }
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
     pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
-        let normed = self.norm(r, x, &self.weights.output_norm)?;
+        let normed = self.norm(r, x, Some(&self.weights.output_norm))?;
         self.look(r, "output.norm", None, normed)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
-        Self::record_all(
-            r,
-            "head",
-            matmul_fast(r.gpu(), self.scratch.half_room(), normed, self.weights.head(), logits, false)?,
-        )?;
+        Self::record_all(r, "head", matmul_fast(r.gpu(), self.scratch.half_room(), normed, self.weights.head(), logits, false)?)?;
+        if self.spec.logit_softcap > 0.0 {
+            r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
+        }
         self.look(r, "logits", None, logits)
     }
 

@@ -19,7 +19,7 @@ mod weights;
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase};
 
@@ -31,7 +31,8 @@ pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use scratch::default_chunk;
 pub use sequence::Sequence;
 pub use spec::{
-    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors, RopeScaling, RopeSpec,
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormNames, QkNorm, RopeDivisors, RopeScaling,
+    RopeSpec,
 };
 pub use verify::{TensorCheck, verify_weights};
 
@@ -74,6 +75,10 @@ pub fn load(
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Engine> {
     let scope = gpu.scope(Phase::Load);
+    if spec.learned_positions && options.n_ctx > spec.context_length {
+        let (file, n, most) = (file.name(), options.n_ctx, spec.context_length);
+        bail!(InvalidArgument, "{file}: n_ctx {n}: the model has learned {most} positions");
+    }
     kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
     let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;

@@ -1,7 +1,7 @@
 //! What a model is, as data: the pipeline reads a [`ModelSpec`] and knows no architecture by name.
 
 use crate::error::{Result, bail};
-use crate::kernels::{Activation, AngleTable, RopePairs};
+use crate::kernels::{Activation, AngleTable, NormKind, RopePairs};
 
 /// A model's shape and constants, filled by `arch/<name>.rs` from metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,30 +16,76 @@ pub struct ModelSpec {
     pub n_embd: u32,
     /// Longest context the model was trained for.
     pub context_length: u32,
+    /// What the normalisations of the residual stream, and of blocks' outputs, do.
+    pub norm: NormKind,
     /// ε of all normalisations.
     pub norm_eps: f32,
     /// Factor on embedding rows.
     pub embedding_scale: f32,
-    /// Rotary embedding, the same in all layers.
-    pub rope: RopeSpec,
+    /// A learned row for each position is added to the embedding; positions end with the table.
+    pub learned_positions: bool,
+    /// Rotary embeddings; layers say which of them is theirs.
+    pub ropes: Vec<RopeSpec>,
+    /// Factor on logits.
+    pub logit_scale: f32,
+    /// `l = cap · tanh(l / cap)` of scaled logits; 0 = none.
+    pub logit_softcap: f32,
     /// The layers, first to last.
     pub layers: Vec<LayerSpec>,
 }
 
 impl ModelSpec {
+    /// The first rotary embedding.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if there is none.
+    pub fn rope(&self) -> Result<&RopeSpec> {
+        match self.ropes.first() {
+            Some(rope) => Ok(rope),
+            None => bail!(Internal, "{}: no rotary embedding", self.architecture),
+        }
+    }
+
     /// The mixtures of experts among the feed-forward blocks.
     pub fn experts(&self) -> impl Iterator<Item = ExpertsSpec> + '_ {
         self.layers.iter().filter_map(|l| l.feed_forward.experts)
     }
 }
 
-/// One transformer block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
+/// One transformer block: `x += post(attention(norm(x))); x += post(feed_forward(norm(x)))`, where each normalisation may be missing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
     /// Attention.
     pub attention: AttentionSpec,
     /// Feed-forward.
     pub feed_forward: FeedForwardSpec,
+    /// Which normalisations there are.
+    pub norms: NormNames,
+    /// The feed-forward block reads the same normalised input as attention: `x += attention(n) + feed_forward(n)`.
+    pub parallel: bool,
+}
+
+/// The normalisations of a layer, by the names of their tensors after `blk.<layer>.`; `None`: there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormNames {
+    /// Of what attention reads.
+    pub attn: Option<&'static str>,
+    /// Of what attention adds to the residual stream.
+    pub attn_post: Option<&'static str>,
+    /// Of what the feed-forward block reads.
+    pub ffn: Option<&'static str>,
+    /// Of what it adds.
+    pub ffn_post: Option<&'static str>,
+}
+
+impl NormNames {
+    /// Before each block.
+    pub const PRE: Self = Self { attn: Some("attn_norm"), ffn: Some("ffn_norm"), attn_post: None, ffn_post: None };
+    /// After each block.
+    pub const POST: Self =
+        Self { attn: None, ffn: None, attn_post: Some("post_attention_norm"), ffn_post: Some("post_ffw_norm") };
+    /// Before and after each block.
+    pub const BOTH: Self = Self { attn: Self::PRE.attn, ffn: Self::PRE.ffn, ..Self::POST };
 }
 
 /// One layer's attention.
@@ -57,6 +103,21 @@ pub struct AttentionSpec {
     pub window: u32,
     /// Cap on scores; 0 = none.
     pub softcap: f32,
+    /// Which of [`ModelSpec::ropes`] turns q and k; `None`: they are not turned.
+    pub rope: Option<usize>,
+    /// Normalisation of q and k (`attn_q_norm`, `attn_k_norm`) before they are turned.
+    pub qk_norm: Option<QkNorm>,
+    /// Each query head has a logit of its own (`attn_sinks`) that takes part in the softmax and has no value.
+    pub sinks: bool,
+}
+
+/// How far the root mean square reaches in a normalisation of q and k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself, all with the same weights.
+    Heads,
+    /// All heads of q together, and all of k.
+    Whole,
 }
 
 impl AttentionSpec {
@@ -74,13 +135,15 @@ impl AttentionSpec {
     }
 }
 
-/// One layer's feed-forward block: `down(act(gate(x)) · up(x))`, or the weighted sum of such blocks.
+/// One layer's feed-forward block: `down(act(gate(x)) · up(x))`, `down(act(up(x)))` without a gate, or the weighted sum of gated blocks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FeedForwardSpec {
     /// Inner width; of one expert, where there are experts.
     pub n_ff: u32,
-    /// Activation of the gate.
+    /// Activation of the gate, or of the only first product.
     pub activation: Activation,
+    /// Whether there is a gate.
+    pub gated: bool,
     /// The mixture, if the block is one.
     pub experts: Option<ExpertsSpec>,
 }

@@ -7,23 +7,39 @@ use crate::error::{Error, Result, bail};
 use crate::format::{Gguf, TensorInfo, type_name};
 use crate::gpu::{Buffer, Gpu, Scope};
 use crate::kernels::{ExpertWeight, RowSource, Weight, WeightUploader};
-use crate::model::spec::{FeedForwardSpec, LayerSpec, ModelSpec, RopeDivisors};
+use crate::model::spec::{FeedForwardSpec, LayerSpec, ModelSpec, QkNorm, RopeDivisors};
 use crate::quant;
 
-/// Weights of one block.
+/// Weights of a normalisation.
+#[derive(Debug)]
+pub(crate) struct NormWeights {
+    pub(crate) w: Buffer,
+    pub(crate) bias: Option<Buffer>,
+}
+
+/// Weights of one block. What its spec has not is absent.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
-    pub(crate) attn_norm: Buffer,
+    pub(crate) attn_norm: Option<NormWeights>,
     pub(crate) qkv: Weight,
+    /// Of q and k.
+    pub(crate) qk_norm: Option<[Buffer; 2]>,
+    pub(crate) sinks: Option<Buffer>,
     pub(crate) attn_out: Weight,
-    pub(crate) ffn_norm: Buffer,
+    pub(crate) attn_post_norm: Option<NormWeights>,
+    pub(crate) ffn_norm: Option<NormWeights>,
     pub(crate) feed_forward: FeedForwardWeights,
+    pub(crate) ffn_post_norm: Option<NormWeights>,
 }
 
 /// Weights of a feed-forward block.
 #[derive(Debug)]
 pub(crate) enum FeedForwardWeights {
-    Dense { gate_up: Weight, down: Weight },
+    /// `up` has the gate's rows before its own, if there is a gate.
+    Dense {
+        up: Weight,
+        down: Weight,
+    },
     Experts(Box<ExpertsWeights>),
 }
 
@@ -49,11 +65,15 @@ pub(crate) struct SharedWeights {
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) embedding: Weight,
+    /// A row for each position, where they are learned.
+    pub(crate) positions: Option<Weight>,
     pub(crate) layers: Vec<LayerWeights>,
-    pub(crate) output_norm: Buffer,
+    /// The factor on logits is in it.
+    pub(crate) output_norm: NormWeights,
     /// Absent where the head is tied to the embedding.
     pub(crate) output: Option<Weight>,
-    pub(crate) angles: Buffer,
+    /// Tables of angles, one for each of the spec's rotary embeddings.
+    pub(crate) angles: Vec<Buffer>,
 }
 
 impl Weights {
@@ -86,12 +106,21 @@ struct Vector {
     values: Vec<f32>,
 }
 
+struct NormPlan {
+    w: Vector,
+    bias: Option<Vector>,
+}
+
 struct LayerPlan<'a> {
-    attn_norm: Vector,
+    attn_norm: Option<NormPlan>,
     qkv: Stack<'a>,
+    qk_norm: Option<[Vector; 2]>,
+    sinks: Option<Vector>,
     attn_out: Stack<'a>,
-    ffn_norm: Vector,
+    attn_post_norm: Option<NormPlan>,
+    ffn_norm: Option<NormPlan>,
     feed_forward: FeedForwardPlan<'a>,
+    ffn_post_norm: Option<NormPlan>,
 }
 
 struct FeedForwardPlan<'a> {
@@ -107,8 +136,9 @@ struct FeedForwardPlan<'a> {
 pub(crate) struct LoadPlan<'a> {
     file: &'a Gguf,
     embedding: Stack<'a>,
+    positions: Option<Stack<'a>>,
     layers: Vec<LayerPlan<'a>>,
-    output_norm: Vector,
+    output_norm: NormPlan,
     output: Option<Stack<'a>>,
     divisors: RopeDivisors,
 }
@@ -127,11 +157,21 @@ impl<'a> LoadPlan<'a> {
             Some(_) => Some(f.stack("output", e, &[("output", spec.n_vocab)])?),
             None => None,
         };
+        let mut output_norm = f.norm("output_norm", e)?;
+        // The head is linear: a factor on its input is one on the logits.
+        for v in [Some(&mut output_norm.w), output_norm.bias.as_mut()].into_iter().flatten() {
+            v.values.iter_mut().for_each(|x| *x *= spec.logit_scale);
+        }
+        let positions = match spec.learned_positions {
+            true => Some(f.stack("position_embd", e, &[("position_embd", spec.context_length)])?),
+            false => None,
+        };
         Ok(Self {
             file,
             embedding: f.stack("token_embd", e, &[("token_embd", spec.n_vocab)])?,
+            positions,
             layers,
-            output_norm: f.norm("output_norm", e)?,
+            output_norm,
             output,
             divisors: RopeDivisors {
                 any: f.optional_vector("rope_freqs.weight")?,
@@ -147,7 +187,7 @@ impl<'a> LoadPlan<'a> {
             let shared = ff.shared.iter().flatten();
             [&l.qkv, &l.attn_out, &ff.gate_up, &ff.down].into_iter().chain(&ff.router).chain(shared)
         });
-        [&self.embedding].into_iter().chain(layers).chain(&self.output)
+        [&self.embedding].into_iter().chain(&self.positions).chain(layers).chain(&self.output)
     }
 
     /// Bytes of the matrices in the file.
@@ -166,7 +206,9 @@ impl<'a> LoadPlan<'a> {
         });
         let table = if self.output.is_some() { bytes(&self.embedding) } else { 0 };
         let row = table / u64::from(spec.n_vocab.max(1));
-        self.file_bytes() - idle.sum::<u64>() - table + row
+        let positions = self.positions.as_ref().map_or(0, bytes);
+        let position = positions / u64::from(spec.context_length.max(1));
+        self.file_bytes() - idle.sum::<u64>() - table + row - positions + position
     }
 
     /// Weights of all matrices.
@@ -200,30 +242,38 @@ impl<'a> LoadPlan<'a> {
         };
         let mut up = WeightUploader::new(gpu, scope, &mut step);
         let embedding = self.stack(&mut up, &self.embedding)?;
+        let positions = self.positions.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for l in &self.layers {
             layers.push(LayerWeights {
-                attn_norm: up.vector(&l.attn_norm.name, &l.attn_norm.values)?,
+                attn_norm: optional_norm(&mut up, &l.attn_norm)?,
                 qkv: self.stack(&mut up, &l.qkv)?,
+                qk_norm: match &l.qk_norm {
+                    Some([q, k]) => Some([vector(&mut up, q)?, vector(&mut up, k)?]),
+                    None => None,
+                },
+                sinks: l.sinks.as_ref().map(|v| vector(&mut up, v)).transpose()?,
                 attn_out: self.stack(&mut up, &l.attn_out)?,
-                ffn_norm: up.vector(&l.ffn_norm.name, &l.ffn_norm.values)?,
+                attn_post_norm: optional_norm(&mut up, &l.attn_post_norm)?,
+                ffn_norm: optional_norm(&mut up, &l.ffn_norm)?,
                 feed_forward: self.feed_forward(&mut up, &l.feed_forward)?,
+                ffn_post_norm: optional_norm(&mut up, &l.ffn_post_norm)?,
             });
         }
         let output = self.output.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
-        let table = spec.rope.angles(&self.divisors, n_ctx).map_err(|e| e.within(self.file.name()))?;
-        let angles = up.vector("rope angles", bytemuck::cast_slice(&table.values))?;
-        let output_norm = up.vector(&self.output_norm.name, &self.output_norm.values)?;
+        let mut angles = Vec::with_capacity(spec.ropes.len());
+        for rope in &spec.ropes {
+            let table = rope.angles(&self.divisors, n_ctx).map_err(|e| e.within(self.file.name()))?;
+            angles.push(up.vector("rope angles", bytemuck::cast_slice(&table.values))?);
+        }
+        let output_norm = norm(&mut up, &self.output_norm)?;
         up.finish()?;
-        Ok(Weights { embedding, layers, output_norm, output, angles })
+        Ok(Weights { embedding, positions, layers, output_norm, output, angles })
     }
 
     fn feed_forward(&self, up: &mut WeightUploader<'_>, p: &FeedForwardPlan<'_>) -> Result<FeedForwardWeights> {
         let Some(router) = &p.router else {
-            return Ok(FeedForwardWeights::Dense {
-                gate_up: self.stack(up, &p.gate_up)?,
-                down: self.stack(up, &p.down)?,
-            });
+            return Ok(FeedForwardWeights::Dense { up: self.stack(up, &p.gate_up)?, down: self.stack(up, &p.down)? });
         };
         Ok(FeedForwardWeights::Experts(Box::new(ExpertsWeights {
             router: self.stack(up, router)?,
@@ -268,6 +318,18 @@ impl<'a> LoadPlan<'a> {
     }
 }
 
+fn vector(up: &mut WeightUploader<'_>, v: &Vector) -> Result<Buffer> {
+    up.vector(&v.name, &v.values)
+}
+
+fn norm(up: &mut WeightUploader<'_>, p: &NormPlan) -> Result<NormWeights> {
+    Ok(NormWeights { w: vector(up, &p.w)?, bias: p.bias.as_ref().map(|b| vector(up, b)).transpose()? })
+}
+
+fn optional_norm(up: &mut WeightUploader<'_>, p: &Option<NormPlan>) -> Result<Option<NormWeights>> {
+    p.as_ref().map(|p| norm(up, p)).transpose()
+}
+
 struct Finder<'a> {
     file: &'a Gguf,
 }
@@ -285,23 +347,50 @@ impl<'a> Finder<'a> {
             self.stack(&fused, e, &[(&q, a.q_width()), (&k, a.kv_width()), (&v, a.kv_width())])?
         };
         let out = name("attn_output");
+        let norm = |part: Option<&str>| part.map(|part| self.norm(&name(part), e)).transpose();
+        let weight = |part: &str, n: u32| self.vector(&format!("{}.weight", name(part)), n);
+        let widths = a.qk_norm.map(|which| match which {
+            QkNorm::Heads => [a.head_dim; 2],
+            QkNorm::Whole => [a.q_width(), a.kv_width()],
+        });
+        // The result of a block that is normalised takes the place of its input, and experts add to the stream themselves.
+        if (ff.experts.is_some() && l.norms.ffn_post.is_some()) || (l.parallel && l.norms.attn_post.is_some()) {
+            bail!(
+                Unsupported,
+                "{}: layer {i}: normalised experts, or a parallel block that is normalised",
+                self.file.name()
+            );
+        }
         Ok(LayerPlan {
-            attn_norm: self.norm(&name("attn_norm"), e)?,
+            attn_norm: norm(l.norms.attn)?,
             qkv,
+            qk_norm: match widths {
+                Some([q, k]) => Some([weight("attn_q_norm", q)?, weight("attn_k_norm", k)?]),
+                None => None,
+            },
+            sinks: if a.sinks { Some(weight("attn_sinks", a.n_head)?) } else { None },
             attn_out: self.stack(&out, a.q_width(), &[(&out, e)])?,
-            ffn_norm: self.norm(&name("ffn_norm"), e)?,
+            attn_post_norm: norm(l.norms.attn_post)?,
+            ffn_norm: norm(l.norms.ffn)?,
             feed_forward: self.feed_forward(&name, ff, e)?,
+            ffn_post_norm: norm(l.norms.ffn_post)?,
         })
     }
 
     fn feed_forward(&self, name: &dyn Fn(&str) -> String, ff: &FeedForwardSpec, e: u32) -> Result<FeedForwardPlan<'a>> {
         let f = ff.n_ff;
-        // Gate, up and down whose names end in `suffix`; newer converters fuse gate and up.
+        // Gate, up and down whose names end in `suffix`; newer converters fuse gate and up, and some architectures call that up.
         let block = |suffix: &str, f: u32, n_expert: Option<u32>| -> Result<[Stack<'a>; 2]> {
             let name = |part: &str| name(&format!("{part}{suffix}"));
             let (gate, up, down, fused) = (name("ffn_gate"), name("ffn_up"), name("ffn_down"), name("ffn_gate_up"));
-            let gate_up = if self.file.tensor(&format!("{fused}.weight")).is_some() {
+            let found = |name: &str| self.file.tensor(&format!("{name}.weight"));
+            let both = |t: &TensorInfo| t.dims.get(1) == Some(&(2 * u64::from(f)));
+            let gate_up = if !ff.gated {
+                self.stack_of(&up, e, n_expert, &[(&up, f)])?
+            } else if found(&fused).is_some() {
                 self.stack_of(&fused, e, n_expert, &[(&fused, 2 * f)])?
+            } else if found(&gate).is_none() && found(&up).is_some_and(both) {
+                self.stack_of(&up, e, n_expert, &[(&up, 2 * f)])?
             } else {
                 self.stack_of(&fused, e, n_expert, &[(&gate, f), (&up, f)])?
             };
@@ -383,15 +472,21 @@ impl<'a> Finder<'a> {
         Ok(Stack { name: format!("{name}.weight"), k, n_expert, members })
     }
 
-    /// `<name>.weight` as a vector of `n` numbers.
-    fn norm(&self, name: &str, n: u32) -> Result<Vector> {
-        let name = format!("{name}.weight");
-        let info = self.tensor(&name)?;
+    /// `<name>.weight`, with `<name>.bias` where there is one, as vectors of `n` numbers.
+    fn norm(&self, name: &str, n: u32) -> Result<NormPlan> {
+        let bias = format!("{name}.bias");
+        let bias = self.file.tensor(&bias).map(|_| self.vector(&bias, n)).transpose()?;
+        Ok(NormPlan { w: self.vector(&format!("{name}.weight"), n)?, bias })
+    }
+
+    /// A tensor as a vector of `n` numbers.
+    fn vector(&self, name: &str, n: u32) -> Result<Vector> {
+        let info = self.tensor(name)?;
         let values = self.values(info)?;
         if values.len() != n as usize {
             bail!(BadFile, "{}: tensor {name}: shape {:?}, expected [{n}]", self.file.name(), info.dims);
         }
-        Ok(Vector { name, values })
+        Ok(Vector { name: name.to_string(), values })
     }
 
     fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>> {

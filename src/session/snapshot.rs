@@ -86,18 +86,21 @@ fn identity(model: &Model) -> Vec<(&'static str, String)> {
         .iter()
         .map(|l| format!("{}x{}w{}", l.attention.n_kv, l.attention.head_dim, l.attention.window))
         .collect();
-    // Some models turn keys differently when they are loaded for long contexts.
-    let stretched = match &spec.rope.scaling {
-        RopeScaling::LongRope { original_context } if info.n_ctx > *original_context => ", stretched",
-        _ => "",
-    };
+    let positions = spec.ropes.iter().map(|rope| {
+        // Some models turn keys differently when they are loaded for long contexts.
+        let stretched = match &rope.scaling {
+            RopeScaling::LongRope { original_context } if info.n_ctx > *original_context => ", stretched",
+            _ => "",
+        };
+        format!("base {}, {:?}{stretched}", rope.freq_base, rope.scaling)
+    });
     vec![
         ("architecture", info.architecture),
         ("vocabulary", info.n_vocab.to_string()),
         ("layers", layers.join(" ")),
         ("kv type", info.kv_type.name().to_string()),
         ("weights", format!("{:016x}", model.0.fingerprint)),
-        ("positions", format!("base {}, {:?}{stretched}", spec.rope.freq_base, spec.rope.scaling)),
+        ("positions", positions.collect::<Vec<_>>().join("; ")),
     ]
 }
 

@@ -66,6 +66,16 @@ fn first(shape: &AttentionShape, pos: u32) -> u32 {
 }
 
 fn attention64(shape: &AttentionShape, c: &Cache, rows: &[(u32, u32)], q: &[f32]) -> Vec<Want> {
+    attention_with_sinks64(shape, c, rows, q, None)
+}
+
+fn attention_with_sinks64(
+    shape: &AttentionShape,
+    c: &Cache,
+    rows: &[(u32, u32)],
+    q: &[f32],
+    sinks: Option<&[f32]>,
+) -> Vec<Want> {
     let (hd, n_kv) = (shape.head_dim as usize, shape.n_kv as usize);
     let group = (shape.n_head / shape.n_kv) as usize;
     let mut out = Vec::new();
@@ -84,9 +94,10 @@ fn attention64(shape: &AttentionShape, c: &Cache, rows: &[(u32, u32)], q: &[f32]
                     if cap > 0.0 { cap * (s / cap).tanh() } else { s }
                 })
                 .collect();
-            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink = sinks.map_or(f64::NEG_INFINITY, |s| f64::from(s[h]));
+            let top = scores.iter().copied().fold(sink, f64::max);
             scores.iter_mut().for_each(|s| *s = (*s - top).exp());
-            let total: f64 = scores.iter().sum();
+            let total: f64 = scores.iter().sum::<f64>() + (sink - top).exp();
             let mut y = vec![Want::from(0.0); hd];
             for (p, s) in span.zip(&scores) {
                 for (y, &x) in y.iter_mut().zip(&vs[at(p)..]) {
@@ -217,6 +228,52 @@ fn prefill_of_every_length_head_and_option() {
             prefill(v, shape(1, 1, 16, 0, 0.0), KvType::F32, 0, 2049);
         }
     }
+}
+
+/// A sink far below the scores, among them, above them, and so far above that nothing else counts; both kernels, over lengths of several tiles.
+fn sinks(v: &Variant, shape: AttentionShape, kv: KvType) {
+    let gpu: &Gpu = &v.gpu;
+    let mut rng = Rng(u64::from(shape.head_dim + shape.window));
+    let values: Vec<f32> = (0..shape.n_head).map(|h| [-200.0, 0.5, 6.0, 90.0][h as usize % 4] + rng.unit()).collect();
+    let sinks = upload(gpu, &values);
+    let c = cache(gpu, &mut rng, &shape, kv, &[0..40, 0..301]);
+    for (start, t_rows) in [(0u32, 1u32), (0, 21), (257, 44)] {
+        let rows: Vec<(u32, u32)> = (0..t_rows).map(|i| (1, start + i)).collect();
+        let n = (t_rows * shape.n_head * shape.head_dim) as usize;
+        let q = queries(&mut rng, n);
+        let (qb, rb) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)));
+        let mut want = attention_with_sinks64(&shape, &c, &rows, &q, Some(&values));
+        want.push(f64::from(UNTOUCHED).into());
+        for prefill in [false, true] {
+            let y = untouched(gpu, n + 1);
+            let p = pages(&c, &rb, kv);
+            let d = match prefill {
+                false => attention_decode(shape, t_rows, p, (&qb).into(), (&y).into()),
+                true => attention_prefill(gpu, shape, t_rows, p, (&qb).into(), (&y).into()),
+            };
+            run(gpu, d.map(|d| shape.with_sinks(d, (&sinks).into()).expect("sinks")));
+            let what = format!("sinks, {start}+{t_rows}, prefill {prefill}, {shape:?} {kv:?} ({})", v.name);
+            close(&what, &download(gpu, &y, n + 1), &want, 1e-6, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn sinks_of_every_size() {
+    for v in variants() {
+        for kv in kv_types(64) {
+            sinks(v, shape(4, 2, 64, 0, 0.0), kv);
+            sinks(v, shape(8, 1, 64, 33, 0.0), kv);
+        }
+        sinks(v, shape(4, 4, 80, 0, 5.0), KvType::F16);
+    }
+    let Some(v) = full() else { return };
+    let b = untouched(&v.gpu, 256);
+    let s = || (&b).into();
+    let p = Pages { rows: s(), tables: s(), table_stride: 1, kv_type: KvType::F16, k: s(), v: s() };
+    let shape = shape(2, 1, 64, 0, 0.0);
+    let d = attention_decode(shape, 1, p, s(), s()).expect("dispatch");
+    assert!(shape.with_sinks(d, b.slice(0, 4)).is_err(), "one sink for two heads");
 }
 
 /// Lengths around every border that an implementation might have.

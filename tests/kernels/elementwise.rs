@@ -1,7 +1,7 @@
 //! Activations, sums and casts.
 
 use doppler::gpu::Gpu;
-use doppler::kernels::{Activation, Cast, Matrix, add_bias, cast, gelu, glu, residual, silu};
+use doppler::kernels::{Activation, Cast, Matrix, activate, add_bias, cast, gelu, glu, residual, silu, softcap};
 
 use crate::common::*;
 
@@ -82,6 +82,74 @@ fn gated_activations_read_columns_of_one_matrix() {
                 }
             }
         }
+    }
+}
+
+/// Both factors beyond the limit, at it and within.
+#[test]
+fn clamped_swiglu() {
+    let (alpha, limit) = (1.702f32, 7.0f32);
+    for v in variants() {
+        let gpu: &Gpu = &v.gpu;
+        let (rows, cols) = (3u32, 67u32);
+        let mut rng = Rng(21);
+        let mut x: Vec<f32> = rng.floats((rows * cols * 2) as usize).iter().map(|v| v * 14.0).collect();
+        x[..8].copy_from_slice(&[7.0, -7.0, 7.5, -7.5, 1e4, -1e4, 0.0, -0.0]);
+        let (xb, y) = (upload(gpu, &x), untouched(gpu, (rows * cols + 1) as usize));
+        let m = Matrix::new(&xb, rows, 2 * cols);
+        let which = Activation::ClampedSwiglu { alpha, limit };
+        // The first column holds up: the special values are tried as both.
+        for (gate, up) in [(0, cols), (cols, 0)] {
+            run(gpu, glu(which, m.columns(gate, cols), m.columns(up, cols), Matrix::new(&y, rows, cols)));
+            let mut want: Vec<Want> = (0..rows * cols)
+                .map(|i| {
+                    let at = |from| f64::from(x[(i / cols * 2 * cols + from + i % cols) as usize]);
+                    let (g, u) = (at(gate).min(limit.into()), at(up).clamp((-limit).into(), limit.into()));
+                    let value = g / (1.0 + (-f64::from(alpha) * g).exp()) * (u + 1.0);
+                    // The exponent's rounding counts as often as it is large.
+                    Want { value, magnitude: value.abs() * (1.0 + g.abs()) + 1e-30 * g.abs() }
+                })
+                .collect();
+            want.push(f64::from(UNTOUCHED).into());
+            close(&format!("gate at {gate} ({})", v.name), &download(gpu, &y, want.len()), &want, 1e-30, 3e-6);
+        }
+    }
+    let Some(v) = full() else { return };
+    let (a, b) = (untouched(&v.gpu, 64), untouched(&v.gpu, 64));
+    let m = |b| Matrix::new(b, 2, 8);
+    let e = activate(Activation::ClampedSwiglu { alpha, limit }, m(&a), m(&b)).unwrap_err().to_string();
+    assert!(e.contains("gate"), "{e}");
+    assert!(activate(Activation::GeluTanh, m(&a), m(&b)).is_ok());
+}
+
+#[test]
+fn soft_caps() {
+    for v in variants() {
+        let gpu: &Gpu = &v.gpu;
+        for (n, cap) in [(1u32, 30.0f32), (63, 8.0), (65, 0.5), (1001, 50.0)] {
+            let mut rng = Rng(u64::from(n));
+            let mut x: Vec<f32> = rng.floats(n as usize + 1).iter().map(|v| v * 3.0 * cap).collect();
+            x[0] = -1e6;
+            let xb = upload(gpu, &x);
+            run(gpu, softcap(n, cap, (&xb).into()));
+            let cap = f64::from(cap);
+            let mut want: Vec<Want> = x.iter().map(|&x| (cap * (f64::from(x) / cap).tanh()).into()).collect();
+            // What lies beyond the last element stays.
+            want[n as usize] = f64::from(x[n as usize]).into();
+            // A device's tanh may be made of exponentials, whose rounding is one of the cap, not of the result.
+            let got = download(gpu, &xb, n as usize + 1);
+            close(&format!("softcap of {n} ({})", v.name), &got, &want, cap * 5e-7, 2e-6);
+        }
+    }
+    let Some(v) = full() else { return };
+    let n = 65_535u32 * 64 + 777;
+    let x = Rng(4).floats(n as usize);
+    let xb = upload(&v.gpu, &x);
+    run(&v.gpu, softcap(n, 0.5, (&xb).into()));
+    let want: Vec<Want> = x.iter().map(|&x| (0.5 * (f64::from(x) / 0.5).tanh()).into()).collect();
+    close("softcap of many", &download(&v.gpu, &xb, n as usize), &want, 3e-7, 2e-6);
+    for (n, cap) in [(n + 9, 1.0), (8, 0.0), (8, -1.0), (8, f32::NAN), (8, f32::INFINITY)] {
+        assert!(softcap(n, cap, (&xb).into()).is_err(), "{n} {cap}");
     }
 }
 

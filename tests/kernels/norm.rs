@@ -1,7 +1,7 @@
-//! RMS norm and softmax.
+//! Normalisation of rows, of segments of rows, and softmax.
 
 use doppler::gpu::Gpu;
-use doppler::kernels::{Matrix, rmsnorm, softmax};
+use doppler::kernels::{Matrix, Norm, NormKind, Segments, norm, qk_norm, rmsnorm, softmax};
 
 use crate::common::*;
 
@@ -43,6 +43,119 @@ fn rmsnorm_of_odd_row_counts_and_many_widths() {
             }
         }
     }
+}
+
+/// The value, and the size of what it is made of: a mean that is taken away leaves its rounding.
+fn norm64(kind: NormKind, x: &[f32], w: &[f32], bias: Option<&[f32]>, old: Option<&[f32]>, eps: f32) -> Vec<Want> {
+    let n = x.len() as f64;
+    let mean = match kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
+    };
+    let square = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (square + f64::from(eps)).sqrt();
+    (0..x.len())
+        .map(|i| {
+            let (x, w) = (f64::from(x[i]), f64::from(w[i]));
+            let (b, o) = (bias.map_or(0.0, |b| f64::from(b[i])), old.map_or(0.0, |o| f64::from(o[i])));
+            let value = (x - mean) * scale * w + b + o;
+            Want { value, magnitude: (x.abs() + mean.abs()) * scale * w.abs() + b.abs() + o.abs() }
+        })
+        .collect()
+}
+
+/// Every kind, with and without bias, written and added; rows about a mean far from zero.
+#[test]
+fn norms_of_every_kind() {
+    for v in variants() {
+        let gpu: &Gpu = &v.gpu;
+        for cols in [4u32, 36, 1024, 1028] {
+            let (rows, gap) = (5u32, 8u32);
+            let mut rng = Rng(u64::from(cols));
+            let stride = cols + gap;
+            let x: Vec<f32> =
+                (0..rows * stride).map(|i| rng.unit() + [0.0, 3.0, -0.5][(i / stride % 3) as usize]).collect();
+            let (w, b, old) =
+                (rng.floats(cols as usize), rng.floats(cols as usize), rng.floats((rows * stride) as usize));
+            let (xb, wb, bb) = (upload(gpu, &x), upload(gpu, &w), upload(gpu, &b));
+            for (kind, bias, add) in [NormKind::Rms, NormKind::Layer]
+                .into_iter()
+                .flat_map(|k| [(k, false, false), (k, false, true), (k, true, false), (k, true, true)])
+            {
+                let y = upload(gpu, &old);
+                let n = Norm { kind, eps: 1e-5, w: (&wb).into(), bias: bias.then(|| (&bb).into()) };
+                let m = |buffer| Matrix::new(buffer, rows, stride).columns(gap / 2, cols);
+                run(gpu, norm(n, m(&xb), m(&y), add));
+                let mut want = Vec::new();
+                for (x, old) in x.chunks(stride as usize).zip(old.chunks(stride as usize)) {
+                    let inside = (gap / 2) as usize..(gap / 2 + cols) as usize;
+                    let mut row: Vec<Want> = old.iter().map(|&o| f64::from(o).into()).collect();
+                    let old = add.then(|| &old[inside.clone()]);
+                    let normed = norm64(kind, &x[inside.clone()], &w, bias.then_some(b.as_slice()), old, 1e-5);
+                    row[inside].copy_from_slice(&normed);
+                    want.extend(row);
+                }
+                let what = format!("{kind:?} of {cols}, bias {bias}, add {add} ({})", v.name);
+                close(&what, &download(gpu, &y, want.len()), &want, 1e-30, 3e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn norm_refuses_weights_that_are_too_few() {
+    let Some(v) = full() else { return };
+    let gpu: &Gpu = &v.gpu;
+    let (x, y, short, long) = (untouched(gpu, 64), untouched(gpu, 64), untouched(gpu, 32), untouched(gpu, 64));
+    let m = |b| Matrix::new(b, 1, 64);
+    let n = |w, bias| Norm { kind: NormKind::Layer, eps: 1e-5, w, bias };
+    assert!(norm(n((&short).into(), None), m(&x), m(&y), false).is_err());
+    assert!(norm(n((&long).into(), Some((&short).into())), m(&x), m(&y), false).is_err());
+    assert!(norm(n((&long).into(), Some((&long).into())), m(&x), m(&y), false).is_ok());
+}
+
+/// Segments in place: heads of different counts, one segment for all, what follows stays.
+fn check_qk(v: &Variant, rows: u32, (q_count, q_cols): (u32, u32), (k_count, k_cols): (u32, u32), rest: u32) {
+    let gpu: &Gpu = &v.gpu;
+    let mut rng = Rng(u64::from(rows + q_cols * 3 + k_cols));
+    let cols = q_count * q_cols + k_count * k_cols + rest;
+    let (offset, stride) = (4u32, cols + 12);
+    let x: Vec<f32> = (0..rows * stride).map(|i| rng.unit() * [1.0, 1e-3, 1e3][(i % 7 % 3) as usize]).collect();
+    let (qw, kw) = (rng.floats(q_cols as usize), rng.floats(k_cols as usize));
+    let (xb, qb, kb) = (upload(gpu, &x), upload(gpu, &qw), upload(gpu, &kw));
+    let q = Segments { count: q_count, cols: q_cols, w: (&qb).into() };
+    let k = Segments { count: k_count, cols: k_cols, w: (&kb).into() };
+    run(gpu, qk_norm(Matrix::new(&xb, rows, stride).columns(offset, cols), q, k, 1e-6));
+    let mut want: Vec<Want> = x.iter().map(|&v| f64::from(v).into()).collect();
+    for row in 0..rows {
+        let mut at = (row * stride + offset) as usize;
+        let segments = (0..q_count).map(|_| &qw).chain((0..k_count).map(|_| &kw));
+        for w in segments {
+            let here = at..at + w.len();
+            want[here.clone()].copy_from_slice(&rmsnorm64(&x[here], w, 1e-6));
+            at += w.len();
+        }
+    }
+    let what = format!("{rows} rows of {q_count} x {q_cols} and {k_count} x {k_cols} ({})", v.name);
+    close(&what, &download(gpu, &xb, want.len()), &want, 1e-30, 3e-6);
+}
+
+#[test]
+fn qk_norm_of_heads_and_of_all_heads() {
+    for v in variants() {
+        check_qk(v, 3, (4, 64), (2, 64), 128);
+        check_qk(v, 5, (3, 20), (1, 20), 20);
+        check_qk(v, 2, (1, 128), (1, 36), 0);
+        check_qk(v, 2, (1, 2052), (1, 516), 516);
+    }
+    let Some(v) = full() else { return };
+    check_qk(v, 65_535 / 3 + 77, (2, 4), (1, 4), 4);
+    let b = untouched(&v.gpu, 64);
+    let s = |count, cols| Segments { count, cols, w: (&b).into() };
+    let m = Matrix::new(&b, 1, 32);
+    assert!(qk_norm(m, s(2, 12), s(1, 12), 1e-6).is_err(), "wider than the row");
+    assert!(qk_norm(m, s(2, 6), s(1, 12), 1e-6).is_err(), "no multiple of 4");
+    assert!(qk_norm(m, s(0, 8), s(1, 8), 1e-6).is_err(), "no segment");
 }
 
 #[test]

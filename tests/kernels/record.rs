@@ -9,8 +9,8 @@ use doppler::kernels::sample::{
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionShape, Cast, KERNELS, KvType, MatmulPath, Matrix, Pages, RopePairs, RopeShape,
-    STATS_PARTIAL_BYTES, add_bias, attention_decode, attention_prefill, cast, dequant, gather, gelu, glu, matmul_with,
-    residual, rmsnorm, rope, silu, softmax, tensor_stats,
+    STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode, attention_prefill, cast, dequant, gather, gelu, glu,
+    matmul_with, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, tensor_stats,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -149,7 +149,7 @@ fn run_and_record_give_the_same_bits() {
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..16).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..18).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -164,6 +164,14 @@ fn run_and_record_give_the_same_bits() {
             ("add_bias", Box::new(|y| vec![add_bias(rows, cols, (&x).into(), (&b).into(), y.into()).unwrap()])),
             ("cast", Box::new(|y| vec![cast(Cast::F32ToF16, n, (&x).into(), y.into()).unwrap()])),
             ("rmsnorm", Box::new(|y| vec![rmsnorm(mx, (&b).into(), y_of(y, cols), 1e-5).unwrap()])),
+            (
+                "qk_norm",
+                Box::new(|y| {
+                    let heads = |count| Segments { count, cols: 32, w: (&b).into() };
+                    vec![qk_norm(y_of(y, cols), heads(2), heads(1), 1e-5).unwrap()]
+                }),
+            ),
+            ("softcap", Box::new(|y| vec![softcap(n, 30.0, y.into()).unwrap()])),
             ("softmax", Box::new(|y| vec![softmax(mx, y_of(y, cols), 0.7).unwrap()])),
             ("gather", Box::new(|y| gather(&w.weight, (&ids).into(), y_of(y, cols), 2.0).unwrap())),
             ("dequant", Box::new(|y| dequant(&w.weight, y.into()).unwrap())),

@@ -204,7 +204,12 @@ fn rope_turns_pairs_and_writes_pages() {
     for v in variants() {
         for pairs in [RopePairs::Adjacent, RopePairs::Halves, RopePairs::None] {
             let shape = |n_head, n_kv, head_dim, n_rot| RopeShape { n_head, n_kv, head_dim, n_rot, pairs };
-            let usual = [(shape(4, 2, 64, 64), 1.0), (shape(3, 1, 80, 32), 1.0), (shape(1, 1, 4, 4), 1.0)];
+            let usual = [
+                (shape(4, 2, 64, 64), 1.0),
+                (shape(3, 1, 80, 32), 1.0),
+                (shape(1, 1, 4, 4), 1.0),
+                (shape(2, 1, 36, 18), 1.0),
+            ];
             // Heads of an odd number of blocks: the last one shares its word of scales with none.
             let odd = [(shape(3, 2, 96, 64), 1.0), (shape(2, 1, 32, 32), 1.0)];
             let more = [(shape(2, 2, 128, 96), 1.19), (shape(8, 1, 256, 64), 1.0), (shape(2, 1, 16, 0), 1.0)];
@@ -275,7 +280,7 @@ fn rope_refuses_shapes_that_disagree() {
     for (shape, cols, rows) in [
         (s(2, 16, 16), 60, 1),
         (s(2, 16, 20), 64, 1),
-        (s(2, 16, 6), 64, 1),
+        (s(2, 16, 7), 64, 1),
         (s(2, 6, 4), 24, 1),
         (s(2, 16, 16), 64, 65),
     ] {

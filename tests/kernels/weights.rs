@@ -1,7 +1,9 @@
 //! Reading weights: lookup, decoding of whole weights, uploading.
 
 use doppler::gpu::Gpu;
-use doppler::kernels::{MatmulPath, Matrix, RowSource, Weight, WeightUploader, dequant, gather, matmul_with};
+use doppler::kernels::{
+    MatmulPath, Matrix, RowSource, Weight, WeightUploader, dequant, gather, gather_positions, matmul_with,
+};
 use doppler::quant::{FORMATS, Format, by_name};
 
 use crate::common::*;
@@ -150,6 +152,33 @@ fn gather_of_every_format() {
                     same_bits(&format!("gather {} {k} ({})", format.name, v.name), &got, &want);
                 }
             }
+        }
+    }
+}
+
+/// Rows of a table are added by the positions of a batch's rows; a position past the end adds nothing.
+#[test]
+fn positions_are_added() {
+    for v in variants() {
+        let gpu: &Gpu = &v.gpu;
+        for format in FORMATS {
+            let k = common_width(format);
+            let mut rng = Rng(k as u64 + 2);
+            let other = by_name(if format.name == "F32" { "F16" } else { "F32" }).unwrap();
+            let w = weight(gpu, &mut rng, k, &[(format, 9), (other, 4)], false);
+            let positions = [12u32, 0, 8, 9, 0, 13, u32::MAX, 5];
+            let rows: Vec<u32> = positions.iter().flat_map(|&p| [3, p]).collect();
+            let stride = k + 3;
+            let old = rng.floats(positions.len() * stride);
+            let (rb, y) = (upload_words(gpu, &rows), upload(gpu, &old));
+            let m = Matrix { stride: stride as u32, ..Matrix::new(&y, positions.len() as u32, k as u32) };
+            run(gpu, gather_positions(&w.weight, (&rb).into(), m).unwrap());
+            let mut want = old.clone();
+            for (row, &p) in want.chunks_mut(stride).zip(&positions).filter(|(_, p)| **p < 13) {
+                row.iter_mut().zip(&w.values[p as usize * k..][..k]).for_each(|(x, w)| *x += w);
+            }
+            same_bits(&format!("positions {} ({})", format.name, v.name), &download(gpu, &y, want.len()), &want);
+            assert!(gather_positions(&w.weight, rb.slice(0, rb.size() / 2), m).is_err(), "too few rows");
         }
     }
 }

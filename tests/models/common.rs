@@ -111,16 +111,17 @@ pub fn max_error(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
 }
 
-/// Greedy tokens must agree up to the first step whose margin the numerical error could overturn.
-pub fn assert_greedy(what: &str, got: &[u32], want: &[u32], margins: &[f32], tolerance: f32) {
+/// Greedy tokens must agree up to the first step whose margin the numerical error could overturn. Returns how many were compared.
+pub fn assert_greedy(what: &str, got: &[u32], want: &[u32], margins: &[f32], tolerance: f32) -> usize {
     assert_eq!(got.len(), want.len(), "{what}: number of tokens");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         if margins[i] < tolerance {
             println!("{what}: compared {i} of {} greedy tokens (margin {} there)", want.len(), margins[i]);
-            return;
+            return i;
         }
         assert_eq!(g, w, "{what}: greedy token {i} (margin {})", margins[i]);
     }
+    want.len()
 }
 
 /// Greedy generation to a fixed length.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use doppler::Error;
-use doppler::format::{GGML_TYPES, Gguf, GgufWriter};
+use doppler::format::{Array, GGML_TYPES, Gguf, GgufWriter, Value};
 use doppler::gpu::{Features, Guard, GuardMode, Place};
 use doppler::model::verify_weights;
 use doppler::quant::by_ggml_type;
@@ -73,6 +73,36 @@ fn what_does_not_run_is_refused_by_name() {
     refused(&context, qwen().to_bytes(), &["qwen2moe.expert_count"]);
     let used = || qwen().key("qwen2moe.expert_count", 8u32).key("qwen2moe.expert_used_count", 2u32);
     refused(&context, used().to_bytes(), &["qwen2moe", shared_length]);
+    // Keys that an architecture cannot do without.
+    let shape = |arch: &str| {
+        let key = |name: &str| format!("{arch}.{name}");
+        GgufWriter::new()
+            .key("general.architecture", arch)
+            .key(&key("block_count"), 2u32)
+            .key(&key("embedding_length"), 8u32)
+            .key(&key("context_length"), 64u32)
+            .key(&key("attention.head_count"), 2u32)
+            .key(&key("feed_forward_length"), 8u32)
+            .tensor("token_embd.weight", &[8, 3], 0, vec![0; 96])
+    };
+    let (rms, centred) = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon");
+    for arch in ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "smollm3", "granite", "olmo2", "glm4"]
+    {
+        refused(&context, shape(arch).to_bytes(), &[&format!("{arch}.{rms}")]);
+    }
+    for arch in ["starcoder2", "gpt2"] {
+        refused(&context, shape(arch).to_bytes(), &[&format!("{arch}.{centred}")]);
+    }
+    refused(&context, shape("cohere2").to_bytes(), &["cohere2.attention.sliding_window"]);
+    refused(&context, shape("gpt-oss").to_bytes(), &["gpt-oss.attention.sliding_window"]);
+    refused(&context, shape("qwen3moe").to_bytes(), &["qwen3moe.expert_count"]);
+    let with_eps = |arch: &str| shape(arch).key(&format!("{arch}.{rms}"), 1e-6f32);
+    refused(&context, with_eps("granite").to_bytes(), &["granite.logit_scale"]);
+    let pattern = Value::Array(Array::Bool(vec![true; 3]));
+    let olmo = with_eps("olmo2").key("olmo2.attention.sliding_window_pattern", pattern);
+    refused(&context, olmo.to_bytes(), &["olmo2.attention.sliding_window_pattern", "3", "2"]);
+    // Tensors that a spec asks for.
+    refused(&context, with_eps("qwen3").to_bytes(), &["tensor", "is missing"]);
     // Rows of formats with super-blocks are whole super-blocks.
     let odd = base().tensor("blk.0.attn_q.weight", &[96, 8], 12, vec![0; 144 * 3]);
     refused(&context, odd.to_bytes(), &["blk.0.attn_q.weight", "Q4_K", "256", "96"]);

@@ -10,7 +10,7 @@ use doppler::session::{GenerateOptions, ModelOptions, SessionOptions};
 
 use crate::common::{context, load, logits, max_error, rewrite, session, shared};
 
-const MODELS: [&str; 2] = ["golden/mixtral", "golden/qwen2moe"];
+const MODELS: [&str; 3] = ["golden/mixtral", "golden/qwen2moe", "golden/gpt-oss"];
 
 const PROMPT: [u32; 7] = [1, 900, 17, 300, 45, 6, 77];
 

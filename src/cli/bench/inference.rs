@@ -39,7 +39,7 @@ pub(in crate::cli) struct Args {
     /// Tokens drawn in one submit; they arrive together
     #[arg(long, value_name = "N", default_value_t = 1)]
     tokens_per_submit: u32,
-    /// Show the counters of each workload
+    /// Show each run, and the counters of each workload with GPU times, which cost a little
     #[arg(long)]
     verbose: bool,
     /// Write everything measured to this JSON file; - is stdout
@@ -331,7 +331,7 @@ pub(in crate::cli) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let mut first: Option<(Value, CopySpeed)> = None;
     for file in &args.models {
         // A fresh device for each model: its counters and memory are that model's alone.
-        let context = device.open()?;
+        let context = if args.verbose { device.open_timed()? } else { device.open()? };
         let (_, copy) = match &first {
             Some(known) => known,
             None => {

@@ -199,7 +199,14 @@ pub(super) fn rope(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 /// One row's attention, in f64.
-fn attend(shape: &AttentionShape, pages: &Layout, k: &[f32], v: &[f32], q: &[f32], pos: u32) -> Vec<Want> {
+fn attend(
+    shape: &AttentionShape,
+    pages: &Layout,
+    [k, v]: [&[f32]; 2],
+    q: &[f32],
+    pos: u32,
+    sinks: Option<&[f32]>,
+) -> Vec<Want> {
     let hd = shape.head_dim as usize;
     let low = if shape.window == 0 { 0 } else { (pos + 1).saturating_sub(shape.window) };
     let mut out = Vec::new();
@@ -214,9 +221,10 @@ fn attend(shape: &AttentionShape, pages: &Layout, k: &[f32], v: &[f32], q: &[f32
                 if cap > 0.0 { cap * (s / cap).tanh() } else { s }
             })
             .collect();
-        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sink = sinks.and_then(|s| s.get(h)).map_or(f64::NEG_INFINITY, |&s| f64::from(s));
+        let top = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total = weights.iter().sum::<f64>() + (sink - top).exp();
         for d in 0..hd {
             let terms = weights.iter().zip(low..).map(|(w, p)| w / total * f64::from(v[pages.at(p, kv_head) + d]));
             out.push(terms.fold(Want(0.0, 0.0), |Want(sum, size), t| Want(sum + t, size + t.abs())));
@@ -233,7 +241,23 @@ enum By {
     Coop,
 }
 
-fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], by: By) -> Result<Measured> {
+/// Without sinks and with: far below the scores, among and above them.
+fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], by: By) -> Result<[Measured; 2]> {
+    let sinks: Vec<f32> = (0..shape.n_head).map(|h| [-90.0, 0.5, 4.0][h as usize % 3]).collect();
+    Ok([
+        attention_case(lab, shape, kv, positions, by, None)?,
+        attention_case(lab, shape, kv, positions, by, Some(&sinks))?,
+    ])
+}
+
+fn attention_case(
+    lab: &Lab,
+    shape: AttentionShape,
+    kv: KvType,
+    positions: &[u32],
+    by: By,
+    sinks: Option<&[f32]>,
+) -> Result<Measured> {
     let AttentionShape { n_head, n_kv, head_dim, .. } = shape;
     let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
     let last = positions.iter().copied().max().unwrap_or(0);
@@ -246,16 +270,25 @@ fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], by
     let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
     let t = positions.len() as u32;
     let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
-    lab.run([match by {
+    let plain = match by {
         By::Decode => kernels::attention_decode(shape, t, binding, (&qb).into(), (&yb).into())?,
         By::Prefill => kernels::attention_prefill(&lab.gpu, shape, t, binding, (&qb).into(), (&yb).into())?,
         By::Coop => kernels::attention_coop(&lab.gpu, shape, t, binding, (&qb).into(), (&yb).into())?,
-    }])?;
+    };
+    let sb = lab.floats(sinks.unwrap_or_default())?;
+    lab.run([if sinks.is_some() { shape.with_sinks(plain, (&sb).into())? } else { plain }])?;
     let (k, v) = (unpack(kv, head_dim, &kw), unpack(kv, head_dim, &vw));
-    let want: Vec<Want> =
-        q.chunks_exact(width).zip(positions).flat_map(|(q, &pos)| attend(&shape, &pages, &k, &v, q, pos)).collect();
-    let case =
-        format!("heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}", shape.window, kv.name());
+    let want: Vec<Want> = q
+        .chunks_exact(width)
+        .zip(positions)
+        .flat_map(|(q, &pos)| attend(&shape, &pages, [&k, &v], q, pos, sinks))
+        .collect();
+    let with = if sinks.is_some() { ", sinks" } else { "" };
+    let case = format!(
+        "heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}{with}",
+        shape.window,
+        kv.name()
+    );
     // Queries and weights in f16 lose up to 2^-12, and a score's error is that of its weight.
     let rel = if by == By::Coop { 4e-3 } else { 2e-5 };
     Ok(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, rel))
@@ -279,7 +312,7 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     // Large heads take larger workgroups.
     for shape in shapes(20).into_iter().chain([288, 544].map(|head_dim| shapes(head_dim)[0])) {
         for kv in kv_types(shape.head_dim) {
-            all.push(attention(lab, shape, kv, &[0, 7, 64, 331], By::Decode)?);
+            all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], By::Decode)?);
         }
     }
     Ok(all)
@@ -291,12 +324,12 @@ pub(super) fn prefill(lab: &Lab) -> Result<Vec<Measured>> {
         for kv in kv_types(shape.head_dim) {
             if kernels::attention_prefill_fits(&lab.gpu, shape.head_dim) {
                 for positions in [0..17u32, 55..96] {
-                    all.push(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), By::Prefill)?);
+                    all.extend(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), By::Prefill)?);
                 }
             }
             if kernels::attention_coop_fits(lab.gpu.features(), shape.head_dim, kv) {
                 for positions in [0..17u32, 55..96, 30..211] {
-                    all.push(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), By::Coop)?);
+                    all.extend(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), By::Coop)?);
                 }
             }
         }

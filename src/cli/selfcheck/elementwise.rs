@@ -2,7 +2,7 @@
 
 use doppler::Result;
 use doppler::gpu::Dispatch;
-use doppler::kernels::{self, Activation, Cast, Matrix};
+use doppler::kernels::{self, Activation, Cast, Matrix, Norm, NormKind, Segments};
 
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
@@ -61,7 +61,16 @@ pub(super) fn gelu(lab: &Lab) -> Result<Vec<Measured>> {
 
 pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for (which, reference) in [(Activation::Silu, silu_of as fn(f64) -> f64), (Activation::GeluTanh, gelu_of)] {
+    // The factors after clamping, and the product's own function of them.
+    type Function = fn(f64, f64) -> f64;
+    let cases: [(Activation, Function); 3] = [
+        (Activation::Silu, |g, u| silu_of(g) * u),
+        (Activation::GeluTanh, |g, u| gelu_of(g) * u),
+        (Activation::ClampedSwiglu { alpha: 1.75, limit: 7.0 }, |g, u| {
+            silu_of(1.75 * g.min(7.0)) / 1.75 * (u.clamp(-7.0, 7.0) + 1.0)
+        }),
+    ];
+    for (which, reference) in cases {
         for (rows, cols) in ODD {
             let x = wide(&mut Rng::new(cols as u64 + 9), rows * cols * 2);
             let (xb, yb) = (lab.floats(&x)?, lab.blank(rows * cols)?);
@@ -74,7 +83,7 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
                 let (gate, up) = row.split_at(cols);
                 want.extend(gate.iter().zip(up).map(|(&g, &u)| {
                     let (g, u) = (f64::from(g), f64::from(u));
-                    Want(reference(g) * u, (g * u).abs())
+                    Want(reference(g, u), (g * u).abs() + g.abs())
                 }));
             }
             all.push(compare(format!("{which:?} {rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-6, 5e-6));
@@ -140,23 +149,79 @@ pub(super) fn softmax(lab: &Lab) -> Result<Vec<Measured>> {
         .collect()
 }
 
+/// A row, normalised in f64: values and the sizes of what they are made of.
+fn normed(kind: NormKind, row: &[f32], w: &[f32]) -> Vec<Want> {
+    let n = row.len() as f64;
+    let mean = if kind == NormKind::Layer { row.iter().map(|&v| f64::from(v)).sum::<f64>() / n } else { 0.0 };
+    let square = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (square + 1e-5).sqrt();
+    let one = |(&v, &w): (&f32, &f32)| {
+        let (v, w) = (f64::from(v), f64::from(w) * scale);
+        Want((v - mean) * w, (v.abs() + mean.abs()) * w.abs())
+    };
+    row.iter().zip(w).map(one).collect()
+}
+
 pub(super) fn rmsnorm(lab: &Lab) -> Result<Vec<Measured>> {
-    [(1usize, 36usize), (5, 2052)]
-        .into_iter()
-        .map(|(rows, cols)| {
-            let mut rng = Rng::new(cols as u64);
-            let (x, w) = (rng.units(rows * cols), rng.units(cols));
-            let wb = lab.floats(&w)?;
-            let (xb, yb) = (lab.floats(&x)?, lab.blank(rows * cols)?);
-            let m = |b| Matrix::new(b, rows as u32, cols as u32);
-            lab.run([kernels::rmsnorm(m(&xb), (&wb).into(), m(&yb), 1e-5)?])?;
-            let mut want = Vec::new();
-            for row in x.chunks_exact(cols) {
-                let mean = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / cols as f64;
-                let scale = 1.0 / (mean + 1e-5).sqrt();
-                want.extend(row.iter().zip(&w).map(|(&v, &w)| Want::from(f64::from(v) * scale * f64::from(w))));
+    let mut all = Vec::new();
+    for v in lab.variants("rmsnorm") {
+        // The width chooses the workgroup.
+        let (rows, cols) = if v.constant("WG") == Some(kernels::constants::THREADS_LONG) { (5, 2052) } else { (3, 36) };
+        let kind = if v.has("CENTER") { NormKind::Layer } else { NormKind::Rms };
+        let (bias, add) = (v.has("BIAS"), v.has("ADD"));
+        let mut rng = Rng::new(cols as u64);
+        let (x, w, b, old) = (rng.units(rows * cols), rng.units(cols), rng.units(cols), rng.units(rows * cols));
+        let (xb, wb, bb, yb) = (lab.floats(&x)?, lab.floats(&w)?, lab.floats(&b)?, lab.floats(&old)?);
+        let m = |buffer| Matrix::new(buffer, rows as u32, cols as u32);
+        let norm = Norm { kind, eps: 1e-5, w: (&wb).into(), bias: bias.then(|| (&bb).into()) };
+        lab.run([kernels::norm(norm, m(&xb), m(&yb), add)?])?;
+        let mut want: Vec<Want> = x.chunks_exact(cols).flat_map(|row| normed(kind, row, &w)).collect();
+        for (i, want) in want.iter_mut().enumerate() {
+            for term in [bias.then(|| b[i % cols]), add.then(|| old[i])].into_iter().flatten() {
+                *want = Want(want.0 + f64::from(term), want.1 + f64::from(term.abs()));
             }
-            Ok(compare(format!("{rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-7, 5e-6))
+        }
+        all.push(compare(format!("{rows} x {cols}, {v}"), &lab.read(&yb, rows * cols)?, &want, 1e-7, 5e-6));
+    }
+    Ok(all)
+}
+
+pub(super) fn qk_norm(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for (rows, heads, cols) in [(5usize, [3usize, 2], [36usize, 36]), (2, [1, 1], [2052, 516])] {
+        let mut rng = Rng::new(cols[0] as u64);
+        let width = heads[0] * cols[0] + heads[1] * cols[1] + 8;
+        let (x, q, k) = (rng.units(rows * width), rng.units(cols[0]), rng.units(cols[1]));
+        let (xb, qb, kb) = (lab.floats(&x)?, lab.floats(&q)?, lab.floats(&k)?);
+        let segments = |i: usize, w| Segments { count: heads[i] as u32, cols: cols[i] as u32, w };
+        let m = Matrix::new(&xb, rows as u32, width as u32);
+        lab.run([kernels::qk_norm(m, segments(0, (&qb).into()), segments(1, (&kb).into()), 1e-5)?])?;
+        let mut want = Vec::new();
+        for row in x.chunks_exact(width) {
+            let (qs, rest) = row.split_at(heads[0] * cols[0]);
+            let (ks, rest) = rest.split_at(heads[1] * cols[1]);
+            want.extend(qs.chunks_exact(cols[0]).flat_map(|s| normed(NormKind::Rms, s, &q)));
+            want.extend(ks.chunks_exact(cols[1]).flat_map(|s| normed(NormKind::Rms, s, &k)));
+            want.extend(rest.iter().map(|&v| Want::from(f64::from(v))));
+        }
+        let case = format!("{rows} rows of {heads:?} segments of {cols:?}");
+        all.push(compare(case, &lab.read(&xb, want.len())?, &want, 1e-7, 5e-6));
+    }
+    Ok(all)
+}
+
+pub(super) fn softcap(lab: &Lab) -> Result<Vec<Measured>> {
+    [(17usize, 30.0f32), (2331, 0.5)]
+        .into_iter()
+        .map(|(n, cap)| {
+            let x: Vec<f32> = Rng::new(n as u64).units(n + 1).iter().map(|v| v * 3.0 * cap).collect();
+            let xb = lab.floats(&x)?;
+            lab.run([kernels::softcap(n as u32, cap, (&xb).into())?])?;
+            let bent = |&v: &f32| f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh();
+            // What lies beyond the last element stays.
+            let want: Vec<Want> = x[..n].iter().map(bent).chain([f64::from(x[n])]).map(Want::from).collect();
+            // A device's tanh may be made of exponentials, whose rounding is one of the cap, not of the result.
+            Ok(compare(format!("{n}, cap {cap}"), &lab.read(&xb, n + 1)?, &want, 5e-7 * f64::from(cap), 2e-6))
         })
         .collect()
 }

@@ -66,17 +66,25 @@ pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {
             let rows = 37;
             let (w, values) = weight(lab, format, rows, k, None)?;
             let tokens = [36u32, 0, 7, 7, 99];
-            let (tb, yb) = (lab.words(&tokens)?, lab.blank(tokens.len() * k)?);
-            lab.run(kernels::gather(&w, (&tb).into(), Matrix::new(&yb, tokens.len() as u32, k as u32), 1.5)?)?;
+            let added = v.has("POSITIONS");
+            let ids = if added { super::row_words(&tokens) } else { tokens.to_vec() };
+            let (ib, yb) = (lab.words(&ids)?, lab.blank(tokens.len() * k)?);
+            let y = Matrix::new(&yb, tokens.len() as u32, k as u32);
+            lab.run(match added {
+                true => kernels::gather_positions(&w, (&ib).into(), y)?,
+                false => kernels::gather(&w, (&ib).into(), y, 1.5)?,
+            })?;
             let mut want = Vec::new();
             for &t in &tokens {
+                let old = Want::from(f64::from(BLANK));
                 match values.chunks_exact(k).nth(t as usize) {
+                    Some(row) if added => want.extend(row.iter().map(|&v| Want(old.0 + f64::from(v), old.1))),
                     Some(row) => want.extend(row.iter().map(|&v| Want::from(1.5 * f64::from(v)))),
                     // An id beyond the table leaves its row as it was.
-                    None => want.extend(vec![Want::from(f64::from(BLANK)); k]),
+                    None => want.extend(vec![old; k]),
                 }
             }
-            all.push(compare(format!("{} {rows} x {k}", format.name), &lab.read(&yb, want.len())?, &want, 1e-9, 3e-7));
+            all.push(compare(format!("{rows} x {k}, {v}"), &lab.read(&yb, want.len())?, &want, 1e-9, 3e-7));
         }
     }
     Ok(all)

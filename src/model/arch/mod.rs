@@ -1,10 +1,23 @@
 //! Architectures: one file each, turning metadata into a [`ModelSpec`]. Nothing else knows an architecture's name.
 
+mod cohere2;
+mod decoder;
+mod gemma;
+mod glm4;
+mod gpt2;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod olmo2;
+mod phi3;
+mod qwen2;
 mod qwen2moe;
+mod qwen3;
+mod smollm3;
+mod starcoder2;
 
 use crate::error::{Result, bail};
-use crate::format::Gguf;
+use crate::format::{Gguf, Value};
 use crate::kernels::constants::{MAX_EXPERTS, MAX_EXPERTS_USED};
 use crate::model::spec::{ExpertsSpec, ModelSpec, RopeScaling};
 
@@ -18,7 +31,25 @@ pub struct Architecture {
 }
 
 /// Every architecture that runs.
-pub static ARCHITECTURES: &[Architecture] = &[llama::LLAMA, qwen2moe::QWEN2MOE];
+pub static ARCHITECTURES: &[Architecture] = &[
+    llama::LLAMA,
+    qwen2::QWEN2,
+    qwen2moe::QWEN2MOE,
+    qwen3::QWEN3,
+    qwen3::QWEN3MOE,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::PHI3,
+    smollm3::SMOLLM3,
+    granite::GRANITE,
+    olmo2::OLMO2,
+    cohere2::COHERE2,
+    glm4::GLM4,
+    starcoder2::STARCODER2,
+    gpt2::GPT2,
+    gpt_oss::GPT_OSS,
+];
 
 /// Reads the spec of a file.
 ///
@@ -80,6 +111,14 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A positive, finite number that must be there.
+    pub(super) fn required_positive(&self, key: &str) -> Result<f32> {
+        match self.positive(key)? {
+            Some(v) => Ok(v),
+            None => bail!(BadFile, "{}: key {} is missing", self.file.name(), self.name(key)),
+        }
+    }
+
     pub(super) fn str(&self, key: &str) -> Result<Option<&'a str>> {
         self.file.get_str(&self.name(key))
     }
@@ -115,6 +154,34 @@ impl<'a> Keys<'a> {
         let renormalize = self.file.get_bool(&self.name("expert_weights_norm"))?.unwrap_or(renormalize);
         let scale = self.positive("expert_weights_scale")?.unwrap_or(1.0);
         Ok(Some(ExpertsSpec { n_expert, n_used, renormalize, scale, shared_n_ff }))
+    }
+
+    /// [`Keys::experts`] of an architecture that always has them.
+    pub(super) fn required_experts(&self, renormalize: bool, shared: bool) -> Result<ExpertsSpec> {
+        match self.experts(renormalize, shared)? {
+            Some(experts) => Ok(experts),
+            None => bail!(BadFile, "{}: key {} is missing", self.file.name(), self.name("expert_count")),
+        }
+    }
+
+    /// Which of `layers` layers have the sliding window, from `attention.sliding_window_pattern`: an array with true for those that have it,
+    /// or a number `n` when each `n`-th does not.
+    pub(super) fn window_pattern(&self, layers: usize) -> Result<Option<Vec<bool>>> {
+        let key = "attention.sliding_window_pattern";
+        let name = self.name(key);
+        match self.file.get(&name) {
+            None => Ok(None),
+            Some(Value::Array(_)) => match self.file.get_bool_array(&name)? {
+                Some(v) if v.len() != layers => {
+                    bail!(BadFile, "{}: key {name} has {} elements for {layers} layers", self.file.name(), v.len())
+                }
+                v => Ok(v),
+            },
+            Some(_) => {
+                let period = self.count(key, 4096)?;
+                Ok(Some((0..layers).map(|i| !decoder::every(period, i)).collect()))
+            }
+        }
     }
 
     /// `rope.scaling.*`; the type defaults to linear, as llama.cpp reads such files.
