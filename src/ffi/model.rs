@@ -46,7 +46,7 @@ pub struct doppler_model_options {
     pub struct_size: usize,
     /// Longest context of a session, in tokens. 0: the length the model was trained with, at most 4096.
     pub n_ctx: u32,
-    /// Prompt tokens evaluated in one submit. 0: 256.
+    /// Prompt tokens evaluated in one submit. 0: as many as suit the device, 256 to 2048.
     pub prefill_chunk: u32,
     /// A doppler_kv_type. Default F16.
     pub kv_type: u32,
@@ -56,8 +56,8 @@ pub struct doppler_model_options {
     pub on_progress: doppler_progress_callback,
     /// Handed to `on_progress`.
     pub progress_user: *mut c_void,
-    /// Not 0: keep activations in f32 in every product. Default 0: decoding with quantised weights rounds them to signed bytes, 32 with a
-    /// scale, which is much faster.
+    /// Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
+    /// bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
     pub exact: u32,
     /// 0.
     pub reserved: u32,

@@ -1,9 +1,9 @@
 //! Attention over the paged cache: shapes, and runs of rows of one sequence (prefill).
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params};
-use crate::kernels::Pages;
-use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS};
+use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, linear_grid, params};
+use crate::kernels::constants::{ATTENTION_ROWS, COOP_ATTENTION_ROWS, KV_BLOCK_TOKENS};
+use crate::kernels::{KvType, Pages};
 
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     name: "attention_prefill",
@@ -12,6 +12,17 @@ pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
     forms: Forms::ALL,
+    params: AttentionParams::FIELDS,
+};
+
+pub(super) static ATTENTION_COOP: Kernel = Kernel {
+    name: "attention_coop",
+    source: include_str!("../../shaders/attention_coop.wgsl"),
+    flags: &["SINKS"],
+    constants: &["HEAD_DIM"],
+    slots: &["kv"],
+    // Who keeps keys and values in f32 wants them so.
+    forms: Forms { exists: |v| v.fragment("kv") != Some("kv/f32"), ..Forms::ALL },
     params: AttentionParams::FIELDS,
 };
 
@@ -77,6 +88,40 @@ impl AttentionShape {
         Ok(())
     }
 
+    /// A dispatch of one of the kernels for runs of rows.
+    fn run_of_rows<'a>(
+        &self,
+        kernel: &'static Kernel,
+        groups: u32,
+        t_rows: u32,
+        pages: Pages<'a>,
+        q: BufferSlice<'a>,
+        y: BufferSlice<'a>,
+    ) -> Result<Dispatch<'a>> {
+        self.check(t_rows, pages, q)?;
+        self.check_out(t_rows, y)?;
+        let params = AttentionParams {
+            groups,
+            t_rows,
+            n_head: self.n_head,
+            n_kv: self.n_kv,
+            block_tokens: KV_BLOCK_TOKENS,
+            table_stride: pages.table_stride,
+            window: self.window,
+            scale: self.scale,
+            softcap: self.softcap,
+        };
+        Ok(Dispatch::new(kernel, &params, linear_grid(groups.into()))
+            .constant("HEAD_DIM", self.head_dim)
+            .slot("kv", pages.kv_type.fragment())
+            .bind("q", q)
+            .bind("rows", pages.rows)
+            .bind("tables", pages.tables)
+            .bind("y", y)
+            .bind("kv_k", pages.k)
+            .bind("kv_v", pages.v))
+    }
+
     /// Bytes of q, and of y.
     fn bytes(&self, t_rows: u32) -> u64 {
         u64::from(t_rows) * u64::from(self.n_head) * u64::from(self.head_dim) * 4
@@ -118,27 +163,32 @@ pub fn attention_prefill<'a>(
         bail!(InvalidArgument, "attention: heads of {} do not fit the tiled kernel", shape.head_dim);
     };
     let groups = t_rows.div_ceil(ATTENTION_ROWS) * shape.n_head;
-    shape.check(t_rows, pages, q)?;
-    shape.check_out(t_rows, y)?;
-    let params = AttentionParams {
-        groups,
-        t_rows,
-        n_head: shape.n_head,
-        n_kv: shape.n_kv,
-        block_tokens: KV_BLOCK_TOKENS,
-        table_stride: pages.table_stride,
-        window: shape.window,
-        scale: shape.scale,
-        softcap: shape.softcap,
-    };
-    Ok(Dispatch::new(&ATTENTION_PREFILL, &params, linear_grid(groups.into()))
-        .constant("HEAD_DIM", shape.head_dim)
-        .constant("KT", kt)
-        .slot("kv", pages.kv_type.fragment())
-        .bind("q", q)
-        .bind("rows", pages.rows)
-        .bind("tables", pages.tables)
-        .bind("y", y)
-        .bind("kv_k", pages.k)
-        .bind("kv_v", pages.v))
+    Ok(shape.run_of_rows(&ATTENTION_PREFILL, groups, t_rows, pages, q, y)?.constant("KT", kt))
+}
+
+/// Largest head of the cooperative kernel.
+const COOP_MAX_HEAD: u32 = 128;
+
+/// True if [`attention_coop`] can run heads of this size, stored so, on a device with these abilities.
+pub fn attention_coop_fits(features: Features, head_dim: u32, kv_type: KvType) -> bool {
+    features.cooperative_matrix && head_dim.is_multiple_of(16) && head_dim <= COOP_MAX_HEAD && kv_type != KvType::F32
+}
+
+/// As [`attention_prefill`], by cooperative matrices: queries, keys, weights and values are rounded to f16.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree, or the device, the head or its storage is not fit ([`attention_coop_fits`]).
+pub fn attention_coop<'a>(
+    gpu: &Gpu,
+    shape: AttentionShape,
+    t_rows: u32,
+    pages: Pages<'a>,
+    q: BufferSlice<'a>,
+    y: BufferSlice<'a>,
+) -> Result<Dispatch<'a>> {
+    if !attention_coop_fits(gpu.features(), shape.head_dim, pages.kv_type) {
+        bail!(InvalidArgument, "attention: heads of {} in {} by matrices", shape.head_dim, pages.kv_type.name());
+    }
+    let groups = t_rows.div_ceil(COOP_ATTENTION_ROWS) * shape.n_head;
+    shape.run_of_rows(&ATTENTION_COOP, groups, t_rows, pages, q, y)
 }

@@ -11,6 +11,7 @@ mod cast;
 pub mod constants;
 mod gather;
 mod matmul;
+mod matmul_coop;
 mod moe;
 mod qk_norm;
 mod residual;
@@ -30,12 +31,13 @@ use crate::gpu::{BufferSlice, Fragment, Kernel};
 use crate::quant::{FORMATS, Format};
 
 pub use activate::{Activation, activate, activate_bytes, gelu, glu, glu_bytes, silu};
-pub use attention::{AttentionShape, attention_prefill, attention_prefill_fits};
+pub use attention::{AttentionShape, attention_coop, attention_coop_fits, attention_prefill, attention_prefill_fits};
 pub use attention_decode::{AttentionParts, attention_decode, attention_split, attention_splits};
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{MatmulPath, matmul, matmul_bytes, matmul_with};
+pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,
@@ -52,6 +54,7 @@ pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
     &activate::ACTIVATE,
+    &attention::ATTENTION_COOP,
     &attention_decode::ATTENTION_COMBINE,
     &attention_decode::ATTENTION_DECODE,
     &attention::ATTENTION_PREFILL,
@@ -59,6 +62,8 @@ pub static KERNELS: &[&Kernel] = &[
     &cast::CAST,
     &gather::DEQUANT,
     &gather::GATHER,
+    &matmul_coop::HALF_ROWS,
+    &matmul_coop::MATMUL_COOP,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,

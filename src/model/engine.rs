@@ -11,7 +11,7 @@ use crate::gpu::{
     BindGroupCache, Buffer, Encoded, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission,
 };
 use crate::kernels::KvType;
-use crate::kernels::constants::TILE_FROM;
+use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
@@ -41,7 +41,7 @@ pub struct EngineOptions {
     pub chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
-    /// Activations stay f32 in every product; else products of few rows with quantised weights take them as signed bytes.
+    /// Products in f32 alone; else activations are rounded to bytes (few rows, quantised weights) or f16 (many rows) where that is faster.
     pub exact: bool,
 }
 
@@ -131,7 +131,7 @@ impl Engine {
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
-            scratch: Scratch::new(&gpu, &spec, options.chunk, scope)?,
+            scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, scope)?,
             staging,
             groups: BindGroupCache::default(),
             plans: HashMap::new(),
@@ -372,9 +372,9 @@ impl Engine {
     /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
     fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let forward = self.forward(None);
-        // One, two and more columns of the matrix-vector product, the first size that is tiled, and those whose experts are grouped.
+        // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
-        for n in [1, 2, 3, TILE_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
+        for n in [1, 2, 3, TILE_FROM, COOP_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
             forward.body(recorder, n, Batch::Run)?;
             forward.logits(recorder, 0, n.min(LOGIT_ROWS))?;
         }

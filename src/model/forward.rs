@@ -1,13 +1,14 @@
 //! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
 
 use crate::error::Result;
-use crate::gpu::{BufferSlice, Dispatch, Gpu, Recorder};
-use crate::kernels::constants::TILE_FROM;
+use crate::gpu::{BufferSlice, Dispatch, Recorder};
+use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
     Activation, ByteRows, Matrix, Norm, Pages, RopePairs, RopeShape, Segments, Weight, activate, activate_bytes,
-    attention_decode, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows, gather,
-    gather_positions, glu, glu_bytes, matmul, matmul_bytes, norm, norm_bytes, qk_norm, rope, softcap,
+    attention_coop, attention_coop_fits, attention_decode, attention_prefill, attention_prefill_fits, attention_split,
+    attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_bytes, matmul_fast, norm, norm_bytes,
+    qk_norm, rope, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -32,25 +33,6 @@ pub(super) struct Input<'a> {
     pub(super) bytes: Option<ByteRows<'a>>,
 }
 
-impl<'a> Input<'a> {
-    /// Products of the rows with `w`.
-    pub(super) fn times<'w>(
-        self,
-        gpu: &Gpu,
-        w: &'w Weight,
-        y: Matrix<'w>,
-        accumulate: bool,
-    ) -> Result<Vec<Dispatch<'w>>>
-    where
-        'a: 'w,
-    {
-        match self.bytes.filter(|_| w.has_bytes()) {
-            Some(bytes) => matmul_bytes(bytes, w, y, accumulate),
-            None => matmul(gpu, self.x, w, y, accumulate),
-        }
-    }
-}
-
 /// What the pass reads and writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
@@ -68,6 +50,23 @@ pub(crate) struct Forward<'a> {
 impl<'a> Forward<'a> {
     pub(super) fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
         dispatches.into_iter().try_for_each(|d| r.record(d.label(label)))
+    }
+
+    /// Products of the rows with `w`, by the fastest means that the number of rows, the weight and the device allow.
+    pub(super) fn product(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        from: Input<'_>,
+        w: &Weight,
+        y: Matrix<'_>,
+        accumulate: bool,
+    ) -> Result<()> {
+        let dispatches = match from.bytes.filter(|_| w.has_bytes()) {
+            Some(bytes) => matmul_bytes(bytes, w, y, accumulate)?,
+            None => matmul_fast(r.gpu(), self.scratch.half_room(), from.x, w, y, accumulate)?,
+        };
+        Self::record_all(r, label, dispatches)
     }
 
     /// Shows a tensor to the probe, if there is one.
@@ -176,9 +175,9 @@ impl<'a> Forward<'a> {
         post: Option<&NormWeights>,
         x: Matrix<'_>,
     ) -> Result<()> {
-        let Some(post) = post else { return Self::record_all(r, label, from.times(r.gpu(), w, x, true)?) };
+        let Some(post) = post else { return self.product(r, label, from, w, x, true) };
         let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        Self::record_all(r, label, from.times(r.gpu(), w, y, false)?)?;
+        self.product(r, label, from, w, y, false)?;
         r.record(norm(self.norm_of(post), y, x, true)?)
     }
 
@@ -200,7 +199,7 @@ impl<'a> Forward<'a> {
         let normed = self.norm(r, x, w.attn_norm.as_ref(), wanted)?;
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
-        Self::record_all(r, "attn.qkv", normed.times(r.gpu(), &w.qkv, qkv, false)?)?;
+        self.product(r, "attn.qkv", normed, &w.qkv, qkv, false)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
         self.qk_norm(r, a, w, qkv)?;
         let (k, v) = self.kv.layer(layer)?;
@@ -225,7 +224,11 @@ impl<'a> Forward<'a> {
         let (shape, splits) = (a.shape(), attention_splits(&a.shape(), n));
         // Whether the bytes are written with the rows.
         let mut written = bytes.is_none();
-        let mut scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
+        let run = batch == Batch::Run && n > 1;
+        let halves_fit = s.half_room().is_some() && n >= COOP_FROM;
+        let mut scores = if run && halves_fit && attention_coop_fits(r.gpu().features(), a.head_dim, pages.kv_type) {
+            vec![attention_coop(r.gpu(), shape, n, pages, q, out)?]
+        } else if run && attention_prefill_fits(r.gpu(), a.head_dim) {
             vec![attention_prefill(r.gpu(), shape, n, pages, q, out)?]
         } else if splits > 1 && n <= LOGIT_ROWS {
             let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32));
@@ -234,7 +237,9 @@ impl<'a> Forward<'a> {
         } else {
             vec![attention_decode(shape, n, pages, q, out)?]
         };
-        if let (Some(sinks), Some(last)) = (&w.sinks, scores.pop()) {
+        if let Some(sinks) = &w.sinks
+            && let Some(last) = scores.pop()
+        {
             scores.push(shape.with_sinks(last, sinks.whole())?);
         }
         Self::record_all(r, "attn.scores", scores)?;
@@ -274,7 +279,7 @@ impl<'a> Forward<'a> {
             }
         };
         let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
-        Self::record_all(r, "ffn.gate_up", input.times(r.gpu(), w_up, up, false)?)?;
+        self.product(r, "ffn.gate_up", input, w_up, up, false)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
         let which = (spec.feed_forward.activation, spec.feed_forward.gated);
         let wanted = w_down.has_bytes() && x.rows < TILE_FROM;
@@ -290,7 +295,7 @@ impl<'a> Forward<'a> {
         let normed = self.norm(r, x, Some(&self.weights.output_norm), self.weights.head().has_bytes())?;
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
-        Self::record_all(r, "head", normed.times(r.gpu(), self.weights.head(), logits, false)?)?;
+        self.product(r, "head", normed, self.weights.head(), logits, false)?;
         if self.spec.logit_softcap > 0.0 {
             r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
         }

@@ -141,14 +141,14 @@ impl<'s> Forward<'s> {
     ) -> Result<SharedExpert<'b>> {
         let (rows, n_ff) = (normed.x.rows, w.down.k());
         let gate_logits = Matrix::new(gates, rows, 1);
-        Self::record_all(r, "moe.shared_gate", normed.times(r.gpu(), &w.gate, gate_logits, false)?)?;
+        self.product(r, "moe.shared_gate", normed, &w.gate, gate_logits, false)?;
         let gate_up = Matrix::new(&self.scratch.gate_up, rows, 2 * n_ff);
-        Self::record_all(r, "moe.shared_gate_up", normed.times(r.gpu(), &w.gate_up, gate_up, false)?)?;
+        self.product(r, "moe.shared_gate_up", normed, &w.gate_up, gate_up, false)?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
         let wanted = rows < TILE_FROM && w.down.has_bytes();
         let inner = self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, wanted)?;
         let y = Matrix::new(out, rows, w.down.rows());
-        Self::record_all(r, "moe.shared_down", inner.times(r.gpu(), &w.down, y, false)?)?;
+        self.product(r, "moe.shared_down", inner, &w.down, y, false)?;
         Ok(SharedExpert { gate: gates.whole(), y })
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{ArenaPlan, Buffer, Gpu, MemoryClass, Region, Scope, Steps};
 use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::Chunks;
-use crate::kernels::{AttentionParts, ByteRows, attention_splits};
+use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits};
 use crate::model::moe::MoeScratch;
 use crate::model::spec::ModelSpec;
 use crate::quant::GPU_BLOCK;
@@ -96,6 +96,8 @@ pub(crate) struct Scratch {
     pub(crate) gate_up: Buffer,
     /// Activated product, likewise.
     pub(crate) ff: Buffer,
+    /// The rows of one product in f16, and their scales, where products are made by cooperative matrices.
+    half: Option<(Buffer, Buffer)>,
     /// What mixtures of experts need beside, if a layer is one.
     pub(crate) moe: Option<MoeScratch>,
     /// `[LOGIT_ROWS, n_vocab]`.
@@ -110,6 +112,33 @@ pub(crate) struct Scratch {
     pub(crate) ring: Buffer,
     /// Slots of a decode batch.
     pub(crate) batch_slots: Buffer,
+}
+
+/// Rows of a prompt that suit a device in one submit. Many rows read the weights seldom and fill a large device; but a submit is
+/// not interrupted, and a slow device must be left to others now and then. So many only where matrix units make them short, and the
+/// widest buffers can be bound and take no large part of the memory.
+pub fn default_chunk(gpu: &Gpu, spec: &ModelSpec) -> u32 {
+    const MOST: u32 = 2048;
+    const LEAST: u32 = 256;
+    if !gpu.features().cooperative_matrix {
+        return LEAST;
+    }
+    let (mut widest, mut sum) = (0, 0);
+    for l in &spec.layers {
+        let (a, inner) = (&l.attention, l.feed_forward.inner_width());
+        let used = l.feed_forward.experts.map_or(0, |e| e.n_used);
+        let widths = [2 * spec.n_embd, a.qkv_width(), 2 * a.q_width(), 2 * inner, inner, used * spec.n_embd, inner / 2];
+        widest = widths.into_iter().fold(widest, u32::max);
+        sum = widths.into_iter().map(u64::from).sum::<u64>().max(sum);
+    }
+    let budget = gpu.memory().snapshot().budget;
+    let room = if budget == 0 { u64::MAX } else { budget / 8 };
+    let fits = |rows: u32| {
+        let rows = u64::from(rows) * 4;
+        rows * u64::from(widest) <= gpu.max_binding_bytes() && rows * sum <= room
+    };
+    let halves = std::iter::successors(Some(MOST), |n| Some(n / 2)).take_while(|&n| n > LEAST);
+    halves.into_iter().find(|&n| fits(n)).unwrap_or(LEAST)
 }
 
 /// The steps of a layer, for buffers that share memory: the q/k/v product, rotation, scores, output product; the first product of the
@@ -139,8 +168,8 @@ pub(super) fn buffer(gpu: &Gpu, name: &str, size: u64, rows: u32, scope: &Scope)
 }
 
 impl Scratch {
-    /// Plans all buffers for `rows` rows.
-    pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
+    /// Plans all buffers for `rows` rows; with `exact`, none for products in f16.
+    pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, exact: bool, scope: &Scope) -> Result<Self> {
         let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
         let words = |name: &str, n: u64| buffer(gpu, name, n * 4, rows, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
@@ -162,6 +191,17 @@ impl Scratch {
         let down = used.map(|n| region("moe.down", n * spec.n_embd, DOWN | COMBINE)).transpose()?;
         let few = u64::from(rows.min(BYTE_ROWS));
         let widest_inner = n_ff.max(widest(&|l| l.attention.q_width()));
+        let half = match gpu.features().cooperative_matrix && !exact {
+            true => {
+                let inputs = [spec.n_embd, widest(&|l| l.attention.q_width()), n_ff];
+                let bytes = inputs.iter().map(|&cols| HalfRows::data_bytes(rows.into(), cols)).max().unwrap_or(0);
+                Some((
+                    buffer(gpu, "half", bytes, rows, scope)?,
+                    buffer(gpu, "half.scales", HalfRows::scales_bytes(rows.into()), rows, scope)?,
+                ))
+            }
+            false => None,
+        };
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
         Ok(Self {
             rows,
@@ -177,6 +217,7 @@ impl Scratch {
             attn: arena.buffer(attn),
             gate_up: arena.buffer(gate_up),
             ff: arena.buffer(ff),
+            half,
             moe: down.map(|d| MoeScratch::new(gpu, spec, rows, arena.buffer(d), scope)).transpose()?,
             logits: words("logits", u64::from(LOGIT_ROWS) * u64::from(spec.n_vocab))?,
             tail_rows: words("tail_rows", u64::from(LOGIT_ROWS) * 2)?,
@@ -185,5 +226,10 @@ impl Scratch {
             ring: words("ring", u64::from(LOGIT_ROWS) * 2)?,
             batch_slots: words("batch_slots", LOGIT_ROWS.into())?,
         })
+    }
+
+    /// Where a product's rows are brought to f16, if they are.
+    pub(crate) fn half_room(&self) -> Option<HalfRoom<'_>> {
+        self.half.as_ref().map(|(data, scales)| HalfRoom { data: data.whole(), scales: scales.whole() })
     }
 }

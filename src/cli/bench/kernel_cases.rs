@@ -7,8 +7,8 @@ use doppler::Result;
 use doppler::gpu::{Buffer, BufferSlice, MemoryClass, Recorder};
 use doppler::kernels::sample::{self as kernel, BIAS_ENTRIES, Chunks, Row, SamplingBuffers};
 use doppler::kernels::{
-    self, Activation, AngleTable, AttentionShape, ByteRows, KvType, Matrix, Norm, NormKind, RopePairs, RopeShape,
-    RowSource, Weight, WeightUploader,
+    self, Activation, AngleTable, AttentionShape, ByteRows, HalfRoom, HalfRows, KvType, Matrix, Norm, NormKind,
+    RopePairs, RopeShape, RowSource, Weight, WeightUploader,
 };
 use doppler::quant::{FORMATS, Format};
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -93,12 +93,14 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32, bytes: bool) -> Ca
         up.finish()?;
         let (xb, yb) = (bench.floats(x)?, bench.blank(y)?);
         let x_bytes = Bytes::new(bench, rows, k)?;
+        let (hb, sb) = (bench.blank(HalfRows::data_bytes(rows.into(), k) / 4)?, bench.blank(rows.into())?);
         Ok(Box::new(move |r, i| {
+            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
             let dispatches = match bytes {
                 true => kernels::matmul_bytes(x_bytes.rows(), w, y, false)?,
-                false => kernels::matmul(r.gpu(), x, w, y, false)?,
+                false => kernels::matmul_fast(r.gpu(), Some(room), x, w, y, false)?,
             };
             dispatches.into_iter().try_for_each(|d| r.record(d))
         }))
@@ -213,6 +215,7 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
         let (qb, yb) = (bench.floats(q)?, bench.blank(q)?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let shape = AttentionShape { n_head, n_kv, head_dim, window: 0, scale, softcap: 0.0 };
+        let coop = prefill && kernels::attention_coop_fits(bench.gpu.features(), head_dim, KvType::F16);
         let tiled = prefill && kernels::attention_prefill_fits(&bench.gpu, head_dim);
         let splits = kernels::attention_splits(&shape, rows);
         let [sums, tops] = kernels::AttentionParts::sizes(&shape, if tiled { 0 } else { rows }, splits);
@@ -220,9 +223,10 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
         Ok(Box::new(move |r, _| {
             let (pages, q, y): (_, BufferSlice<'_>, BufferSlice<'_>) = (cache.pages(), (&qb).into(), (&yb).into());
             let parts = kernels::AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
-            match (tiled, splits) {
-                (true, _) => r.record(kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?),
-                (_, 1) => r.record(kernels::attention_decode(shape, rows, pages, q, y)?),
+            match (coop, tiled, splits) {
+                (true, ..) => r.record(kernels::attention_coop(r.gpu(), shape, rows, pages, q, y)?),
+                (_, true, _) => r.record(kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?),
+                (.., 1) => r.record(kernels::attention_decode(shape, rows, pages, q, y)?),
                 _ => {
                     let both = kernels::attention_split(shape, rows, splits, pages, q, parts, y, None)?;
                     both.into_iter().try_for_each(|d| r.record(d))
@@ -271,11 +275,11 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
     let draw = || SamplingOptions { top_p: 0.95, top_k: 40, temperature: 0.8, ..SamplingOptions::greedy() };
     let mut all = Vec::new();
     // Each: out, in.
-    let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096)] };
+    let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096), (4096, 14336)] };
     for format in FORMATS.iter().copied() {
         for &(n, k) in weights {
-            for rows in if quick { [1, 16] } else { [1, 512] } {
-                all.push(matmul(format, n, k, rows, false));
+            for rows in if quick { &[1, 16][..] } else { &[1, 512, 4096] } {
+                all.push(matmul(format, n, k, *rows, false));
             }
             if format.has_bytes() {
                 all.push(matmul(format, n, k, 1, true));
@@ -295,7 +299,7 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
         ]);
     }
     all.extend(lengths.map(|length| attention(heads, length, false)));
-    all.push(attention(heads, lengths[0], true));
+    all.extend(lengths.map(|length| attention(heads, length, true)));
     for &vocab in vocabularies {
         all.extend([softmax(1, vocab), sampling(vocab, SamplingOptions::greedy()), sampling(vocab, draw())]);
     }
