@@ -8,6 +8,7 @@ struct Params { rows: u32, cols: u32, x_stride: u32, gate_offset: u32, up_offset
 @group(0) @binding(auto) var<storage, read> x: array<f32>;
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 #if BYTES
+override BYTE_THREADS: u32 = WG;
 #import byte_rows
 #endif
 

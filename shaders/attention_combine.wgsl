@@ -10,6 +10,7 @@ struct Params { groups: u32, n_head: u32, d4: u32, window: u32, splits: u32, til
 @group(0) @binding(auto) var<storage, read> tops: array<vec2<f32>>;
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #if BYTES
+override BYTE_THREADS: u32 = WG;
 #import byte_rows
 #endif
 #if SINKS

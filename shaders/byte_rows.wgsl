@@ -2,6 +2,7 @@
 override WG: u32 = 64u;
 struct Params { rows: u32, cols4: u32, x_stride4: u32, x_offset4: u32 }
 @group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
+override BYTE_THREADS: u32 = WG;
 #import byte_rows
 
 @compute @workgroup_size(WG)

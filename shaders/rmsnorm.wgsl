@@ -11,6 +11,7 @@ struct Params { rows: u32, cols4: u32, x_stride4: u32, x_offset4: u32, y_stride4
 @group(0) @binding(auto) var<storage, read> bias: array<vec4<f32>>;
 #endif
 #if BYTES
+override BYTE_THREADS: u32 = WG;
 #import byte_rows
 #endif
 

@@ -5,7 +5,9 @@
 pub const THREADS: u32 = 64;
 /// Threads of reductions over long rows (logits).
 pub const THREADS_LONG: u32 = 256;
-/// Weight rows that a workgroup of the matrix-vector product makes.
+/// Threads that fill a large device: products of few rows give each weight row so many that they come to this.
+pub const PRODUCT_THREADS: u32 = 1 << 18;
+/// Weight rows that a workgroup of the matrix-vector product with experts makes.
 pub const VEC_ROWS: u32 = 4;
 /// The same where `x` is bytes.
 pub const VEC_ROWS_BYTES: u32 = 2;

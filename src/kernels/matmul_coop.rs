@@ -8,7 +8,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::constants::{COOP_FROM, COOP_TILE, COOP_WAVE, THREADS_LONG};
 use crate::kernels::weight::{Weight, WeightPart};
-use crate::kernels::{Matrix, matmul, weight_fragment};
+use crate::kernels::{Input, Matrix, matmul, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
 
 pub(super) static HALF_ROWS: Kernel = Kernel {
@@ -220,15 +220,17 @@ impl<'a> HalfRoom<'a> {
 pub fn matmul_fast<'a>(
     gpu: &Gpu,
     room: Option<HalfRoom<'a>>,
-    x: Matrix<'a>,
+    x: impl Into<Input<'a>>,
     w: &'a Weight,
     y: Matrix<'a>,
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
+    let x = x.into();
+    let (rows, cols) = (x.x.rows, x.x.cols);
     match room {
-        Some(room) if x.rows >= COOP_FROM && matmul_coop_fits(gpu.features(), w) => {
-            let half = room.rows(x.rows, x.cols);
-            let mut all = vec![half_rows(x, half)?];
+        Some(room) if rows >= COOP_FROM && x.norm.is_none() && matmul_coop_fits(gpu.features(), w) => {
+            let half = room.rows(rows, cols);
+            let mut all = vec![half_rows(x.x, half)?];
             all.extend(matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?);
             Ok(all)
         }

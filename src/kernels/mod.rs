@@ -12,6 +12,7 @@ pub mod constants;
 mod gather;
 mod matmul;
 mod matmul_coop;
+mod matmul_fused;
 mod moe;
 mod qk_norm;
 mod residual;
@@ -36,8 +37,9 @@ pub use attention_decode::{AttentionParts, attention_decode, attention_split, at
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather, gather_positions};
-pub use matmul::{MatmulPath, matmul, matmul_bytes, matmul_with};
+pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
+pub use matmul_fused::{Next, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,
@@ -64,6 +66,8 @@ pub static KERNELS: &[&Kernel] = &[
     &gather::GATHER,
     &matmul_coop::HALF_ROWS,
     &matmul_coop::MATMUL_COOP,
+    &matmul_fused::MATMUL_GLU,
+    &matmul_fused::MATMUL_NEXT,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,

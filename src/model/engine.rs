@@ -303,7 +303,7 @@ impl Engine {
         let lens = sequence.lens(pos);
         let forward = self.forward(lens);
         let mut recorder = self.record_run(n, lens, scope)?;
-        forward.logits(&mut recorder, n - 1, 1)?;
+        forward.logits(&mut recorder, n - 1, 1, false)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
@@ -346,7 +346,7 @@ impl Engine {
             self.pass_gates(sequence, scope)?;
             let lens = sequence.lens(pos + first);
             let mut recorder = self.recorder("logits", lens, scope);
-            self.forward(lens).logits(&mut recorder, first, rows)?;
+            self.forward(lens).logits(&mut recorder, first, rows, false)?;
             let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
             let submission = recorder.submit()?;
             self.read_probe(sequence, seen, &submission, scope)?;
@@ -376,7 +376,7 @@ impl Engine {
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
         for n in [1, 2, 3, TILE_FROM, COOP_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
             forward.body(recorder, n, Batch::Run)?;
-            forward.logits(recorder, 0, n.min(LOGIT_ROWS))?;
+            forward.logits(recorder, 0, n.min(LOGIT_ROWS), false)?;
         }
         [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
     }

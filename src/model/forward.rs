@@ -5,10 +5,10 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    Activation, ByteRows, Matrix, Norm, Pages, RopePairs, RopeShape, Segments, Weight, activate, activate_bytes,
-    attention_coop, attention_coop_fits, attention_decode, attention_prefill, attention_prefill_fits, attention_split,
-    attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_bytes, matmul_fast, norm, norm_bytes,
-    qk_norm, rope, softcap,
+    Activation, ByteRows, Input, Matrix, Next, Norm, NormKind, Pages, RopePairs, RopeShape, RowNorm, Segments, Weight,
+    activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode, attention_prefill,
+    attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes,
+    matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -26,11 +26,18 @@ pub(crate) enum Batch {
     Rows,
 }
 
-/// Input of a product, and the same as bytes where a product is to take them.
+/// When a norm is done: before the product that reads it, or by the way. `ready`: the block before has left what that takes.
 #[derive(Clone, Copy)]
-pub(super) struct Input<'a> {
-    pub(super) x: Matrix<'a>,
-    pub(super) bytes: Option<ByteRows<'a>>,
+enum Norms {
+    Now,
+    Later { ready: bool },
+}
+
+/// What comes after a block: the normalisation, and whether the product that reads its result takes bytes.
+#[derive(Clone, Copy)]
+struct After<'a> {
+    norm: Option<&'a NormWeights>,
+    wants_bytes: bool,
 }
 
 /// What the pass reads and writes.
@@ -62,11 +69,9 @@ impl<'a> Forward<'a> {
         y: Matrix<'_>,
         accumulate: bool,
     ) -> Result<()> {
-        let dispatches = match from.bytes.filter(|_| w.has_bytes()) {
-            Some(bytes) => matmul_bytes(bytes, w, y, accumulate)?,
-            None => matmul_fast(r.gpu(), self.scratch.half_room(), from.x, w, y, accumulate)?,
-        };
-        Self::record_all(r, label, dispatches)
+        let few = from.norm.is_some() || (from.bytes.is_some() && w.has_bytes());
+        let room = self.scratch.half_room().filter(|_| !few);
+        Self::record_all(r, label, matmul_fast(r.gpu(), room, from, w, y, accumulate)?)
     }
 
     /// Shows a tensor to the probe, if there is one.
@@ -92,8 +97,8 @@ impl<'a> Forward<'a> {
         lens.probe.words(r, point, layer.map(|l| l as u32), lens.position, words, n)
     }
 
-    /// Embedding and all blocks, for the first `n` rows of the scratch.
-    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<()> {
+    /// Embedding and all blocks, for the first `n` rows of the scratch. True if the last block left its result ready for the head.
+    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<bool> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
@@ -101,18 +106,53 @@ impl<'a> Forward<'a> {
             Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
         }
         self.look(r, "embed", None, x)?;
-        for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+        let layers = &self.weights.layers;
+        // Whether the block before left bytes for the next one.
+        let mut ready = false;
+        for (i, (spec, weights)) in self.spec.layers.iter().zip(layers).enumerate() {
             r.set_layer(Some(i as u32));
-            let input = self.attention(r, i, spec, weights, x, batch)?;
-            self.look(r, "attn.residual", Some(i), x)?;
-            let wanted = weights.feed_forward.first_has_bytes();
-            let input = if spec.parallel { input } else { self.norm(r, x, weights.ffn_norm.as_ref(), wanted)? };
-            self.look(r, "ffn.norm", Some(i), input.x)?;
-            self.feed_forward(r, i, spec, weights, input, x)?;
-            self.look(r, "ffn.residual", Some(i), x)?;
+            let after = match self.spec.layers.get(i + 1).zip(layers.get(i + 1)) {
+                // Blocks side by side share rows that are normalised beforehand.
+                Some((spec, w)) => {
+                    let norm = w.attn_norm.as_ref().filter(|_| !spec.parallel);
+                    After { norm, wants_bytes: w.qkv.has_bytes() }
+                }
+                None => After { norm: Some(&self.weights.output_norm), wants_bytes: self.weights.head().has_bytes() },
+            };
+            ready = self.layer(r, i, spec, weights, x, batch, ready, after)?;
         }
         r.set_layer(None);
-        Ok(())
+        Ok(ready)
+    }
+
+    /// One layer: `x += attention(x)`, `x += feed_forward(x)`. `ready`: what it reads stands as bytes already; returns the same for what
+    /// comes `after` it.
+    #[allow(clippy::too_many_arguments, reason = "a layer's place, its weights and its neighbours")]
+    fn layer(
+        &self,
+        r: &mut Recorder<'_>,
+        i: usize,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        x: Matrix<'_>,
+        batch: Batch,
+        ready: bool,
+        after: After<'_>,
+    ) -> Result<bool> {
+        let dense = matches!(weights.feed_forward, FeedForwardWeights::Dense { .. });
+        let middle = After { norm: weights.ffn_norm.as_ref(), wants_bytes: weights.feed_forward.first_has_bytes() };
+        // Routers and experts take normalised rows; blocks side by side have the same input.
+        let plain = !dense || spec.parallel;
+        let (input, ready) = self.attention(r, i, spec, weights, x, batch, ready, (!plain).then_some(middle))?;
+        self.look(r, "attn.residual", Some(i), x)?;
+        let input = match spec.parallel {
+            true => input,
+            false => self.norm(r, x, middle, if plain { Norms::Now } else { Norms::Later { ready } })?,
+        };
+        self.look(r, "ffn.norm", Some(i), input.x)?;
+        let ready = self.feed_forward(r, i, spec, weights, input, x, after)?;
+        self.look(r, "ffn.residual", Some(i), x)?;
+        Ok(ready)
     }
 
     fn norm_of<'w>(&self, w: &'w NormWeights) -> Norm<'w> {
@@ -125,21 +165,33 @@ impl<'a> Forward<'a> {
         if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
     }
 
-    /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are `wanted`.
-    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, w: Option<&NormWeights>, wanted: bool) -> Result<Input<'m>>
+    /// Whether products of so many rows take a norm by the way. Who looks at tensors is to find the normalised rows.
+    fn norms_by_the_way(&self, rows: u32, w: &NormWeights) -> bool {
+        rows < TILE_FROM && self.lens.is_none() && self.spec.norm == NormKind::Rms && w.bias.is_none()
+    }
+
+    /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.
+    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, what: After<'m>, when: Norms) -> Result<Input<'m>>
     where
         'a: 'm,
     {
-        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, wanted);
+        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
+        if let (Some(w), Norms::Later { ready }) = (what.norm, when)
+            && self.norms_by_the_way(x.rows, w)
+            && (ready || bytes.is_none())
+        {
+            let sums = ready.then(|| self.scratch.block_sums.whole());
+            return Ok(Input { x, bytes, norm: Some(RowNorm { w: w.w.whole(), eps: self.spec.norm_eps, sums }) });
+        }
         let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        let (x, d) = match (w, bytes) {
+        let (x, d) = match (what.norm, bytes) {
             (Some(w), Some(bytes)) => (normed, norm_bytes(self.norm_of(w), x, normed, bytes)?),
             (Some(w), None) => (normed, norm(self.norm_of(w), x, normed, false)?),
             (None, Some(bytes)) => (x, byte_rows(x, bytes)?),
-            (None, None) => return Ok(Input { x, bytes }),
+            (None, None) => return Ok(x.into()),
         };
         r.record(d)?;
-        Ok(Input { x, bytes })
+        Ok(Input { x, bytes, norm: None })
     }
 
     /// The activation of a first product's result `up` into `inner`, `act(gate) · up` where it is `gated`; as bytes too if they are `wanted`.
@@ -162,10 +214,12 @@ impl<'a> Forward<'a> {
             (None, None) => activate(which, up, inner)?,
         };
         r.record(d.label(label))?;
-        Ok(Input { x: inner, bytes })
+        Ok(Input { x: inner, bytes, norm: None })
     }
 
-    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input.
+    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input. True if it
+    /// left what `after` reads as bytes.
+    #[allow(clippy::too_many_arguments, reason = "a product and what stands around it")]
     fn add_block(
         &self,
         r: &mut Recorder<'_>,
@@ -174,29 +228,48 @@ impl<'a> Forward<'a> {
         w: &Weight,
         post: Option<&NormWeights>,
         x: Matrix<'_>,
-    ) -> Result<()> {
-        let Some(post) = post else { return self.product(r, label, from, w, x, true) };
-        let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        self.product(r, label, from, w, y, false)?;
-        r.record(norm(self.norm_of(post), y, x, true)?)
+        after: Option<After<'_>>,
+    ) -> Result<bool> {
+        if let Some(post) = post {
+            let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+            self.product(r, label, from, w, y, false)?;
+            r.record(norm(self.norm_of(post), y, x, true)?)?;
+            return Ok(false);
+        }
+        let bytes =
+            self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.is_some_and(|a| a.wants_bytes));
+        if let (Some(bytes), Some(norm)) = (bytes, after.and_then(|a| a.norm))
+            && self.norms_by_the_way(x.rows, norm)
+            && matmul_next_fits(w)
+        {
+            let next = Next { w: norm.w.whole(), bytes, sums: self.scratch.block_sums.whole() };
+            Self::record_all(r, label, matmul_next(r.gpu(), from, w, x, next)?)?;
+            return Ok(true);
+        }
+        self.product(r, label, from, w, x, true)?;
+        Ok(false)
     }
 
-    /// Adds attention to `x`. Returns what it read, for blocks that share their input.
+    /// Adds attention to `x`. Returns what it read, for blocks that share their input, and whether it left bytes for what comes `after`.
+    #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     fn attention<'m>(
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
-        w: &LayerWeights,
+        w: &'m LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
-    ) -> Result<Input<'m>>
+        ready: bool,
+        after: Option<After<'_>>,
+    ) -> Result<(Input<'m>, bool)>
     where
         'a: 'm,
     {
         let (s, a, n) = (self.scratch, &spec.attention, x.rows);
-        let wanted = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
-        let normed = self.norm(r, x, w.attn_norm.as_ref(), wanted)?;
+        let wants_bytes = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
+        let when = if spec.parallel { Norms::Now } else { Norms::Later { ready } };
+        let normed = self.norm(r, x, After { norm: w.attn_norm.as_ref(), wants_bytes }, when)?;
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
         self.product(r, "attn.qkv", normed, &w.qkv, qkv, false)?;
@@ -247,8 +320,9 @@ impl<'a> Forward<'a> {
             r.record(byte_rows(heads, bytes)?.label("attn.bytes"))?;
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        self.add_block(r, "attn.out", Input { x: heads, bytes }, &w.attn_out, w.attn_post_norm.as_ref(), x)?;
-        Ok(normed)
+        let heads = Input { x: heads, bytes, norm: None };
+        let ready = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, after)?;
+        Ok((normed, ready))
     }
 
     /// Normalises q and k where they stand, if the layer does that.
@@ -262,6 +336,8 @@ impl<'a> Forward<'a> {
         r.record(qk_norm(qkv, q, k, self.spec.norm_eps)?.label("attn.qk_norm"))
     }
 
+    /// Adds the feed-forward half to `x`. True if it left bytes for what comes `after`.
+    #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     fn feed_forward(
         &self,
         r: &mut Recorder<'_>,
@@ -270,29 +346,39 @@ impl<'a> Forward<'a> {
         w: &LayerWeights,
         input: Input<'_>,
         x: Matrix<'_>,
-    ) -> Result<()> {
+        after: After<'_>,
+    ) -> Result<bool> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
         let (w_up, w_down) = match &w.feed_forward {
             FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
-                return self.experts(r, layer, &spec.feed_forward, experts, input, x);
+                self.experts(r, layer, &spec.feed_forward, experts, input, x)?;
+                return Ok(false);
             }
         };
-        let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
-        self.product(r, "ffn.gate_up", input, w_up, up, false)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
-        let which = (spec.feed_forward.activation, spec.feed_forward.gated);
+        let (which, gated) = (spec.feed_forward.activation, spec.feed_forward.gated);
         let wanted = w_down.has_bytes() && x.rows < TILE_FROM;
-        let inner = self.activate(r, "ffn.act", which, up, inner, wanted)?;
+        let inner = if gated && x.rows < TILE_FROM && matmul_glu_fits(which, w_up) {
+            let bytes = self.bytes(&s.inner_bytes, x.rows, n_ff, wanted);
+            r.record(matmul_glu(r.gpu(), which, input, w_up, inner, bytes)?.label("ffn.gate_up"))?;
+            Input { x: inner, bytes, norm: None }
+        } else {
+            let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
+            self.product(r, "ffn.gate_up", input, w_up, up, false)?;
+            self.activate(r, "ffn.act", (which, gated), up, inner, wanted)?
+        };
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
-        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x)
+        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x, Some(after))
     }
 
-    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
-    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32) -> Result<()> {
+    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`. `ready`: the rows are the first, and the last block has left
+    /// them as bytes.
+    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32, ready: bool) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
-        let normed = self.norm(r, x, Some(&self.weights.output_norm), self.weights.head().has_bytes())?;
+        let what = After { norm: Some(&self.weights.output_norm), wants_bytes: self.weights.head().has_bytes() };
+        let normed = self.norm(r, x, what, Norms::Later { ready })?;
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
         self.product(r, "head", normed, self.weights.head(), logits, false)?;
@@ -334,8 +420,8 @@ impl<'a> Forward<'a> {
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
-        self.body(r, n, Batch::Rows)?;
-        self.logits(r, 0, n)?;
+        let ready = self.body(r, n, Batch::Rows)?;
+        self.logits(r, 0, n, ready)?;
         self.sample(r, n, rows, penalties)
     }
 }

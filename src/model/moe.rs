@@ -6,10 +6,10 @@ use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Dispatch, Gpu, Recorder, Scope};
 use crate::kernels::constants::{GROUP_FROM, TILE_FROM};
 use crate::kernels::{
-    Activation, ExpertWeight, Grouping, Matrix, MoeShape, Routing, SharedExpert, matmul, moe_combine, moe_group,
+    Activation, ExpertWeight, Grouping, Input, Matrix, MoeShape, Routing, SharedExpert, matmul, moe_combine, moe_group,
     moe_matmul, moe_matmul_bytes, moe_route, tile_columns,
 };
-use crate::model::forward::{Forward, Input};
+use crate::model::forward::Forward;
 use crate::model::scratch::buffer;
 use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
 use crate::model::weights::{ExpertsWeights, SharedWeights};

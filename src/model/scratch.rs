@@ -82,6 +82,8 @@ pub(crate) struct Scratch {
     pub(crate) normed: Buffer,
     /// It as bytes.
     pub(crate) normed_bytes: ByteBuffers,
+    /// Sums of squares of the residual stream's blocks of 32, for rows whose norm is left to the next product.
+    pub(crate) block_sums: Buffer,
     /// Input of a block's second product as bytes.
     pub(crate) inner_bytes: ByteBuffers,
     /// q, k and v before rotation.
@@ -186,7 +188,7 @@ impl Scratch {
         let attn = region("attn", widest(&|l| l.attention.q_width()), SCORES | OUT)?;
         // A shared expert uses gate and up, and their activation, again after the chosen experts.
         let gate_up = region("gate_up", 2 * n_ff, UP | ACT | DOWN)?;
-        let ff = region("ff", n_ff, ACT | DOWN)?;
+        let ff = region("ff", n_ff, UP | ACT | DOWN)?;
         let used = spec.experts().map(|e| e.n_used).max();
         let down = used.map(|n| region("moe.down", n * spec.n_embd, DOWN | COMBINE)).transpose()?;
         let few = u64::from(rows.min(BYTE_ROWS));
@@ -210,6 +212,7 @@ impl Scratch {
             x: wide("x", spec.n_embd)?,
             normed: wide("normed", spec.n_embd)?,
             normed_bytes: ByteBuffers::new(gpu, "normed", few * u64::from(spec.n_embd), scope)?,
+            block_sums: words("block_sums", (few * u64::from(spec.n_embd)).div_ceil(GPU_BLOCK as u64))?,
             inner_bytes: ByteBuffers::new(gpu, "inner", few * u64::from(widest_inner), scope)?,
             attn_parts: PartBuffers::new(gpu, spec, rows, scope)?,
             qkv: arena.buffer(qkv),

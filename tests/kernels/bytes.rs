@@ -159,7 +159,7 @@ fn product(v: &Variant, w: &TestWeight, k: usize, case: &Case) {
     let old = if case.accumulate { rng.floats(t_rows * stride) } else { vec![UNTOUCHED; t_rows * stride] };
     let y = upload(gpu, &old);
     let my = Matrix::new(&y, t_rows as u32, stride as u32).columns(case.y_gap as u32, n as u32);
-    run(gpu, matmul_bytes(bytes.operand(), &w.weight, my, case.accumulate).unwrap());
+    run(gpu, matmul_bytes(gpu, bytes.operand(), &w.weight, my, case.accumulate).unwrap());
     let mut want: Vec<Want> = old.iter().map(|&v| f64::from(v).into()).collect();
     let mut of_f32 = want.clone();
     for t in 0..t_rows {
@@ -241,7 +241,7 @@ fn bytes_refuse_shapes_that_disagree() {
     let f16 = weight(gpu, &mut Rng(1), 64, &[(by_name("F16").unwrap(), 12)], false);
     let product = |w: &TestWeight, rows, cols| {
         let d: doppler::Result<Vec<Dispatch<'_>>> =
-            matmul_bytes(b.operand(), &w.weight, Matrix::new(&y, rows, cols), false);
+            matmul_bytes(gpu, b.operand(), &w.weight, Matrix::new(&y, rows, cols), false);
         d.is_ok()
     };
     assert!(product(&q8, 2, 12));

@@ -8,10 +8,10 @@ use doppler::kernels::sample::{
     Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin,
 };
 use doppler::kernels::{
-    Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, KERNELS, KvType, MatmulPath, Matrix, Pages,
-    RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode, attention_prefill,
-    attention_split, byte_rows, cast, dequant, gather, gelu, glu, matmul_bytes, matmul_with, qk_norm, residual,
-    rmsnorm, rope, silu, softcap, softmax, tensor_stats,
+    Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, KERNELS, KvType, MatmulPath, Matrix, Next,
+    Pages, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode, attention_prefill,
+    attention_split, byte_rows, cast, dequant, gather, gelu, glu, matmul_bytes, matmul_glu, matmul_next, matmul_with,
+    qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, tensor_stats,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -155,7 +155,7 @@ fn run_and_record_give_the_same_bits() {
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..21).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..23).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -214,8 +214,20 @@ fn run_and_record_give_the_same_bits() {
                 Box::new(|y| {
                     let bytes = ByteRows { quants: (&byte_quants).into(), scales, rows, cols };
                     let mut all = vec![byte_rows(mx, bytes).unwrap()];
-                    all.extend(matmul_bytes(bytes, &w.weight, y_of(y, 64), false).unwrap());
+                    all.extend(matmul_bytes(gpu, bytes, &w.weight, y_of(y, 64), false).unwrap());
                     all
+                }),
+            ),
+            (
+                "matmul_glu",
+                Box::new(|y| vec![matmul_glu(gpu, Activation::Silu, mx.into(), &w.weight, y_of(y, 32), None).unwrap()]),
+            ),
+            (
+                "matmul_next",
+                Box::new(|y| {
+                    let bytes = ByteRows { quants: (&byte_quants).into(), scales, rows, cols: 64 };
+                    let next = Next { w: (&x).into(), bytes, sums: (&sums).into() };
+                    matmul_next(gpu, mx.into(), &w.weight, y_of(y, 64), next).unwrap()
                 }),
             ),
             (

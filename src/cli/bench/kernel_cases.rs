@@ -99,7 +99,7 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32, bytes: bool) -> Ca
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
             let dispatches = match bytes {
-                true => kernels::matmul_bytes(x_bytes.rows(), w, y, false)?,
+                true => kernels::matmul_bytes(r.gpu(), x_bytes.rows(), w, y, false)?,
                 false => kernels::matmul_fast(r.gpu(), Some(room), x, w, y, false)?,
             };
             dispatches.into_iter().try_for_each(|d| r.record(d))

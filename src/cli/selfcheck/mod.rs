@@ -6,6 +6,8 @@ mod attention;
 mod bytes;
 mod coverage;
 mod elementwise;
+mod fused;
+mod input;
 mod model;
 mod moe;
 mod sampling;
@@ -40,6 +42,8 @@ pub(super) const CHECKS: &[Check] = &[
     check("gather", true, weights::gather),
     check("dequant", false, weights::dequant),
     check("matmul-vec", true, weights::matmul_vec),
+    check("matmul-glu", true, fused::glu),
+    check("matmul-next", true, fused::next),
     check("matmul-tile", true, weights::matmul_tile),
     check("byte-rows", true, bytes::byte_rows),
     check("matmul-coop", true, weights::matmul_coop),
@@ -259,6 +263,8 @@ mod tests {
             ("byte_rows", "byte-rows"),
             ("half_rows", "matmul-coop"),
             ("matmul_coop", "matmul-coop"),
+            ("matmul_glu", "matmul-glu"),
+            ("matmul_next", "matmul-next"),
             ("matmul_tile", "matmul-tile"),
             ("matmul_vec", "matmul-vec"),
             ("moe_combine", "moe-combine"),

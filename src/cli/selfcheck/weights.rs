@@ -5,7 +5,7 @@ use doppler::gpu::Variant;
 use doppler::kernels::{self, CoopTile, HalfRoom, HalfRows, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
 use doppler::quant::{Format, GPU_BLOCK, by_name};
 
-use super::bytes::Bytes;
+use super::input::InputRows;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
@@ -28,7 +28,7 @@ pub(in crate::cli) fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k
 }
 
 /// A weight on the device and its values.
-fn weight(
+pub(super) fn weight(
     lab: &Lab,
     format: &'static Format,
     rows: usize,
@@ -144,14 +144,10 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
         let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
         let accumulate = v.has("ACCUMULATE");
         let x = match product {
-            Product::By(..) if v.has("BYTES") => {
-                let bytes = Bytes::of(lab, mx)?;
-                lab.run(kernels::matmul_bytes(bytes.operand(), &w, my, accumulate)?)?;
-                bytes.read(lab)?
-            }
             Product::By(path, _) => {
-                lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, accumulate)?)?;
-                x
+                let x = InputRows::of(lab, &v, &x, k)?;
+                lab.run(kernels::matmul_with(&lab.gpu, path, x.operand(), &w, my, accumulate)?)?;
+                x.values
             }
             Product::Coop(_) => {
                 let bytes = HalfRows::data_bytes(t_rows as u64, k as u32);
@@ -161,7 +157,7 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
                 let tile = if v.has("ROWS_64") { CoopTile::Half } else { CoopTile::Whole };
                 lab.run([kernels::half_rows(mx, half)?])?;
                 lab.run(kernels::matmul_coop(&lab.gpu, tile, half, &w, my, accumulate)?)?;
-                x
+                x.into_iter().map(f64::from).collect::<Vec<_>>()
             }
         };
         let rel = match product {
@@ -170,7 +166,7 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
         let mut want = Vec::new();
         for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
             for (r, (w, &o)) in values.chunks_exact(k).zip(old).enumerate() {
-                let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));
+                let products = x.iter().zip(w).map(|(&a, &b)| a * f64::from(b));
                 let added = [bias.map_or(0.0, |b| b[r]), if v.has("ACCUMULATE") { o } else { 0.0 }];
                 let terms = products.chain(added.map(f64::from));
                 want.push(terms.fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs())));
