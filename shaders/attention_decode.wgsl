@@ -2,6 +2,8 @@
 // s = cap * tanh(s / cap). A workgroup takes G neighbouring heads of a row that share keys and values, and every splits-th tile of WG / 4
 // positions, with an online softmax over its tiles. One split writes y; SPLIT: each writes its own top, total and sum, which attention_combine
 // puts together, and those without a tile write nothing. Any length; head_dim a multiple of 4, at most 4 * WG.
+// FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM) and rotated here, as qk_norm.wgsl and rope.wgsl do, and k
+// and v written to their page. Who needs the new position takes it from workgroup memory; the rows of a batch are of different sequences.
 override WG: u32 = 128u;
 override HEAD_DIM: u32 = 64u;
 override G: u32 = 1u;
@@ -10,8 +12,19 @@ override G: u32 = 1u;
 #import activation
 struct Params {
     groups: u32, n_head: u32, n_kv: u32, block_tokens: u32, table_stride: u32, window: u32, splits: u32, scale: f32, softcap: f32,
+    x_stride4: u32, x_offset4: u32, n_rot: u32, eps: f32,
 }
+#if FRESH
+// [row, q heads, k heads, v heads]
+@group(0) @binding(auto) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(auto) var<storage, read> angles: array<vec2<f32>>;
+#if QK_NORM
+@group(0) @binding(auto) var<storage, read> q_w: array<f32>;
+@group(0) @binding(auto) var<storage, read> k_w: array<f32>;
+#endif
+#else
 @group(0) @binding(auto) var<storage, read> q: array<vec4<f32>>;
+#endif
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
 // SPLIT: [row, head, split] of head_dim, else [row, head].
@@ -36,9 +49,90 @@ var<workgroup> scores: array<vec4<f32>, WG / TEAM>;
 var<workgroup> weights: array<vec4<f32>, WG / TEAM>;
 const LOWEST: f32 = -3.4028234e38;
 
+#if FRESH
+// The G heads of q, then the head of k and that of v.
+var<workgroup> fresh: array<f32, (G + 2u) * HEAD_DIM>;
+var<workgroup> fresh_k: array<vec4<f32>, HEAD_DIM / 4u>;
+var<workgroup> fresh_v: array<vec4<f32>, HEAD_DIM / 4u>;
+fn heads_four(i: u32) -> vec4<f32> {
+    return vec4<f32>(fresh[i * 4u], fresh[i * 4u + 1u], fresh[i * 4u + 2u], fresh[i * 4u + 3u]);
+}
+// Dimensions 4 * d4 on of the new key (j = 0) or value (1).
+fn fresh_four(j: u32, d4: u32) -> vec4<f32> { return heads_four((G + j) * (HEAD_DIM / 4u) + d4); }
+
+#if QK_NORM
+// Threads that add up a head's squares.
+const SQUARES: u32 = 16u;
+var<workgroup> squares: array<f32, SQUARES * (G + 1u)>;
+#endif
+
+// Leaves q, k and v as attention takes them in `fresh`.
+fn make_fresh(t: Thread, row: u32, pos: u32, head0: u32, kv_head: u32) {
+    let d4 = HEAD_DIM / 4u;
+    let x0 = row * params.x_stride4 + params.x_offset4;
+    for (var i = t.lid; i < (G + 2u) * d4; i += WG) {
+        var head = head0 + i / d4;
+        if (i >= G * d4) { head = params.n_head + kv_head; }
+        if (i >= (G + 1u) * d4) { head += params.n_kv; }
+        let v = qkv[x0 + head * d4 + i % d4];
+        fresh[i * 4u] = v.x;
+        fresh[i * 4u + 1u] = v.y;
+        fresh[i * 4u + 2u] = v.z;
+        fresh[i * 4u + 3u] = v.w;
+    }
+    workgroupBarrier();
+#if QK_NORM
+    if (t.lid < SQUARES * (G + 1u)) {
+        var s = 0.0;
+        for (var i = t.lid % SQUARES; i < HEAD_DIM; i += SQUARES) {
+            let v = fresh[t.lid / SQUARES * HEAD_DIM + i];
+            s += v * v;
+        }
+        squares[t.lid] = s;
+    }
+    workgroupBarrier();
+    for (var i = t.lid; i < (G + 1u) * HEAD_DIM; i += WG) {
+        let head = i / HEAD_DIM;
+        var total = 0.0;
+        for (var j = 0u; j < SQUARES; j++) { total += squares[head * SQUARES + j]; }
+        var w = 0.0;
+        if (head < G) { w = q_w[i % HEAD_DIM]; } else { w = k_w[i % HEAD_DIM]; }
+        fresh[i] *= w / sqrt(total / f32(HEAD_DIM) + params.eps);
+    }
+    workgroupBarrier();
+#endif
+    let n = params.n_rot / 2u;
+    for (var i = t.lid; i < (G + 1u) * n; i += WG) {
+        let pair = i % n;
+        let lo = angles[(pos & 255u) * n + pair];
+        let hi = angles[(256u + (pos >> 8u)) * n + pair];
+        let r = vec2<f32>(hi.x * lo.x - hi.y * lo.y, hi.y * lo.x + hi.x * lo.y);
+#if NEOX
+        let a = i / n * HEAD_DIM + pair;
+        let b = a + n;
+#else
+        let a = i / n * HEAD_DIM + 2u * pair;
+        let b = a + 1u;
+#endif
+        let v = vec2<f32>(fresh[a], fresh[b]);
+        fresh[a] = v.x * r.x - v.y * r.y;
+        fresh[b] = v.y * r.x + v.x * r.y;
+    }
+    workgroupBarrier();
+}
+#endif
+
 fn place(p: u32, table: u32, kv_head: u32) -> u32 {
     let block = tables[table + p / params.block_tokens];
     return (block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens;
+}
+
+// Four dimensions of the value at position p.
+fn value_at(p: u32, pos: u32, table: u32, kv_head: u32, d4: u32) -> vec4<f32> {
+#if FRESH
+    if (p == pos) { return fresh_v[d4]; }
+#endif
+    return v_load4(place(p, table, kv_head), d4);
 }
 
 @compute @workgroup_size(WG)
@@ -59,7 +153,21 @@ fn main(t: Thread) {
     let tiles = (pos + tile_len - lo) / tile_len;
     if (split >= tiles) { return; }
     let q0 = (row * params.n_head + head0) * d4;
+#if FRESH
+    make_fresh(t, row, pos, head0, kv_head);
+    for (var i = t.lid; i < d4 * G; i += WG) { qs[i] = heads_four(i); }
+    // The new position is in the last tile.
+    if (split == (tiles - 1u) % params.splits && t.lid < d4) {
+        fresh_k[t.lid] = kv_fresh(0u, t.lid);
+        fresh_v[t.lid] = kv_fresh(1u, t.lid);
+        // One of those that share the head writes it. A stopped sequence stays at its end, which may lie beyond its table.
+        if (head0 % (params.n_head / params.n_kv) == 0u && pos / params.block_tokens < params.table_stride) {
+            kv_keep(place(pos, table, kv_head), t.lid);
+        }
+    }
+#else
     for (var i = t.lid; i < d4 * G; i += WG) { qs[i] = q[q0 + i]; }
+#endif
     // For the values: thread (v_group, v_dim) takes every v_groups-th position.
     let v_groups = WG / d4;
     let v_dim = t.lid % d4;
@@ -82,17 +190,23 @@ fn main(t: Thread) {
         for (var i = 0u; i < AHEAD; i++) {
             let j = v_group + i * v_groups;
             v[i] = vec4<f32>(0.0);
-            if (v_group < v_groups && j < n) { v[i] = v_load4(place(base + j, table, kv_head), v_dim); }
+            if (v_group < v_groups && j < n) { v[i] = value_at(base + j, pos, table, kv_head, v_dim); }
         }
         var s: array<f32, 4>;
         for (var c = 0u; c < 4u; c++) { s[c] = 0.0; }
         let member = t.lid % TEAM;
         if (t.lid / TEAM < n) {
-            let at = place(base + t.lid / TEAM, table, kv_head);
+            let p = base + t.lid / TEAM;
+            let at = place(p, table, kv_head);
             for (var round = 0u; round < (d4 + TEAM - 1u) / TEAM; round++) {
                 let i = round * TEAM + member;
                 if (i < d4) {
+#if FRESH
+                    var k = fresh_k[i];
+                    if (p != pos) { k = k_load4(at, i); }
+#else
                     let k = k_load4(at, i);
+#endif
                     for (var c = 0u; c < G; c++) { s[c] += dot(qs[c * d4 + i], k); }
                 }
             }
@@ -128,7 +242,7 @@ fn main(t: Thread) {
                 if (j < n) { for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * v[i]; } }
             }
             for (var j = v_group + AHEAD * v_groups; j < n; j += v_groups) {
-                let late = v_load4(place(base + j, table, kv_head), v_dim);
+                let late = value_at(base + j, pos, table, kv_head, v_dim);
                 for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * late; }
             }
         }

@@ -8,8 +8,26 @@ fn kv_store(t: Thread, kind: u32, row: u32, d: u32, v: vec2<f32>) {
     if (kind == KV_V) { kv_v[i] = pack2x16float(v); }
 }
 #else
+#if FRESH
+@group(0) @binding(auto) var<storage, read_write> kv_k: array<vec2<u32>>;
+@group(0) @binding(auto) var<storage, read_write> kv_v: array<vec2<u32>>;
+fn kv_packed(j: u32, d4: u32) -> vec2<u32> {
+    let v = fresh_four(j, d4);
+    return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+}
+// What the cache gives back of the new key (j = 0) or value (1), and its write.
+fn kv_fresh(j: u32, d4: u32) -> vec4<f32> {
+    let w = kv_packed(j, d4);
+    return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
+}
+fn kv_keep(row: u32, d4: u32) {
+    kv_k[row * (HEAD_DIM / 4u) + d4] = kv_packed(0u, d4);
+    kv_v[row * (HEAD_DIM / 4u) + d4] = kv_packed(1u, d4);
+}
+#else
 @group(0) @binding(auto) var<storage, read> kv_k: array<vec2<u32>>;
 @group(0) @binding(auto) var<storage, read> kv_v: array<vec2<u32>>;
+#endif
 fn k_load4(row: u32, d4: u32) -> vec4<f32> {
     let w = kv_k[row * (HEAD_DIM / 4u) + d4];
     return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));

@@ -1,15 +1,15 @@
 // Keys and values as signed bytes, 32 neighbouring dimensions with an f16 scale: scale = max|x| / 127, byte = x / scale rounded, halves away
 // from zero (GGML's Q8_0). Rows as in f16.wgsl; a row is head_dim / 4 words of bytes, then the scales of its blocks, two a word.
-#if KV_WRITE
-@group(0) @binding(auto) var<storage, read_write> kv_k: array<u32>;
-@group(0) @binding(auto) var<storage, read_write> kv_v: array<u32>;
-var<workgroup> kv_staged: array<vec2<f32>, WG>;
-
 // Rounds halves away from zero; `round` rounds them to even.
 fn kv_nearest(x: vec2<f32>) -> vec2<i32> {
     let whole = trunc(x);
     return vec2<i32>(whole + select(vec2<f32>(0.0), sign(x), abs(x - whole) >= vec2<f32>(0.5)));
 }
+
+#if KV_WRITE
+@group(0) @binding(auto) var<storage, read_write> kv_k: array<u32>;
+@group(0) @binding(auto) var<storage, read_write> kv_v: array<u32>;
+var<workgroup> kv_staged: array<vec2<f32>, WG>;
 
 // The scale of the block whose 16 pairs begin at thread `first`.
 fn kv_scale(first: u32) -> f32 {
@@ -45,8 +45,41 @@ fn kv_store(t: Thread, kind: u32, row: u32, d: u32, v: vec2<f32>) {
     }
 }
 #else
+#if FRESH
+@group(0) @binding(auto) var<storage, read_write> kv_k: array<u32>;
+@group(0) @binding(auto) var<storage, read_write> kv_v: array<u32>;
+// The scale of a block of the new key or value; 0 for one past the head's end.
+fn kv_new_scale(j: u32, block: u32) -> f32 {
+    var largest = 0.0;
+    for (var i = block * 8u; i < min(block * 8u + 8u, HEAD_DIM / 4u); i++) {
+        let v = abs(fresh_four(j, i));
+        largest = max(largest, max(max(v.x, v.y), max(v.z, v.w)));
+    }
+    return largest / 127.0;
+}
+fn kv_word(j: u32, d4: u32) -> u32 {
+    let scale = kv_new_scale(j, d4 / 8u);
+    let v = fresh_four(j, d4) * select(0.0, 1.0 / scale, scale > 0.0);
+    let q = vec4<i32>(kv_nearest(v.xy), kv_nearest(v.zw)) & vec4<i32>(255);
+    return u32(q.x | (q.y << 8u) | (q.z << 16u) | (q.w << 24u));
+}
+fn kv_new_scales(j: u32, d4: u32) -> u32 {
+    return pack2x16float(vec2<f32>(kv_new_scale(j, d4 / 16u * 2u), kv_new_scale(j, d4 / 16u * 2u + 1u)));
+}
+fn kv_fresh(j: u32, d4: u32) -> vec4<f32> { return kv_bytes(kv_word(j, d4), kv_new_scales(j, d4), d4); }
+fn kv_keep(row: u32, d4: u32) {
+    let at = kv_row(row);
+    kv_k[at + d4] = kv_word(0u, d4);
+    kv_v[at + d4] = kv_word(1u, d4);
+    if (d4 % 16u == 0u) {
+        kv_k[at + HEAD_DIM / 4u + d4 / 16u] = kv_new_scales(0u, d4);
+        kv_v[at + HEAD_DIM / 4u + d4 / 16u] = kv_new_scales(1u, d4);
+    }
+}
+#else
 @group(0) @binding(auto) var<storage, read> kv_k: array<u32>;
 @group(0) @binding(auto) var<storage, read> kv_v: array<u32>;
+#endif
 fn kv_row(row: u32) -> u32 { return row * (HEAD_DIM / 4u + (HEAD_DIM + 63u) / 64u); }
 // Four signed bytes of a word, times the scale of their block.
 fn kv_bytes(w: u32, scales: u32, d4: u32) -> vec4<f32> {

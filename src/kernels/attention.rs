@@ -70,12 +70,21 @@ impl AttentionShape {
 
     /// Fails unless the shape is one that kernels know, and queries and row data are there.
     pub(super) fn check(&self, t_rows: u32, pages: Pages<'_>, q: BufferSlice<'_>) -> Result<()> {
+        self.check_heads(t_rows, pages)?;
+        if q.size < self.bytes(t_rows) {
+            bail!(InvalidArgument, "attention: {t_rows} rows, {} bytes of q", q.size);
+        }
+        Ok(())
+    }
+
+    /// The same without the queries.
+    pub(super) fn check_heads(&self, t_rows: u32, pages: Pages<'_>) -> Result<()> {
         let heads = self.n_kv > 0 && self.n_head.is_multiple_of(self.n_kv) && self.head_dim > 0;
         if !heads || !self.head_dim.is_multiple_of(4) || self.head_dim > 1024 {
             bail!(InvalidArgument, "attention: {self:?}");
         }
-        if q.size < self.bytes(t_rows) || pages.rows.size < u64::from(t_rows) * 8 {
-            bail!(InvalidArgument, "attention: {t_rows} rows, {} bytes of q, {} of rows", q.size, pages.rows.size);
+        if pages.rows.size < u64::from(t_rows) * 8 {
+            bail!(InvalidArgument, "attention: {t_rows} rows, {} bytes of rows", pages.rows.size);
         }
         pages.kv_type.check(self.head_dim)
     }

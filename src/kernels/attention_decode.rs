@@ -1,23 +1,19 @@
 //! Attention of single rows over the paged cache, each at its own slot and position: whole, or split over the length and combined.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
-use crate::kernels::Pages;
+use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, Variant, linear_grid, params};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::constants::{DECODE_GROUPS, DECODE_SPLITS, KV_BLOCK_TOKENS, THREADS};
+use crate::kernels::{Matrix, Pages, RopePairs};
 
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     name: "attention_decode",
     source: include_str!("../../shaders/attention_decode.wgsl"),
-    flags: &["SPLIT", "SINKS"],
+    flags: &["SPLIT", "SINKS", "FRESH", "NEOX", "QK_NORM"],
     constants: &["WG", "HEAD_DIM", "G"],
     slots: &["kv"],
-    forms: Forms {
-        paths: &[("WG", &[2 * THREADS, 4 * THREADS]), ("G", &[1, 2, 4])],
-        // Sinks of split attention are for what combines it.
-        exists: |v| !(v.has("SPLIT") && v.has("SINKS")),
-    },
+    forms: Forms { paths: &[("WG", &[2 * THREADS, 4 * THREADS]), ("G", &[1, 2, 4])], exists: decode_exists },
     params: DecodeParams::FIELDS,
 };
 
@@ -31,6 +27,11 @@ pub(super) static ATTENTION_COMBINE: Kernel = Kernel {
     params: CombineParams::FIELDS,
 };
 
+/// Sinks of split attention are for what combines it; only what comes as the product made it is normalised and rotated.
+fn decode_exists(v: &Variant) -> bool {
+    !(v.has("SPLIT") && v.has("SINKS")) && (v.has("FRESH") || !(v.has("NEOX") || v.has("QK_NORM")))
+}
+
 params!(DecodeParams {
     groups: u32,
     n_head: u32,
@@ -41,8 +42,68 @@ params!(DecodeParams {
     splits: u32,
     scale: f32,
     softcap: f32,
+    x_stride4: u32,
+    x_offset4: u32,
+    n_rot: u32,
+    eps: f32,
 });
 params!(CombineParams { groups: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 });
+
+/// Rows of q, k and v as the product made them, to be rotated, and k and v kept, by the way.
+#[derive(Debug, Clone, Copy)]
+pub struct Fresh<'a> {
+    /// `[q heads, k heads, v heads]` in each row. Rows are of different sequences.
+    pub qkv: Matrix<'a>,
+    /// An [`crate::kernels::AngleTable`]; not looked at where nothing is rotated.
+    pub angles: BufferSlice<'a>,
+    /// Dimensions that are rotated, from the first on: an even number.
+    pub n_rot: u32,
+    /// Pairing.
+    pub pairs: RopePairs,
+    /// Norm of the heads of q and k by their root mean square: weights of each, and what is added to the mean square.
+    pub norm: Option<(BufferSlice<'a>, BufferSlice<'a>, f32)>,
+}
+
+/// Queries of attention.
+#[derive(Debug, Clone, Copy)]
+pub enum Queries<'a> {
+    /// Dense `[rows, n_head, head_dim]`; keys and values are in their pages.
+    Ready(BufferSlice<'a>),
+    /// Not yet rotated, and the newest keys and values beside them.
+    Fresh(Fresh<'a>),
+}
+
+impl<'a> From<BufferSlice<'a>> for Queries<'a> {
+    fn from(q: BufferSlice<'a>) -> Self {
+        Self::Ready(q)
+    }
+}
+
+impl<'a> Queries<'a> {
+    /// Fails unless they are `t_rows` rows of this shape.
+    fn check(&self, shape: &AttentionShape, t_rows: u32, pages: Pages<'_>) -> Result<()> {
+        let f = match self {
+            Self::Ready(q) => return shape.check(t_rows, pages, *q),
+            Self::Fresh(f) => f,
+        };
+        shape.check_heads(t_rows, pages)?;
+        f.qkv.check_vec4("attention: qkv")?;
+        let width = (shape.n_head + 2 * shape.n_kv) * shape.head_dim;
+        let turns = f.pairs != RopePairs::None;
+        let rotated = !turns || (f.n_rot <= shape.head_dim && f.n_rot.is_multiple_of(2));
+        let weights = f.norm.is_none_or(|(q, k, _)| q.size.min(k.size) >= u64::from(shape.head_dim) * 4);
+        if f.qkv.rows != t_rows || f.qkv.cols != width || !rotated || !weights {
+            bail!(
+                InvalidArgument,
+                "attention: {t_rows} rows of {shape:?} from {} x {}, {} dimensions rotated",
+                f.qkv.rows,
+                f.qkv.cols,
+                f.n_rot
+            );
+        }
+        Ok(())
+    }
+}
 
 /// Where the splits of [`attention_split`] leave their parts.
 #[derive(Debug, Clone, Copy)]
@@ -87,11 +148,15 @@ fn rows_dispatch<'a>(
     t_rows: u32,
     splits: u32,
     pages: Pages<'a>,
-    q: BufferSlice<'a>,
+    q: Queries<'a>,
     out: BufferSlice<'a>,
     tops: Option<BufferSlice<'a>>,
 ) -> Result<Dispatch<'a>> {
-    shape.check(t_rows, pages, q)?;
+    q.check(&shape, t_rows, pages)?;
+    let fresh = match q {
+        Queries::Ready(_) => None,
+        Queries::Fresh(f) => Some(f),
+    };
     let together = heads_together(&shape);
     let Ok(groups) = u32::try_from(u64::from(t_rows) * u64::from(shape.n_head / together) * u64::from(splits)) else {
         bail!(InvalidArgument, "attention: {t_rows} rows of {shape:?} in {splits} splits");
@@ -106,24 +171,37 @@ fn rows_dispatch<'a>(
         splits,
         scale: shape.scale,
         softcap: shape.softcap,
+        x_stride4: fresh.map_or(0, |f| f.qkv.stride / 4),
+        x_offset4: fresh.map_or(0, |f| f.qkv.offset / 4),
+        n_rot: fresh.filter(|f| f.pairs != RopePairs::None).map_or(0, |f| f.n_rot),
+        eps: fresh.and_then(|f| f.norm).map_or(0.0, |n| n.2),
     };
     let mut d = Dispatch::new(&ATTENTION_DECODE, &params, linear_grid(groups.into()))
         .constant("WG", threads(&shape))
         .constant("HEAD_DIM", shape.head_dim)
         .constant("G", together)
         .flag("SPLIT", tops.is_some())
-        .slot("kv", pages.kv_type.fragment())
-        .bind("q", q)
-        .bind("rows", pages.rows)
-        .bind("tables", pages.tables)
-        .bind("y", out);
+        .slot("kv", pages.kv_type.fragment());
+    d = match q {
+        Queries::Ready(q) => d.bind("q", q),
+        Queries::Fresh(f) => {
+            let d = d.flag("FRESH", true).flag("NEOX", f.pairs == RopePairs::Halves).flag("QK_NORM", f.norm.is_some());
+            let turns = f.pairs != RopePairs::None;
+            let d = d.bind("qkv", f.qkv.data).bind("angles", if turns { f.angles } else { f.qkv.data });
+            match f.norm {
+                Some((q, k, _)) => d.bind("q_w", q).bind("k_w", k),
+                None => d,
+            }
+        }
+    };
+    d = d.bind("rows", pages.rows).bind("tables", pages.tables).bind("y", out);
     if let Some(tops) = tops {
         d = d.bind("tops", tops);
     }
     Ok(d.bind("kv_k", pages.k).bind("kv_v", pages.v))
 }
 
-/// Attention of `t_rows` rows, each at its own slot and position: `q` and `y` are dense `[t_rows, n_head, head_dim]`.
+/// Attention of `t_rows` rows, each at its own slot and position: `y` is dense `[t_rows, n_head, head_dim]`.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
@@ -131,11 +209,11 @@ pub fn attention_decode<'a>(
     shape: AttentionShape,
     t_rows: u32,
     pages: Pages<'a>,
-    q: BufferSlice<'a>,
+    q: impl Into<Queries<'a>>,
     y: BufferSlice<'a>,
 ) -> Result<Dispatch<'a>> {
     shape.check_out(t_rows, y)?;
-    rows_dispatch(shape, t_rows, 1, pages, q, y, None)
+    rows_dispatch(shape, t_rows, 1, pages, q.into(), y, None)
 }
 
 /// [`attention_decode`] split over the length into at most `splits` parts, so that few rows use many workgroups, and combined: two
@@ -149,7 +227,7 @@ pub fn attention_split<'a>(
     t_rows: u32,
     splits: u32,
     pages: Pages<'a>,
-    q: BufferSlice<'a>,
+    q: impl Into<Queries<'a>>,
     parts: AttentionParts<'a>,
     y: BufferSlice<'a>,
     bytes: Option<ByteRows<'a>>,
@@ -164,7 +242,7 @@ pub fn attention_split<'a>(
             parts.tops.size
         );
     }
-    let rows = rows_dispatch(shape, t_rows, splits, pages, q, parts.sums, Some(parts.tops))?;
+    let rows = rows_dispatch(shape, t_rows, splits, pages, q.into(), parts.sums, Some(parts.tops))?;
     let groups = t_rows * shape.n_head;
     let params = CombineParams {
         groups,

@@ -272,7 +272,8 @@ impl Engine {
     }
 
     /// As [`Engine::prefill`], and draws the next token from the last row's logits, in the same submit. From then on
-    /// [`Engine::decode`] goes on from the device's own state, until `limit` positions are filled.
+    /// [`Engine::decode`] goes on from the device's own state, until `limit` positions are filled. While the device is busy, the batch of `then`
+    /// tokens that follows is encoded, charged to the scope beside it.
     ///
     /// # Errors
     /// As [`Engine::prefill`].
@@ -282,6 +283,7 @@ impl Engine {
         tokens: &[u32],
         pos: u32,
         limit: u32,
+        then: Option<(u32, &Scope)>,
         scope: &Scope,
     ) -> Result<Drawn> {
         let n = tokens.len() as u32;
@@ -308,6 +310,9 @@ impl Engine {
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
+        if let (None, Some((tokens, scope))) = (lens, then) {
+            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties }, scope)?;
+        }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, PROMPT_TOKEN, scope)?;
@@ -440,11 +445,17 @@ impl Engine {
             None => self.encode_batch(kind, scope)?,
         };
         let submission = encoded.submit(&self.gpu, scope)?;
+        self.encode_ahead(kind, scope)?;
+        Ok(submission)
+    }
+
+    /// Encodes a decode batch for later, if it is not there yet.
+    fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) -> Result<()> {
         // Time stamps belong to the submit that was encoded last.
-        if !self.gpu.profiling() {
+        if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
             self.ahead = Some((kind, self.encode_batch(kind, scope)?));
         }
-        Ok(submission)
+        Ok(())
     }
 
     /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in

@@ -5,10 +5,11 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    Activation, ByteRows, Input, Matrix, Next, Norm, NormKind, Pages, RopePairs, RopeShape, RowNorm, Segments, Weight,
-    activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode, attention_prefill,
-    attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes,
-    matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope, softcap,
+    Activation, ByteRows, Fresh, Input, Matrix, Next, Norm, NormKind, Pages, Queries, RopePairs, RopeShape, RowNorm,
+    Segments, Weight, activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode,
+    attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, gather_positions,
+    glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm,
+    rope, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -274,7 +275,12 @@ impl<'a> Forward<'a> {
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
         self.product(r, "attn.qkv", normed, &w.qkv, qkv, false)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
-        self.qk_norm(r, a, w, qkv)?;
+        // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
+        let fresh = (batch == Batch::Rows || n == 1) && self.lens.is_none();
+        let head_norm = w.qk_norm.as_ref().filter(|_| fresh && a.qk_norm == Some(QkNorm::Heads));
+        if head_norm.is_none() {
+            self.qk_norm(r, a, w, qkv)?;
+        }
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
             rows: s.row_data.whole(),
@@ -288,8 +294,14 @@ impl<'a> Forward<'a> {
         let own = a.rope.and_then(|i| Some((self.spec.ropes.get(i)?, self.weights.angles.get(i)?)));
         // Without rotation no angles are looked at.
         let (pairs, n_rot, angles) = own.map_or((RopePairs::None, 0, q), |(r, t)| (r.pairs, r.n_rot, t.whole()));
-        let rotation = RopeShape { n_head: a.n_head, n_kv: a.n_kv, head_dim: a.head_dim, n_rot, pairs };
-        r.record(rope(rotation, qkv, pages, angles, q)?.label("attn.rope"))?;
+        let queries = if fresh {
+            let norm = head_norm.map(|[q, k]| (q.whole(), k.whole(), self.spec.norm_eps));
+            Queries::Fresh(Fresh { qkv, angles, n_rot, pairs, norm })
+        } else {
+            let rotation = RopeShape { n_head: a.n_head, n_kv: a.n_kv, head_dim: a.head_dim, n_rot, pairs };
+            r.record(rope(rotation, qkv, pages, angles, q)?.label("attn.rope"))?;
+            Queries::Ready(q)
+        };
         self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
         self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
@@ -306,9 +318,9 @@ impl<'a> Forward<'a> {
         } else if splits > 1 && n <= LOGIT_ROWS {
             let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32));
             written |= with_rows.is_some();
-            attention_split(shape, n, splits, pages, q, s.attn_parts.whole(), out, with_rows)?.into()
+            attention_split(shape, n, splits, pages, queries, s.attn_parts.whole(), out, with_rows)?.into()
         } else {
-            vec![attention_decode(shape, n, pages, q, out)?]
+            vec![attention_decode(shape, n, pages, queries, out)?]
         };
         if let Some(sinks) = &w.sinks
             && let Some(last) = scores.pop()

@@ -183,7 +183,7 @@ impl Scratch {
             check_size(gpu, name, bytes, rows)?;
             Ok(plan.add(name, bytes, steps))
         };
-        let qkv = region("qkv", widest(&|l| l.attention.qkv_width()), QKV | ROPE)?;
+        let qkv = region("qkv", widest(&|l| l.attention.qkv_width()), QKV | ROPE | SCORES)?;
         let q = region("q", widest(&|l| l.attention.q_width()), ROPE | SCORES)?;
         let attn = region("attn", widest(&|l| l.attention.q_width()), SCORES | OUT)?;
         // A shared expert uses gate and up, and their activation, again after the chosen experts.

@@ -166,14 +166,17 @@ impl Session {
         if !self.catch_up(last)? {
             return self.finish(FinishReason::Cancelled, None);
         }
-        let scope = self.scope(Phase::Prefill);
+        let (scope, decode_scope) = (self.scope(Phase::Prefill), self.scope(Phase::Decode));
+        let left = self.generation.as_ref().map_or(0, |g| g.max_tokens - 1);
+        let then = self.tokens_per_submit.min(left).min((self.n_ctx as usize - self.tokens.len()) as u32 - 1);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.warm_engine(&scope)?;
         let started = Instant::now();
         let before = self.counters.phase(Phase::Prefill);
         let tail = &self.tokens[self.cached as usize..];
+        let then = (then > 0).then_some((then, &decode_scope));
         // The last token that fits is drawn from the position before it.
-        let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, &scope)?;
+        let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, then, &scope)?;
         drop(engine);
         self.check_prefill(&before, last, 1)?;
         self.cached = self.tokens.len() as u32;

@@ -1,6 +1,6 @@
 //! Attention over the paged cache, decode and prefill.
 
-use doppler::gpu::{Buffer, Gpu};
+use doppler::gpu::{Buffer, BufferSlice, Gpu};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
 use doppler::kernels::{
     AttentionParts, AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits,
@@ -143,7 +143,7 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
     let n = rows.len() * (shape.n_head * shape.head_dim) as usize;
     let q = queries(&mut rng, n);
     let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
-    let d = attention_decode(shape, rows.len() as u32, pages(&c, &rb, kv), (&qb).into(), (&y).into());
+    let d = attention_decode(shape, rows.len() as u32, pages(&c, &rb, kv), BufferSlice::from(&qb), (&y).into());
     run(gpu, d);
     let mut want = attention64(&shape, &c, &rows, &q);
     want.push(f64::from(UNTOUCHED).into());
@@ -160,7 +160,7 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
         let bytes = shape.head_dim.is_multiple_of(32).then(|| Bytes::new(gpu, rows.len(), width));
         let out = bytes.as_ref().map(Bytes::operand);
         let pages = pages(&c, &rb, kv);
-        run(gpu, attention_split(shape, t, splits, pages, (&qb).into(), parts, (&y).into(), out).unwrap());
+        run(gpu, attention_split(shape, t, splits, pages, BufferSlice::from(&qb), parts, (&y).into(), out).unwrap());
         let got = download(gpu, &y, n + 1);
         close(&what, &got, &want, 1e-6, 1e-5);
         if let Some(bytes) = bytes {
@@ -278,7 +278,8 @@ fn sinks(v: &Variant, shape: AttentionShape, kv: KvType) {
         let [sums, tops] = AttentionParts::sizes(&shape, t_rows, 5).map(|bytes| untouched(gpu, bytes as usize / 4));
         let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
         let y = untouched(gpu, n + 1);
-        let split = attention_split(shape, t_rows, 5, pages(&c, &rb, kv), (&qb).into(), parts, (&y).into(), None);
+        let split =
+            attention_split(shape, t_rows, 5, pages(&c, &rb, kv), BufferSlice::from(&qb), parts, (&y).into(), None);
         let [rows, combine] = split.expect("dispatches");
         run(gpu, [rows, shape.with_sinks(combine, (&sinks).into()).expect("sinks")]);
         let what = format!("sinks, {start}+{t_rows}, split, {shape:?} {kv:?} ({})", v.name);
@@ -287,7 +288,7 @@ fn sinks(v: &Variant, shape: AttentionShape, kv: KvType) {
             let y = untouched(gpu, n + 1);
             let p = pages(&c, &rb, kv);
             let d = match prefill {
-                false => attention_decode(shape, t_rows, p, (&qb).into(), (&y).into()),
+                false => attention_decode(shape, t_rows, p, BufferSlice::from(&qb), (&y).into()),
                 true => attention_prefill(gpu, shape, t_rows, p, (&qb).into(), (&y).into()),
             };
             run(gpu, d.map(|d| shape.with_sinks(d, (&sinks).into()).expect("sinks")));
@@ -352,7 +353,7 @@ fn ends(gpu: &Gpu, what: &str, shape: AttentionShape, kv: KvType) {
             let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, len + 1));
             let t = rows.len() as u32;
             let d = if run_rows == 0 {
-                attention_decode(shape, t, pages(&c, &rb, kv), (&qb).into(), (&y).into())
+                attention_decode(shape, t, pages(&c, &rb, kv), BufferSlice::from(&qb), (&y).into())
             } else {
                 attention_prefill(gpu, shape, t, pages(&c, &rb, kv), (&qb).into(), (&y).into())
             };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use doppler::gpu::{Buffer, Dispatch, Gpu, Phase};
+use doppler::gpu::{Buffer, BufferSlice, Dispatch, Gpu, Phase};
 use doppler::kernels::sample::{
     Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin,
 };
@@ -193,8 +193,14 @@ fn run_and_record_give_the_same_bits() {
                 "attention_decode",
                 Box::new(|y| {
                     vec![
-                        attention_decode(heads, rows, pages(&row_data, &tables, &k, &val), (&x).into(), y.into())
-                            .unwrap(),
+                        attention_decode(
+                            heads,
+                            rows,
+                            pages(&row_data, &tables, &k, &val),
+                            BufferSlice::from(&x),
+                            y.into(),
+                        )
+                        .unwrap(),
                     ]
                 }),
             ),
@@ -202,7 +208,7 @@ fn run_and_record_give_the_same_bits() {
                 "attention_split",
                 Box::new(|y| {
                     let pages = pages(&row_data, &tables, &k, &val);
-                    attention_split(heads, rows, 2, pages, (&x).into(), parts, y.into(), None).unwrap().into()
+                    attention_split(heads, rows, 2, pages, BufferSlice::from(&x), parts, y.into(), None).unwrap().into()
                 }),
             ),
             (

@@ -28,7 +28,7 @@ fn begin(engine: &mut Engine, seed: u64, scope: &Scope) -> Speaker {
     let mut sequence = engine.open(128, scope).unwrap();
     let prompt: Vec<u32> = (0..5 + seed * 7 % 40).map(|i| 300 + (i * 37 + seed * 101) as u32 % 1700).collect();
     engine.configure(&mut sequence, &sampling(seed), &[], scope).unwrap();
-    let first = engine.prefill_and_draw(&mut sequence, &prompt, 0, 127, scope).unwrap();
+    let first = engine.prefill_and_draw(&mut sequence, &prompt, 0, 127, None, scope).unwrap();
     Speaker { sequence, cached: prompt.len() as u32, prompt, drawn: vec![first.token] }
 }
 

@@ -148,7 +148,7 @@ fn run(
         engine.prefill(sequence, &prompt[at..at + chunk], at as u32, &scope).expect("prefill");
         between(engine);
     }
-    let first = engine.prefill_and_draw(sequence, &prompt[last..], last as u32, 512, &scope).expect("draw");
+    let first = engine.prefill_and_draw(sequence, &prompt[last..], last as u32, 512, None, &scope).expect("draw");
     let mut out = vec![first.token];
     while out.len() < n {
         let pos = (prompt.len() + out.len() - 1) as u32;

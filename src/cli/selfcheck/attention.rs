@@ -6,6 +6,7 @@ use doppler::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
 use doppler::kernels::{self, AngleTable, AttentionParts, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
 
 use super::bytes::Bytes;
+use super::fresh::fresh;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// The types that can store heads of this size.
@@ -23,7 +24,7 @@ fn from_halves(w: u32) -> [f32; 2] {
 }
 
 /// Rows of a cache, each a head at a position, as words of this type.
-fn pack(kv: KvType, head_dim: u32, values: &[f32]) -> Vec<u32> {
+pub(super) fn pack(kv: KvType, head_dim: u32, values: &[f32]) -> Vec<u32> {
     let row_q8 = |row: &[f32]| {
         let scales: Vec<f32> =
             row.chunks_exact(32).map(|b| b.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0).collect();
@@ -40,7 +41,7 @@ fn pack(kv: KvType, head_dim: u32, values: &[f32]) -> Vec<u32> {
     }
 }
 
-fn unpack(kv: KvType, head_dim: u32, words: &[u32]) -> Vec<f32> {
+pub(super) fn unpack(kv: KvType, head_dim: u32, words: &[u32]) -> Vec<f32> {
     let row_q8 = |row: &[u32]| {
         let (bytes, scales) = row.split_at(head_dim as usize / 4);
         let bytes = bytes.iter().flat_map(|w| w.to_le_bytes()).enumerate();
@@ -54,7 +55,7 @@ fn unpack(kv: KvType, head_dim: u32, words: &[u32]) -> Vec<f32> {
 }
 
 /// How far a number may be off when it is stored: what to relate it to, and the share of that.
-fn storage_error(kv: KvType, want: &mut [Want]) -> f64 {
+pub(super) fn storage_error(kv: KvType, want: &mut [Want]) -> f64 {
     match kv {
         KvType::F32 => 2e-6,
         // Half a unit of an f16.
@@ -108,7 +109,7 @@ impl Layout {
     }
 
     /// First element of a head at a position.
-    fn at(&self, pos: u32, head: u32) -> usize {
+    pub(super) fn at(&self, pos: u32, head: u32) -> usize {
         let block = self.table[(pos / KV_BLOCK_TOKENS) as usize];
         (((block * self.n_kv + head) * KV_BLOCK_TOKENS + pos % KV_BLOCK_TOKENS) * self.head_dim) as usize
     }
@@ -120,7 +121,7 @@ pub(in crate::cli) fn row_words(positions: &[u32]) -> Vec<u32> {
 }
 
 /// A head after rotation, in f64.
-fn rotated(head: &[f32], shape: &RopeShape, steps: &[f64], pos: u32) -> Vec<Want> {
+pub(super) fn rotated(head: &[f32], shape: &RopeShape, steps: &[f64], pos: u32) -> Vec<Want> {
     let mut out: Vec<Want> = head.iter().map(|&v| f64::from(v).into()).collect();
     for (i, step) in steps.iter().enumerate() {
         let (a, b) = match shape.pairs {
@@ -199,12 +200,13 @@ pub(super) fn rope(lab: &Lab) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
-/// One row's attention, in f64.
-fn attend(
+/// One row's attention, in f64, of a sequence whose first position stands at `base`.
+pub(super) fn attend(
     shape: &AttentionShape,
     pages: &Layout,
     [k, v]: [&[f32]; 2],
     q: &[f32],
+    base: u32,
     pos: u32,
     sinks: Option<&[f32]>,
 ) -> Vec<Want> {
@@ -215,7 +217,7 @@ fn attend(
         let kv_head = h as u32 / (shape.n_head / shape.n_kv);
         let scores: Vec<f64> = (low..=pos)
             .map(|p| {
-                let key = &k[pages.at(p, kv_head)..][..hd];
+                let key = &k[pages.at(base + p, kv_head)..][..hd];
                 let dot: f64 = q.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
                 let s = dot * f64::from(shape.scale);
                 let cap = f64::from(shape.softcap);
@@ -227,7 +229,8 @@ fn attend(
         let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
         let total = weights.iter().sum::<f64>() + (sink - top).exp();
         for d in 0..hd {
-            let terms = weights.iter().zip(low..).map(|(w, p)| w / total * f64::from(v[pages.at(p, kv_head) + d]));
+            let terms =
+                weights.iter().zip(low..).map(|(w, p)| w / total * f64::from(v[pages.at(base + p, kv_head) + d]));
             out.push(terms.fold(Want(0.0, 0.0), |Want(sum, size), t| Want(sum + t, size + t.abs())));
         }
     }
@@ -298,7 +301,7 @@ fn attention(
     let want: Vec<Want> = q
         .chunks_exact(width)
         .zip(positions)
-        .flat_map(|(q, &pos)| attend(&shape, &pages, [&k, &v], q, pos, sinks))
+        .flat_map(|(q, &pos)| attend(&shape, &pages, [&k, &v], q, 0, pos, sinks))
         .collect();
     // Queries and weights in f16 lose up to 2^-12, and a score's error is that of its weight.
     let rel = if way == Way::Coop { 4e-3 } else { 2e-5 };
@@ -336,6 +339,10 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
         let head_dim = head_for(&v, [odd, 64, 96][together as usize / 2]);
         let shape = AttentionShape { n_head: 3 * together, n_kv: 3, ..shapes(head_dim)[0] };
         let shape = if together == 2 { AttentionShape { window: 37, softcap: 15.0, ..shape } } else { shape };
+        if v.has("FRESH") {
+            all.extend(fresh(lab, &v, shape, kv)?);
+            continue;
+        }
         let way = if v.has("SPLIT") { Way::Split(2, false) } else { Way::Decode };
         all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], way, v.has("SINKS"))?);
     }

@@ -6,6 +6,7 @@ mod attention;
 mod bytes;
 mod coverage;
 mod elementwise;
+mod fresh;
 mod fused;
 mod input;
 mod model;
