@@ -3,7 +3,7 @@
 //! What exists is said by each kernel ([`crate::gpu::Forms`]), and a dispatch of anything else is refused. Trying all of it on every
 //! kind of device would grow with the product of formats, flags and abilities, so a variant is *declared* for trial as follows:
 //!
-//! * on a device with everything the adapter has, the first fragment of each family (weight formats of one block length; each storage of
+//! * on a device with everything the adapter has, the first fragment of each family (weight formats of one block length; the storages of
 //!   keys and values) with every combination of flags and paths, and every other fragment without flags and with as many as exist
 //!   together, with every path;
 //! * on devices with one ability switched off, and with none, wherever the shader's text then differs: the first of each family without
@@ -139,6 +139,9 @@ pub fn forms(kernel: &Kernel) -> Vec<Variant> {
 
 /// The first fragment of its family stands for it where flags are combined.
 fn leads_family(slot: &str, fragment: &str) -> bool {
+    if slot == "kv" {
+        return fragments_of(slot).first().is_some_and(|f| f.name == fragment);
+    }
     let Some(format) = by_name(fragment).filter(|_| slot == "weight") else { return true };
     FORMATS.iter().find(|f| f.block_len == format.block_len).is_some_and(|f| f.name == format.name)
 }
