@@ -7,6 +7,7 @@ mod activate;
 mod attention;
 mod cast;
 pub mod constants;
+mod gated_norm;
 mod gather;
 mod matmul;
 mod moe;
@@ -15,8 +16,10 @@ mod residual;
 mod rmsnorm;
 mod rope;
 pub mod sample;
+mod short_conv;
 mod softcap;
 mod softmax;
+mod state_scan;
 mod tensor_stats;
 pub mod variants;
 mod weight;
@@ -30,6 +33,7 @@ use crate::quant::{FORMATS, Format};
 pub use activate::{Activation, activate, gelu, glu, silu};
 pub use attention::{AttentionShape, attention_decode, attention_prefill, attention_prefill_fits};
 pub use cast::{Cast, cast};
+pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{MatmulPath, matmul, matmul_with};
 pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
@@ -37,8 +41,10 @@ pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::{Norm, NormKind, norm, rmsnorm};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
+pub use short_conv::{Memory, NO_PLACE, Places, ShortConv, short_conv};
 pub use softcap::softcap;
 pub use softmax::softmax;
+pub use state_scan::{MAX_KEY_DIM, ScanInputs, ScanShape, state_scan, state_step};
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
 pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 
@@ -48,6 +54,8 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_DECODE,
     &attention::ATTENTION_PREFILL,
     &cast::CAST,
+    &gated_norm::GATED_NORM,
+    &gated_norm::SIGMOID_GATE,
     &gather::DEQUANT,
     &gather::GATHER,
     &matmul::MATMUL_TILE,
@@ -67,8 +75,11 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PENALIZE,
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
+    &short_conv::SHORT_CONV,
     &softcap::SOFTCAP,
     &softmax::SOFTMAX,
+    &state_scan::STATE_SCAN,
+    &state_scan::STATE_STEP,
     &tensor_stats::TENSOR_STATS,
 ];
 

@@ -10,11 +10,12 @@ use crate::error::{Result, bail};
 use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::KvType;
 use crate::kernels::constants::TILE_FROM;
-use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
+use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
+use crate::model::recurrent::state::RecurrentPool;
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
@@ -65,7 +66,7 @@ impl Drawn {
     /// `None` for the no-op of a sequence that had stopped before.
     fn of(words: [u32; 2], vocab: u32) -> Result<Option<Self>> {
         let [token, stop] = words;
-        if token == crate::kernels::sample::NO_TOKEN {
+        if token == NO_TOKEN {
             return Ok(None);
         }
         let stop = match stop {
@@ -90,6 +91,7 @@ pub struct Engine {
     pub(super) options: EngineOptions,
     pub(super) slots: Slots,
     pub(super) kv: KvPool,
+    pub(super) recurrent: RecurrentPool,
     scratch: Scratch,
     staging: Buffer,
     groups: BindGroupCache,
@@ -117,6 +119,7 @@ impl Engine {
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
+            recurrent: RecurrentPool::new(&spec.layers),
             scratch: Scratch::new(&gpu, &spec, options.chunk, scope)?,
             staging,
             groups: BindGroupCache::default(),
@@ -148,6 +151,7 @@ impl Engine {
             scratch: &self.scratch,
             slots: &self.slots,
             kv: &self.kv,
+            recurrent: &self.recurrent,
             lens,
         }
     }
@@ -233,6 +237,7 @@ impl Engine {
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
+        self.recurrent.finish(&mut sequence.trail, pos + tokens.len() as u32);
         self.read_probe(sequence, seen, &submission, scope)
     }
 
@@ -294,6 +299,7 @@ impl Engine {
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, PROMPT_TOKEN, scope)?;
+        self.recurrent.finish(&mut sequence.trail, pos + n);
         self.read_probe(sequence, seen, &submission, scope)?;
         match Drawn::of(words, self.spec.n_vocab)? {
             Some(drawn) => Ok(drawn),
@@ -322,6 +328,7 @@ impl Engine {
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
+        self.recurrent.finish(&mut sequence.trail, pos + n);
         self.read_probe(sequence, seen, &submission, scope)?;
         let mut first = 0;
         while first < n {
@@ -454,6 +461,11 @@ impl Engine {
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
+            // A sequence's rows count up to the one that stopped it.
+            let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();
+            self.recurrent.finish(&mut sequence.trail, pos + ran as u32);
+        }
         if let Some(first) = sequences.first_mut() {
             self.read_probe(first, seen, &submission, scope)?;
         }

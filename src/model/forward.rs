@@ -5,13 +5,15 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
     AttentionShape, Matrix, Norm, Pages, RopePairs, RopeShape, Segments, Weight, activate, attention_decode,
-    attention_prefill, attention_prefill_fits, gather, gather_positions, glu, matmul, norm, qk_norm, rope, softcap,
+    attention_prefill, attention_prefill_fits, gather, gather_positions, glu, matmul, norm, qk_norm, rope,
+    sigmoid_gate, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
+use crate::model::recurrent::state::RecurrentPool;
 use crate::model::scratch::Scratch;
 use crate::model::slots::Slots;
-use crate::model::spec::{AttentionSpec, LayerSpec, ModelSpec, QkNorm};
+use crate::model::spec::{AttentionSpec, LayerSpec, Mixer, ModelSpec, QkNorm};
 use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weights};
 
 /// How the rows of a batch belong together.
@@ -31,6 +33,7 @@ pub(crate) struct Forward<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) slots: &'a Slots,
     pub(crate) kv: &'a KvPool,
+    pub(crate) recurrent: &'a RecurrentPool,
     /// Looks at tensors on the way.
     pub(crate) lens: Option<Lens<'a>>,
 }
@@ -74,7 +77,10 @@ impl<'a> Forward<'a> {
         self.look(r, "embed", None, x)?;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
             r.set_layer(Some(i as u32));
-            let input = self.attention(r, i, spec, weights, x, batch)?;
+            let input = match &spec.mixer {
+                Mixer::Attention(a) => self.attention(r, i, a, weights, x, batch)?,
+                Mixer::Recurrent(_) => self.recurrence(r, i, spec, weights, x, batch)?,
+            };
             self.look(r, "attn.residual", Some(i), x)?;
             let input = if spec.parallel { input } else { self.norm(r, x, weights.ffn_norm.as_ref())? };
             self.look(r, "ffn.norm", Some(i), input)?;
@@ -91,7 +97,7 @@ impl<'a> Forward<'a> {
     }
 
     /// What a block reads: the normalised residual stream, or without weights the stream itself.
-    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, w: Option<&NormWeights>) -> Result<Matrix<'m>>
+    pub(super) fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, w: Option<&NormWeights>) -> Result<Matrix<'m>>
     where
         'a: 'm,
     {
@@ -102,7 +108,7 @@ impl<'a> Forward<'a> {
     }
 
     /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input.
-    fn add_block(
+    pub(super) fn add_block(
         &self,
         r: &mut Recorder<'_>,
         label: &'static str,
@@ -122,7 +128,7 @@ impl<'a> Forward<'a> {
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
-        spec: &LayerSpec,
+        a: &AttentionSpec,
         w: &LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
@@ -130,12 +136,13 @@ impl<'a> Forward<'a> {
     where
         'a: 'm,
     {
-        let (s, a, n) = (self.scratch, &spec.attention, x.rows);
+        let (s, n) = (self.scratch, x.rows);
         let normed = self.norm(r, x, w.attn_norm.as_ref())?;
         self.look(r, "attn.norm", Some(layer), normed)?;
-        let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
-        Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
-        self.look(r, "attn.qkv", Some(layer), qkv)?;
+        let inputs = Matrix::new(&s.qkv, n, a.in_width());
+        Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, inputs, false)?)?;
+        self.look(r, "attn.qkv", Some(layer), inputs)?;
+        let qkv = inputs.columns(0, a.qkv_width());
         self.qk_norm(r, a, w, qkv)?;
         let (k, v) = self.kv.layer(layer)?;
         let pages = Pages {
@@ -173,6 +180,9 @@ impl<'a> Forward<'a> {
         };
         r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
+        if a.gated {
+            r.record(sigmoid_gate(heads, inputs.columns(a.qkv_width(), a.q_width()))?.label("attn.gate"))?;
+        }
         self.look(r, "attn.heads", Some(layer), heads)?;
         self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x)?;
         Ok(normed)
@@ -266,6 +276,7 @@ impl<'a> Forward<'a> {
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
         self.body(r, n, Batch::Rows)?;
         self.logits(r, 0, n)?;
-        self.sample(r, n, rows, penalties)
+        self.sample(r, n, rows, penalties)?;
+        self.end_recurrent_step(r, n)
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{ArenaPlan, Buffer, Gpu, MemoryClass, Region, Scope, Steps};
 use crate::kernels::sample::Chunks;
 use crate::model::moe::MoeScratch;
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{AttentionSpec, LayerSpec, Mixer, ModelSpec, RecurrentSpec};
 
 /// Rows whose logits are computed together.
 pub(crate) const LOGIT_ROWS: u32 = 16;
@@ -22,11 +22,11 @@ pub(crate) struct Scratch {
     pub(crate) x: Buffer,
     /// Normalised input of a block `[rows, n_embd]`.
     pub(crate) normed: Buffer,
-    /// q, k and v before rotation.
+    /// q, k and v before rotation, and gates; or what a recurrence reads.
     pub(crate) qkv: Buffer,
-    /// Rotated q.
+    /// Rotated q, or what a short convolution gives to a scan.
     pub(crate) q: Buffer,
-    /// Output of attention.
+    /// What the mixer's last product reads.
     pub(crate) attn: Buffer,
     /// Gate and up, for each expert in use.
     pub(crate) gate_up: Buffer,
@@ -74,10 +74,17 @@ pub(super) fn buffer(gpu: &Gpu, name: &str, size: u64, rows: u32, scope: &Scope)
     gpu.storage(name, size, MemoryClass::Scratch, scope)
 }
 
+fn by_mixer(l: &LayerSpec, attention: fn(&AttentionSpec) -> u32, recurrent: fn(&RecurrentSpec) -> u32) -> u32 {
+    match &l.mixer {
+        Mixer::Attention(a) => attention(a),
+        Mixer::Recurrent(m) => recurrent(m),
+    }
+}
+
 impl Scratch {
     /// Plans all buffers for `rows` rows.
     pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
-        let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
+        let widest = |f: &dyn Fn(&LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
         let words = |name: &str, n: u64| buffer(gpu, name, n * 4, rows, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
         let n_ff = widest(&|l| l.feed_forward.inner_width());
@@ -88,9 +95,14 @@ impl Scratch {
             check_size(gpu, name, bytes, rows)?;
             Ok(plan.add(name, bytes, steps))
         };
-        let qkv = region("qkv", widest(&|l| l.attention.qkv_width()), QKV | ROPE)?;
-        let q = region("q", widest(&|l| l.attention.q_width()), ROPE | SCORES)?;
-        let attn = region("attn", widest(&|l| l.attention.q_width()), SCORES | OUT)?;
+        // Gates stand beside q, k and v, or what a recurrence reads, and are used last.
+        let gated = spec.layers.iter().any(|l| l.attention().is_none_or(|a| a.gated));
+        let qkv_steps = if gated { QKV | ROPE | SCORES } else { QKV | ROPE };
+        let qkv = region("qkv", widest(&|l| by_mixer(l, AttentionSpec::in_width, RecurrentSpec::in_width)), qkv_steps)?;
+        let q = widest(&|l| by_mixer(l, AttentionSpec::q_width, RecurrentSpec::conv_stride));
+        let q = region("q", q, ROPE | SCORES)?;
+        let attn = widest(&|l| by_mixer(l, AttentionSpec::q_width, RecurrentSpec::out_width));
+        let attn = region("attn", attn, SCORES | OUT)?;
         // A shared expert uses gate and up, and their activation, again after the chosen experts.
         let gate_up = region("gate_up", 2 * n_ff, UP | ACT | DOWN)?;
         let ff = region("ff", n_ff, ACT | DOWN)?;

@@ -23,7 +23,7 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
     spec.norm_eps /= added * added;
     spec.logit_scale = 1.0 / k.required_positive("logit_scale")?;
     if file.get_bool(&k.name("rope.scaling.finetuned"))? == Some(false) {
-        spec.layers.iter_mut().for_each(|l| l.attention.rope = None);
+        spec.attentions_mut().for_each(|a| a.rope = None);
     }
     Ok(spec)
 }

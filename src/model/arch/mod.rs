@@ -7,6 +7,7 @@ mod glm4;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod lfm2;
 mod llama;
 mod olmo2;
 mod phi3;
@@ -49,6 +50,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     starcoder2::STARCODER2,
     gpt2::GPT2,
     gpt_oss::GPT_OSS,
+    lfm2::LFM2,
 ];
 
 /// Reads the spec of a file.
