@@ -221,8 +221,10 @@ pub struct ExpertsSpec {
     pub renormalize: bool,
     /// Factor on the weights.
     pub scale: f32,
-    /// Inner width of an expert that every row uses beside the chosen ones, with the sigmoid of a product of its own as weight.
+    /// Inner width of an expert that every row uses beside the chosen ones.
     pub shared_n_ff: Option<u32>,
+    /// Its weight is the sigmoid of a product of its own; else it is 1.
+    pub shared_gated: bool,
 }
 
 /// Rotary position embedding.

@@ -59,8 +59,8 @@ pub(crate) struct ExpertsWeights {
 /// Weights of the expert that every row uses.
 #[derive(Debug)]
 pub(crate) struct SharedWeights {
-    /// One row: its product is the logit of this expert's weight.
-    pub(crate) gate: Weight,
+    /// One row: its product is the logit of this expert's weight. Absent where that is 1.
+    pub(crate) gate: Option<Weight>,
     pub(crate) gate_up: Weight,
     pub(crate) down: Weight,
 }
@@ -151,8 +151,14 @@ struct FeedForwardPlan<'a> {
     router: Option<Stack<'a>>,
     gate_up: Stack<'a>,
     down: Stack<'a>,
-    /// Gate, gate and up, down of the expert that every row uses.
-    shared: Option<[Stack<'a>; 3]>,
+    /// The expert that every row uses.
+    shared: Option<SharedPlan<'a>>,
+}
+
+struct SharedPlan<'a> {
+    gate: Option<Stack<'a>>,
+    gate_up: Stack<'a>,
+    down: Stack<'a>,
 }
 
 /// What is going to be uploaded: everything was found and measured.
@@ -207,7 +213,7 @@ impl<'a> LoadPlan<'a> {
     fn stacks(&self) -> impl Iterator<Item = &Stack<'a>> {
         let layers = self.layers.iter().flat_map(|l| {
             let ff = &l.feed_forward;
-            let shared = ff.shared.iter().flatten();
+            let shared = ff.shared.iter().flat_map(|s| s.gate.iter().chain([&s.gate_up, &s.down]));
             [&l.qkv, &l.attn_out, &ff.gate_up, &ff.down].into_iter().chain(&ff.router).chain(shared)
         });
         [&self.embedding].into_iter().chain(&self.positions).chain(layers).chain(&self.output)
@@ -306,10 +312,10 @@ impl<'a> LoadPlan<'a> {
             gate_up: self.experts(up, &p.gate_up)?,
             down: self.experts(up, &p.down)?,
             shared: match &p.shared {
-                Some([gate, gate_up, down]) => Some(SharedWeights {
-                    gate: self.stack(up, gate)?,
-                    gate_up: self.stack(up, gate_up)?,
-                    down: self.stack(up, down)?,
+                Some(s) => Some(SharedWeights {
+                    gate: s.gate.as_ref().map(|gate| self.stack(up, gate)).transpose()?,
+                    gate_up: self.stack(up, &s.gate_up)?,
+                    down: self.stack(up, &s.down)?,
                 }),
                 None => None,
             },
@@ -457,9 +463,9 @@ impl<'a> Finder<'a> {
         let shared = match x.shared_n_ff {
             Some(n_ff) => {
                 let gate = name("ffn_gate_inp_shexp");
-                let gate = self.stack(&gate, e, &[(&gate, 1)])?;
+                let gate = x.shared_gated.then(|| self.stack(&gate, e, &[(&gate, 1)])).transpose()?;
                 let [gate_up, down] = block("_shexp", n_ff, None)?;
-                Some([gate, gate_up, down])
+                Some(SharedPlan { gate, gate_up, down })
             }
             None => None,
         };
