@@ -12,4 +12,5 @@ mod loading;
 mod moe;
 mod perplexity;
 mod probe;
+mod recurrent;
 mod sampling;
