@@ -1363,6 +1363,30 @@ typedef struct doppler_model_stats {
      * The first of them, in the order of their first layers; the rest is zero.
      */
     struct doppler_kv_group kv_groups[DOPPLER_KV_GROUPS];
+    /**
+     * Recurrent layers: they keep a state of fixed size for a session instead of something for each token.
+     */
+    uint32_t n_recurrent_layer;
+    /**
+     * States that exist; one is that of all recurrent layers after some token of a session, which has a few of them.
+     */
+    uint32_t states;
+    /**
+     * States in use.
+     */
+    uint32_t states_used;
+    /**
+     * Most states that were ever in use.
+     */
+    uint32_t states_high_water;
+    /**
+     * Bytes of one state.
+     */
+    uint64_t state_bytes;
+    /**
+     * Bytes of all states.
+     */
+    uint64_t states_bytes;
 } doppler_model_stats;
 
 /**

@@ -10,7 +10,7 @@ pub(super) static STATE_SCAN: Kernel = Kernel {
     name: "state_scan",
     source: include_str!("../../shaders/state_scan.wgsl"),
     flags: &["DELTA", "TILED"],
-    constants: &["WG", "PARTS", "PER"],
+    constants: &["WG", "PARTS", "PER", "ROWS"],
     slots: &[],
     forms: Forms::ALL,
     params: StateScanParams::FIELDS,
@@ -49,8 +49,13 @@ params!(StateStepParams { rows: u32 });
 /// Rows of a state that a thread keeps, at most (`state_scan.wgsl` knows it).
 const MOST: u32 = 32;
 
+/// Keys that a workgroup reads at a time, in all rows: 8 KiB with their queries.
+const KEYS: u32 = 1024;
+/// Rows that it reads at a time, at most.
+const MOST_ROWS: u32 = 16;
+
 /// Largest `key_dim` that [`state_scan`] takes.
-pub const MAX_KEY_DIM: u32 = MOST * THREADS;
+pub const MAX_KEY_DIM: u32 = 1024;
 
 /// Shapes of a recurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +133,7 @@ pub fn state_scan<'a>(
     }
     // At least four threads a column, so that a group's columns are few enough to fill a device with one sequence.
     let parts = key_dim.div_ceil(MOST).next_power_of_two().max(4);
+    let per = key_dim.div_ceil(parts);
     let column_groups = head_dim.div_ceil(THREADS / parts);
     let Some(groups) = memory.sequences.checked_mul(n_head).and_then(|n| n.checked_mul(column_groups)) else {
         bail!(InvalidArgument, "state_scan: {} sequences of {shape:?}", memory.sequences);
@@ -152,7 +158,8 @@ pub fn state_scan<'a>(
     Ok(Dispatch::new(&STATE_SCAN, &params, linear_grid(groups.into()))
         .constant("WG", THREADS)
         .constant("PARTS", parts)
-        .constant("PER", key_dim.div_ceil(parts))
+        .constant("PER", per)
+        .constant("ROWS", (KEYS / (parts * per)).clamp(1, MOST_ROWS))
         .flag("DELTA", beta.is_some())
         .flag("TILED", tiled)
         .bind("x", q.data)

@@ -1,6 +1,6 @@
 //! Short convolutions, scans of matrix states, their places, and gates.
 
-use doppler::gpu::{Buffer, Gpu};
+use doppler::gpu::{Buffer, Gpu, Phase};
 use doppler::kernels::sample::{Row, SeqState};
 use doppler::kernels::{
     MAX_KEY_DIM, Matrix, Memory, NO_PLACE, Places, ScanInputs, ScanShape, Segments, ShortConv, gated_norm, short_conv,
@@ -485,4 +485,63 @@ fn gates_of_heads() {
     let Some(v) = full() else { return };
     let b = untouched(&v.gpu, 64);
     assert!(sigmoid_gate(Matrix::new(&b, 2, 8), Matrix::new(&b, 2, 9)).is_err());
+}
+
+/// A layer's kernels over three steps of two sequences: recorded together, and each run alone.
+#[test]
+fn run_and_record_give_the_same_bits() {
+    for v in variants().iter().filter(|v| v.full || v.own_shaders) {
+        let gpu: &Gpu = &v.gpu;
+        let mut rng = Rng(8);
+        let (keys, inner, heads) = (2 * 16u32, 4 * 20u32, 4u32);
+        let channels = 2 * keys + inner;
+        let width = channels + 2 * inner + 2 * heads;
+        let x = upload(gpu, &rng.floats(2 * width as usize));
+        let w = upload(gpu, &rng.floats(channels as usize * 4));
+        let constants = upload(gpu, &(0..16).map(|i| if i % 4 == 0 { -0.5 } else { 0.25 }).collect::<Vec<f32>>());
+        let states: Vec<SeqState> = vec![SeqState::default(); 8];
+        let states = upload_words(gpu, bytemuck::cast_slice(&states));
+        let go = |recorded: bool| {
+            let s = Sequences::new(gpu, 1, &[Places { before: NO_PLACE, after: 3 }, Places { before: 1, after: 2 }]);
+            let mut rng = Rng(9);
+            let past = upload(gpu, &rng.floats((PLACES * 3 * channels) as usize));
+            let memory = upload(gpu, &rng.floats((PLACES * heads * 16 * 20) as usize));
+            let (mixed, y) = (untouched(gpu, 2 * channels as usize), untouched(gpu, 2 * inner as usize));
+            let step = || {
+                let all = Matrix::new(&x, 2, width);
+                let to = Matrix::new(&mixed, 2, channels);
+                let out = Matrix::new(&y, 2, inner);
+                let conv = ShortConv { kernel: 4, w: (&w).into(), bias: None, silu: true };
+                let inputs = ScanInputs {
+                    q: to.columns(0, keys),
+                    k: to.columns(keys, keys),
+                    v: to.columns(2 * keys, inner),
+                    step: all.columns(channels, heads),
+                    beta: Some(all.columns(channels + heads, heads)),
+                    heads: (&constants).into(),
+                };
+                let norm = Segments { count: heads, cols: 20, w: (&w).into() };
+                [
+                    short_conv(conv, all.columns(0, channels), None, s.memory(&past), to).unwrap(),
+                    state_scan(shape(heads, 2, 16, 20, true), inputs, s.memory(&memory), out).unwrap(),
+                    gated_norm(out, all.columns(channels + 2 * heads, inner), norm, 1e-5, false).unwrap(),
+                    sigmoid_gate(out, all.columns(channels + 2 * heads + inner, inner)).unwrap(),
+                    state_step(2, (&s.rows).into(), (&states).into(), (&s.table).into()).unwrap(),
+                ]
+            };
+            if recorded {
+                let scope = gpu.scope(Phase::Other);
+                let mut recorder = gpu.recorder("three steps", &scope);
+                (0..3).flat_map(|_| step()).for_each(|d| recorder.record(d).unwrap());
+                recorder.submit().unwrap();
+            } else {
+                (0..3).for_each(|_| run(gpu, step()));
+            }
+            let n = |b: &Buffer| (b.size() / 4) as usize;
+            [&y, &memory, &past, &s.table].map(|b| download_words(gpu, b, n(b)))
+        };
+        let (recorded, run) = (go(true), go(false));
+        assert!(recorded[0].iter().all(|&w| w != UNTOUCHED.to_bits()));
+        assert_eq!(recorded, run, "{}", v.name);
+    }
 }
