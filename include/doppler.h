@@ -2466,14 +2466,17 @@ DOPPLER_API
 doppler_status doppler_session_reset(struct doppler_session *session);
 
 /**
- * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over.
+ * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over. Models with sliding windows
+ * or recurrent layers cannot go back to any place: some of the tokens that are kept may be evaluated again with the next call that evaluates.
  *
  * @param n_tokens  how many to keep
  * @return          DOPPLER_STATUS_INVALID_ARGUMENT if there are fewer
  *
  * Threads: one at a time for each session.
  */
-DOPPLER_API doppler_status doppler_session_truncate(struct doppler_session *session, uint32_t n_tokens);
+DOPPLER_API
+doppler_status doppler_session_truncate(struct doppler_session *session,
+                                        uint32_t n_tokens);
 
 /**
  * Counters and times of a session. With `gpu_timing` this reads times back from the device.

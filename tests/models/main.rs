@@ -13,4 +13,5 @@ mod moe;
 mod perplexity;
 mod probe;
 mod recurrent;
+mod recurrent_files;
 mod sampling;

@@ -2,7 +2,7 @@
 //!
 //! Three of four layers are gated delta rules, the others attention: rotated halves in a part of each head, each head of q and k normalised, each
 //! head of the result gated. `post_attention_norm` stands before the feed-forward block. Mixtures renormalise the chosen experts' weights and
-//! have a shared expert with a gate. Qwen3-Next's heads of v share key heads in runs, those of Qwen3.5's files are stored so that they alternate.
+//! may have a shared expert with a gate. Qwen3-Next's heads of v share key heads in runs, those of Qwen3.5's files are stored so that they alternate.
 //! Text turns by the same rule whatever `rope.dimension_sections` says of pictures.
 
 use super::decoder::{every, hybrid};
@@ -20,9 +20,11 @@ pub(super) const QWEN35MOE: Architecture =
     Architecture { name: "qwen35moe", spec: |file| spec(&Keys::new(file)?, true, true) };
 
 fn spec(k: &Keys<'_>, mixture: bool, tiled: bool) -> Result<ModelSpec> {
-    let experts: Option<ExpertsSpec> = if mixture { Some(k.required_experts(true, true)?) } else { None };
+    let shared = k.u32("expert_shared_feed_forward_length")?.is_some_and(|n| n > 0);
+    let experts: Option<ExpertsSpec> = if mixture { Some(k.required_experts(true, shared)?) } else { None };
     let delta = delta(k, tiled)?;
     let recurrent = recurrent_layers(k.file, k)?;
+    let layers = k.count("block_count", 4096)?;
     let mut spec = hybrid(k, RopePairs::Halves, NormKind::Rms, experts, &|i, _| recurrent(i).then_some(delta))?;
     // Layers that guess tokens ahead stand behind the others.
     let ahead = k.u32("nextn_predict_layers")?.unwrap_or(0) as usize;
@@ -30,7 +32,14 @@ fn spec(k: &Keys<'_>, mixture: bool, tiled: bool) -> Result<ModelSpec> {
         bail!(BadFile, "{}: key {}: {ahead} of all layers", k.file.name(), k.name("nextn_predict_layers"));
     }
     spec.layers.truncate(spec.layers.len() - ahead);
-    for l in &mut spec.layers {
+    let widths = if mixture { k.per_layer("feed_forward_length", layers)? } else { None };
+    for (i, l) in spec.layers.iter_mut().enumerate() {
+        // Some layers of a mixture may be ordinary ones (`mlp_only_layers` of the configuration, which has no key).
+        if mixture && k.file.tensor(&format!("blk.{i}.ffn_gate_inp.weight")).is_none() {
+            l.feed_forward.experts = None;
+            l.feed_forward.n_ff = widths.as_ref().and_then(|w| w.get(i)).copied().unwrap_or(0);
+            k.within("feed_forward_length", l.feed_forward.n_ff, 1 << 24)?;
+        }
         l.norms = NormNames { ffn: Some("post_attention_norm"), ..NormNames::PRE };
     }
     for a in spec.attentions_mut() {

@@ -2,7 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::Buffer;
-use crate::kernels::WeightUploader;
+use crate::kernels::{ScanShape, WeightUploader};
 use crate::model::recurrent::{RecurrentSpec, ScanRule, ScanSpec};
 use crate::model::weights::{Finder, Stack, Vector, vector};
 
@@ -101,14 +101,25 @@ impl<'a> Finder<'a> {
         s: &ScanSpec,
         e: u32,
     ) -> Result<Stack<'a>> {
-        let (qkv, gate, both) = (name("attn_qkv"), name("attn_gate"), name("ssm_ba"));
-        let heads = s.shape.n_head;
-        let mut members = self.pieces(&qkv, e, m.channels, &[(0, m.channels)])?;
-        members.extend(self.pieces(&gate, e, s.inner(), &[(0, s.inner())])?);
+        let (qkv, gate, both, all) = (name("attn_qkv"), name("attn_gate"), name("ssm_ba"), name("ssm_in"));
+        let ScanShape { n_head: heads, n_key, key_dim, .. } = s.shape;
+        let (inner, share) = (s.inner(), heads / n_key);
+        let mut members = Vec::new();
+        if self.has(&format!("{all}.weight")) {
+            // The first converters left q, k, v and gate of one key head and its heads together.
+            let values = inner / n_key;
+            let group = 2 * key_dim + 2 * values;
+            let run = |first: u32, n: u32| (0..n_key).map(move |k| (k * group + first, n));
+            let keys = run(0, key_dim).chain(run(key_dim, key_dim));
+            let rows = keys.chain(run(2 * key_dim, values)).chain(run(2 * key_dim + values, values));
+            members.extend(self.pieces(&all, e, n_key * group, &rows.collect::<Vec<_>>())?);
+        } else {
+            members.extend(self.pieces(&qkv, e, m.channels, &[(0, m.channels)])?);
+            members.extend(self.pieces(&gate, e, inner, &[(0, inner)])?);
+        }
         if self.has(&format!("{both}.weight")) {
             // Strengths and steps of the heads of one key head stand together.
-            let share = heads / s.shape.n_key;
-            let run = |first: u32| (0..s.shape.n_key).map(move |k| (2 * k * share + first, share));
+            let run = |first: u32| (0..n_key).map(move |k| (2 * k * share + first, share));
             let rows: Vec<_> = run(0).chain(run(share)).collect();
             members.extend(self.pieces(&both, e, 2 * heads, &rows)?);
         } else {
