@@ -46,10 +46,10 @@ params!(StateScanParams {
 
 params!(StateStepParams { rows: u32 });
 
-/// Rows of a state that a thread keeps, at most (`state_scan.wgsl` knows it).
-const MOST: u32 = 32;
+/// Rows of a state that a thread keeps, at most, in fours (`state_scan.wgsl` names them).
+const MOST: u32 = 8;
 
-/// Keys that a workgroup reads at a time, in all rows: 8 KiB with their queries.
+/// Numbers of keys that a workgroup reads at a time, in all rows: 8 KiB with their queries.
 const KEYS: u32 = 1024;
 /// Rows that it reads at a time, at most.
 const MOST_ROWS: u32 = 16;
@@ -132,8 +132,8 @@ pub fn state_scan<'a>(
         bail!(InvalidArgument, "state_scan: {shape:?} on q {}, v {}, step {} columns", q.cols, v.cols, step.cols);
     }
     // At least four threads a column, so that a group's columns are few enough to fill a device with one sequence.
-    let parts = key_dim.div_ceil(MOST).next_power_of_two().max(4);
-    let per = key_dim.div_ceil(parts);
+    let parts = key_dim.div_ceil(4 * MOST).next_power_of_two().max(4);
+    let per = key_dim.div_ceil(4 * parts);
     let column_groups = head_dim.div_ceil(THREADS / parts);
     let Some(groups) = memory.sequences.checked_mul(n_head).and_then(|n| n.checked_mul(column_groups)) else {
         bail!(InvalidArgument, "state_scan: {} sequences of {shape:?}", memory.sequences);
@@ -159,7 +159,7 @@ pub fn state_scan<'a>(
         .constant("WG", THREADS)
         .constant("PARTS", parts)
         .constant("PER", per)
-        .constant("ROWS", (KEYS / (parts * per)).clamp(1, MOST_ROWS))
+        .constant("ROWS", (KEYS / (4 * parts * per)).clamp(1, MOST_ROWS))
         .flag("DELTA", beta.is_some())
         .flag("TILED", tiled)
         .bind("x", q.data)
