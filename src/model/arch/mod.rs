@@ -17,6 +17,7 @@ mod qwen2moe;
 mod qwen3;
 mod qwen3next;
 mod smollm3;
+mod ssm;
 mod starcoder2;
 
 use crate::error::{Result, bail};

@@ -6,11 +6,11 @@
 //! Text turns by the same rule whatever `rope.dimension_sections` says of pictures.
 
 use super::decoder::{every, hybrid};
+use super::ssm::scanned;
 use super::{Architecture, Keys};
 use crate::error::{Result, bail};
-use crate::format::Gguf;
-use crate::kernels::{MAX_KEY_DIM, NormKind, RopePairs, ScanShape};
-use crate::model::spec::{ExpertsSpec, ModelSpec, NormNames, QkNorm, RecurrentSpec, ScanRule, ScanSpec};
+use crate::kernels::{NormKind, RopePairs};
+use crate::model::spec::{ExpertsSpec, ModelSpec, NormNames, QkNorm, ScanRule};
 
 pub(super) const QWEN3NEXT: Architecture =
     Architecture { name: "qwen3next", spec: |file| spec(&Keys::new(file)?, true, false) };
@@ -22,17 +22,17 @@ pub(super) const QWEN35MOE: Architecture =
 fn spec(k: &Keys<'_>, mixture: bool, tiled: bool) -> Result<ModelSpec> {
     let shared = k.u32("expert_shared_feed_forward_length")?.is_some_and(|n| n > 0);
     let experts: Option<ExpertsSpec> = if mixture { Some(k.required_experts(true, shared)?) } else { None };
-    let delta = delta(k, tiled)?;
-    let recurrent = recurrent_layers(k.file, k)?;
-    let layers = k.count("block_count", 4096)?;
-    let mut spec = hybrid(k, RopePairs::Halves, NormKind::Rms, experts, &|i, _| recurrent(i).then_some(delta))?;
+    let delta = scanned(k, ScanRule::GatedDelta, tiled)?;
+    let all = k.count("block_count", 4096)?;
     // Layers that guess tokens ahead stand behind the others.
-    let ahead = k.u32("nextn_predict_layers")?.unwrap_or(0) as usize;
-    if ahead >= spec.layers.len() {
-        bail!(BadFile, "{}: key {}: {ahead} of all layers", k.file.name(), k.name("nextn_predict_layers"));
-    }
-    spec.layers.truncate(spec.layers.len() - ahead);
-    let widths = if mixture { k.per_layer("feed_forward_length", layers)? } else { None };
+    let ahead = k.u32("nextn_predict_layers")?.unwrap_or(0);
+    let Some(layers) = all.checked_sub(ahead).filter(|&n| n > 0) else {
+        bail!(BadFile, "{}: key {}: {ahead} of {all} layers", k.file.name(), k.name("nextn_predict_layers"))
+    };
+    let recurrent = recurrent_layers(k, layers)?;
+    let mut spec = hybrid(k, RopePairs::Halves, NormKind::Rms, experts, &|i, _| recurrent(i).then_some(delta))?;
+    spec.layers.truncate(layers as usize);
+    let widths = if mixture { k.per_layer("feed_forward_length", all)? } else { None };
     for (i, l) in spec.layers.iter_mut().enumerate() {
         // Some layers of a mixture may be ordinary ones (`mlp_only_layers` of the configuration, which has no key).
         if mixture && k.file.tensor(&format!("blk.{i}.ffn_gate_inp.weight")).is_none() {
@@ -49,27 +49,12 @@ fn spec(k: &Keys<'_>, mixture: bool, tiled: bool) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// The shape of the delta rule's layers.
-fn delta(k: &Keys<'_>, tiled: bool) -> Result<RecurrentSpec> {
-    let (n_head, n_key) = (k.count("ssm.time_step_rank", 1 << 16)?, k.count("ssm.group_count", 1 << 16)?);
-    let (inner, key_dim) = (k.count("ssm.inner_size", 1 << 20)?, k.count("ssm.state_size", MAX_KEY_DIM)?);
-    if !n_head.is_multiple_of(n_key) || !inner.is_multiple_of(n_head) || !key_dim.is_multiple_of(4) {
-        let file = k.file.name();
-        bail!(Unsupported, "{file}: {n_head} recurrent heads over {inner} columns, {n_key} key heads of {key_dim}");
-    }
-    let shape = ScanShape { n_head, n_key, key_dim, head_dim: inner / n_head, tiled };
-    let norm_eps = k.required_positive("attention.layer_norm_rms_epsilon")?;
-    let scan = ScanSpec { rule: ScanRule::GatedDelta, shape, norm_eps };
-    Ok(RecurrentSpec::scanned(k.count("ssm.conv_kernel", 1 << 10)?, scan))
-}
-
 /// Which layers are recurrent: as an array says, or all but each `full_attention_interval`-th.
-fn recurrent_layers(file: &Gguf, k: &Keys<'_>) -> Result<impl Fn(usize) -> bool + use<>> {
+fn recurrent_layers(k: &Keys<'_>, layers: u32) -> Result<impl Fn(usize) -> bool + use<>> {
     let key = k.name("attention.recurrent_layers");
-    let listed = file.get_bool_array(&key)?;
-    let layers = k.count("block_count", 4096)?;
-    if let Some(n) = listed.as_ref().map(Vec::len).filter(|&n| n != layers as usize) {
-        bail!(BadFile, "{}: key {key} has {n} elements for {layers} layers", file.name());
+    let listed = k.file.get_bool_array(&key)?;
+    if let Some(n) = listed.as_ref().map(Vec::len).filter(|&n| n < layers as usize) {
+        bail!(BadFile, "{}: key {key} has {n} elements for {layers} layers", k.file.name());
     }
     let interval = k.u32("full_attention_interval")?.unwrap_or(4);
     Ok(move |i: usize| listed.as_ref().map_or(!every(interval, i), |l| l.get(i).copied().unwrap_or(false)))
