@@ -1398,8 +1398,8 @@ typedef struct doppler_probe_options {
      */
     size_t struct_size;
     /**
-     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "attn.heads", "attn.residual", "ffn.norm",
-     * "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
+     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "mix.in", "mix.conv", "mix.scan",
+     * "attn.heads", "attn.residual", "ffn.norm", "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
      */
     const char *const *points;
     /**

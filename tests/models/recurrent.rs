@@ -6,7 +6,7 @@ use std::sync::Arc;
 use doppler::Error;
 use doppler::format::Gguf;
 use doppler::gpu::{AdapterChoice, Budget, Features, GpuOptions, Guard, GuardMode, MemoryClass, Phase, Scope};
-use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, Stop, arch};
+use doppler::model::{self, Engine, EngineOptions, KvType, ProbeOptions, Sequence, Stop, arch};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, FinishReason, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
 
@@ -158,48 +158,46 @@ fn texts_that_end_within_a_batch() {
     for model in models(256, 16, Guard::default()) {
         let prompt = ids(21);
         let want = generate(&mut told(&model, &prompt), &greedy(24));
-        for per_submit in [1u32, 4, 16] {
-            for at in [1usize, 2, 6, 15] {
-                let text = model.tokenizer().decode(&want[at..=at], true).expect("decode");
-                let mut s = open(&model, per_submit);
-                s.append_tokens(&prompt).expect("append");
-                let options = GenerateOptions { stop: vec![text.clone()], render_special: true, ..greedy(24) };
-                let out = s.generate(&options, &mut |_| ControlFlow::Continue(())).expect("generate");
-                assert_eq!(out.reason, FinishReason::StopString, "{text:?}");
-                assert_eq!(out.tokens, want[..out.tokens.len()]);
-                let mut fork = s.fork().expect("fork");
-                let bytes = s.snapshot().expect("snapshot");
-                // With more text behind it, and without.
-                s.append_tokens(&ids(3)).expect("append");
-                like_fresh(&mut s, 7);
-                like_fresh(&mut fork, 7);
-                s.restore(&bytes).expect("restore");
-                like_fresh(&mut s, 7);
-                // The caller has had enough.
-                let mut s = open(&model, per_submit);
-                s.append_tokens(&prompt).expect("append");
-                let mut left = at;
-                let mut enough = |_: &_| match left {
-                    0 => ControlFlow::Break(()),
-                    _ => {
-                        left -= 1;
-                        ControlFlow::Continue(())
-                    }
-                };
-                let out = s.generate(&greedy(24), &mut enough).expect("generate");
-                assert_eq!((out.reason, out.tokens.as_slice()), (FinishReason::Callback, &want[..=at]));
-                like_fresh(&mut s, 7);
-                // Cancelled from inside: what was drawn is delivered, the batch after it is not begun.
-                let mut s = open(&model, per_submit);
-                s.append_tokens(&prompt).expect("append");
-                let cancel = s.cancel_handle();
-                let out = s.generate(&greedy(24), &mut |_| {
-                    cancel.cancel();
+        for (per_submit, at) in [(1u32, 6usize), (4, 1), (4, 6), (16, 2), (16, 15)] {
+            let text = model.tokenizer().decode(&want[at..=at], true).expect("decode");
+            let mut s = open(&model, per_submit);
+            s.append_tokens(&prompt).expect("append");
+            let options = GenerateOptions { stop: vec![text.clone()], render_special: true, ..greedy(24) };
+            let out = s.generate(&options, &mut |_| ControlFlow::Continue(())).expect("generate");
+            assert_eq!(out.reason, FinishReason::StopString, "{text:?}");
+            assert_eq!(out.tokens, want[..out.tokens.len()]);
+            let mut fork = s.fork().expect("fork");
+            let bytes = s.snapshot().expect("snapshot");
+            // With more text behind it, and without.
+            s.append_tokens(&ids(3)).expect("append");
+            like_fresh(&mut s, 7);
+            like_fresh(&mut fork, 7);
+            s.restore(&bytes).expect("restore");
+            like_fresh(&mut s, 7);
+            // The caller has had enough.
+            let mut s = open(&model, per_submit);
+            s.append_tokens(&prompt).expect("append");
+            let mut left = at;
+            let mut enough = |_: &_| match left {
+                0 => ControlFlow::Break(()),
+                _ => {
+                    left -= 1;
                     ControlFlow::Continue(())
-                });
-                assert_eq!(out.expect("generate").reason, FinishReason::Cancelled);
-                like_fresh(&mut s, 7);
-            }
+                }
+            };
+            let out = s.generate(&greedy(24), &mut enough).expect("generate");
+            assert_eq!((out.reason, out.tokens.as_slice()), (FinishReason::Callback, &want[..=at]));
+            like_fresh(&mut s, 7);
+            // Cancelled from inside: what was drawn is delivered, the batch after it is not begun.
+            let mut s = open(&model, per_submit);
+            s.append_tokens(&prompt).expect("append");
+            let cancel = s.cancel_handle();
+            let out = s.generate(&greedy(24), &mut |_| {
+                cancel.cancel();
+                ControlFlow::Continue(())
+            });
+            assert_eq!(out.expect("generate").reason, FinishReason::Cancelled);
+            like_fresh(&mut s, 7);
         }
         clean(&model);
     }
@@ -412,5 +410,26 @@ fn strict_guards_pass() {
             });
             assert_eq!(out.expect("generate").tokens, want, "{family}: others came meanwhile");
         }
+    }
+}
+
+/// Probes see the points of recurrent layers, once each a layer and submit, and change nothing.
+#[test]
+fn probes_see_recurrent_layers() {
+    for model in models(128, 64, Guard::default()) {
+        let plain = generate(&mut told(&model, &ids(21)), &greedy(4));
+        let mut s = told(&model, &ids(21));
+        s.set_probe(Some(ProbeOptions::default())).expect("probe");
+        assert_eq!(generate(&mut s, &greedy(4)), plain);
+        let readings = s.take_readings();
+        let seen = |point: &str| readings.iter().filter(|r| r.point.name == point).count();
+        let recurrent = model.spec().layers.iter().filter(|l| l.recurrent().is_some());
+        let scans = recurrent.clone().filter(|l| l.recurrent().is_some_and(|m| m.scan.is_some())).count();
+        // The prompt and three decode steps.
+        assert_eq!(seen("mix.in"), 4 * recurrent.count());
+        assert_eq!([seen("mix.conv"), seen("mix.scan")], [4 * scans; 2]);
+        assert_eq!(seen("attn.heads"), 4 * model.spec().layers.len());
+        assert_eq!(seen("attn.q"), 4 * model.spec().attentions().count());
+        assert!(readings.iter().all(|r| r.stats.is_none_or(|s| s.sound())));
     }
 }
