@@ -1183,6 +1183,15 @@ typedef struct doppler_model_options {
      * Handed to `on_progress`.
      */
     void *progress_user;
+    /**
+     * Not 0: keep activations in f32 in every product. Default 0: decoding with quantised weights rounds them to signed bytes, 32 with a
+     * scale, which is much faster.
+     */
+    uint32_t exact;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_model_options;
 
 /**

@@ -46,7 +46,7 @@ pub struct doppler_model_options {
     pub struct_size: usize,
     /// Longest context of a session, in tokens. 0: the length the model was trained with, at most 4096.
     pub n_ctx: u32,
-    /// Prompt tokens evaluated in one submit. 0: 256.
+    /// Prompt tokens evaluated in one submit. 0: as many as suit the device, 256 to 2048.
     pub prefill_chunk: u32,
     /// A doppler_kv_type. Default F16.
     pub kv_type: u32,
@@ -56,6 +56,11 @@ pub struct doppler_model_options {
     pub on_progress: doppler_progress_callback,
     /// Handed to `on_progress`.
     pub progress_user: *mut c_void,
+    /// Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
+    /// bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
+    pub exact: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, numbers, raw pointers and an optional function.
@@ -75,6 +80,8 @@ impl Default for doppler_model_options {
             prewarm: d.prewarm.into(),
             on_progress: None,
             progress_user: std::ptr::null_mut(),
+            exact: d.exact.into(),
+            reserved: 0,
         }
     }
 }
@@ -185,6 +192,7 @@ pub unsafe extern "C" fn doppler_model_load(
             prefill_chunk: o.prefill_chunk,
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
+            exact: o.exact != 0,
         };
         let mut progress = |done, total| match o.on_progress {
             // SAFETY: the caller vouches for the function, and that it takes its own `progress_user`.

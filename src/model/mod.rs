@@ -30,6 +30,7 @@ pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use recurrent::state::RecurrentStats;
+pub use scratch::default_chunk;
 pub use sequence::Sequence;
 pub use spec::{
     AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, Mixer, ModelSpec, NormNames, QkNorm, RecurrentSpec,

@@ -227,7 +227,7 @@ fn refused_batches_leave_states_behind() {
 fn engine(context: &Context, family: &str) -> Option<Engine> {
     let file = Gguf::open(&shared(&format!("golden/{family}"))?.join("model-f16.gguf")).expect("open");
     let spec = Arc::new(arch::read_spec(&file).expect("spec"));
-    let options = EngineOptions { n_ctx: 128, chunk: 16, kv_type: KvType::F32 };
+    let options = EngineOptions { n_ctx: 128, chunk: 16, kv_type: KvType::F32, exact: true };
     Some(model::load(context.gpu(), &file, spec, options, &mut |_, _| Ok(())).expect("load"))
 }
 
@@ -396,7 +396,7 @@ fn strict_guards_pass() {
     for family in FAMILIES {
         let Some(dir) = shared(&format!("golden/{family}")) else { return };
         for prewarm in [true, false] {
-            let options = ModelOptions { n_ctx: 128, prefill_chunk: 8, kv_type: KvType::F16, prewarm };
+            let options = ModelOptions { n_ctx: 128, prefill_chunk: 8, kv_type: KvType::F16, prewarm, exact: false };
             let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");
             let mut s = told(&model, &ids(21));
             let want = generate(&mut s, &greedy(9));

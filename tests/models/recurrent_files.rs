@@ -114,3 +114,49 @@ fn broken_files_are_refused_by_name() {
         }
     }
 }
+
+/// A row of halves in blocks of 32 bytes with a scale.
+fn q8_0(halves: &[u8]) -> Vec<u8> {
+    let x: Vec<f32> = halves.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+    let block = |x: &[f32]| {
+        let scale = half::f16::from_f32(x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0);
+        let quant = |v: &f32| (v / scale.to_f32().max(1e-9)).round().clamp(-127.0, 127.0) as i8 as u8;
+        scale.to_le_bytes().into_iter().chain(x.iter().map(quant)).collect::<Vec<u8>>()
+    };
+    x.chunks(32).flat_map(block).collect()
+}
+
+/// Quantised weights of recurrent layers, with activations as they are and as bytes: near each other, and both near the unquantised model.
+#[test]
+fn quantised_weights_by_both_paths() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    for family in ["lfm2", "qwen35", "granitehybrid"] {
+        let Some(dir) = shared(&format!("golden/{family}")) else { return };
+        let path = dir.join("model-f16.gguf");
+        let quantised = rewrite(&path, "q8", |tensors| {
+            for t in tensors.iter_mut().filter(|t| t.2 == 1 && t.1[0] % 32 == 0) {
+                (t.2, t.3) = (8, q8_0(&t.3));
+            }
+        });
+        let evaluate = |path: &Path, exact: bool| {
+            // Few rows at a time: those are taken as bytes.
+            let options = ModelOptions { n_ctx: 64, prefill_chunk: 2, kv_type: KvType::F32, prewarm: false, exact };
+            let model = context.load_model(path, &options, &mut |_, _| Ok(())).expect("load");
+            let ids: Vec<u32> = (0..24).map(|i| 20 + i * 37 % 900).collect();
+            logits(&mut session(&model), &ids)
+        };
+        let [plain, exact, fast] =
+            [(&path, true), (&quantised, true), (&quantised, false)].map(|(p, e)| evaluate(p, e));
+        std::fs::remove_file(&quantised).expect("remove");
+        let rms = |a: &[f32], b: &[f32]| {
+            let square = a.iter().zip(b).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>();
+            (square / a.len() as f64).sqrt()
+        };
+        let (rounded, bytes) = (rms(&exact, &plain), rms(&fast, &exact));
+        println!(
+            "{family}: {rounded:.3} by rounding weights, {bytes:.3} by rounding activations; logits are of size 3"
+        );
+        assert!(rounded < 0.5 && bytes < 0.5, "{family}: {rounded} and {bytes}");
+        assert!(bytes > 0.0, "{family}: activations were not rounded");
+    }
+}

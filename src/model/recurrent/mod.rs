@@ -9,10 +9,10 @@ pub(super) mod weights;
 use crate::error::{Result, bail};
 use crate::gpu::Recorder;
 use crate::kernels::{
-    Matrix, Memory, ScanInputs, ScanShape, Segments, ShortConv, gated_norm, matmul, qk_norm, short_conv, state_scan,
-    state_step,
+    Input, Matrix, Memory, ScanInputs, ScanShape, Segments, ShortConv, byte_rows, gated_norm, qk_norm, short_conv,
+    state_scan, state_step,
 };
-use crate::model::forward::{Batch, Forward};
+use crate::model::forward::{After, Batch, Forward, Norms};
 use crate::model::spec::LayerSpec;
 use crate::model::weights::LayerWeights;
 
@@ -105,25 +105,33 @@ impl RecurrentSpec {
     }
 }
 
-impl Forward<'_> {
-    /// Adds a recurrent layer to `x`. Returns what it read, for blocks that share their input.
+impl<'a> Forward<'a> {
+    /// Adds a recurrent layer to `x`. Returns what it read, for blocks that share their input, and whether it left bytes for what comes
+    /// `after`.
+    #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     pub(super) fn recurrence<'m>(
-        &'m self,
+        &self,
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
-        w: &LayerWeights,
+        m: &RecurrentSpec,
+        w: &'m LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
-    ) -> Result<Matrix<'m>> {
+        ready: bool,
+        after: Option<After<'_>>,
+    ) -> Result<(Input<'m>, bool)>
+    where
+        'a: 'm,
+    {
         let (s, n) = (self.scratch, x.rows);
-        let (Some(m), Some(own)) = (spec.recurrent(), &w.recurrent) else {
-            bail!(Internal, "layer {layer} has no recurrence")
-        };
-        let normed = self.norm(r, x, w.attn_norm.as_ref())?;
-        self.look(r, "attn.norm", Some(layer), normed)?;
+        let Some(own) = &w.recurrent else { bail!(Internal, "layer {layer}: a recurrence without its weights") };
+        let wants_bytes = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
+        let when = if spec.parallel { Norms::Now } else { Norms::Later { ready } };
+        let normed = self.norm(r, x, After { norm: w.attn_norm.as_ref(), wants_bytes }, when)?;
+        self.look(r, "attn.norm", Some(layer), normed.x)?;
         let inputs = Matrix::new(&s.qkv, n, m.in_width());
-        Self::record_all(r, "mix.in", matmul(r.gpu(), normed, &w.qkv, inputs, false)?)?;
+        self.product(r, "mix.in", normed, &w.qkv, inputs, false)?;
         self.look(r, "mix.in", Some(layer), inputs)?;
         let [conv_states, scan_states] = self.recurrent.layer(layer)?;
         let (sequences, steps) = if batch == Batch::Run { (1, n) } else { (n, 1) };
@@ -172,9 +180,14 @@ impl Forward<'_> {
             }
             (Some(_), None) => bail!(Internal, "layer {layer}: a scan without its weights"),
         }
+        let bytes = self.bytes(&s.inner_bytes, n, heads.cols, w.attn_out.has_bytes());
+        if let Some(bytes) = bytes {
+            r.record(byte_rows(heads, bytes)?.label("mix.bytes"))?;
+        }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        self.add_block(r, "mix.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x)?;
-        Ok(normed)
+        let heads = Input { x: heads, bytes, norm: None };
+        let ready = self.add_block(r, "mix.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, after)?;
+        Ok((normed, ready))
     }
 
     /// Ends a decode step of `n` sequences for their states: see [`state_step`].
