@@ -1372,6 +1372,30 @@ typedef struct doppler_model_stats {
      * The first of them, in the order of their first layers; the rest is zero.
      */
     struct doppler_kv_group kv_groups[DOPPLER_KV_GROUPS];
+    /**
+     * Recurrent layers: they keep a state of fixed size for a session instead of something for each token.
+     */
+    uint32_t n_recurrent_layer;
+    /**
+     * States that exist; one is that of all recurrent layers after some token of a session, which has a few of them.
+     */
+    uint32_t states;
+    /**
+     * States in use.
+     */
+    uint32_t states_used;
+    /**
+     * Most states that were ever in use.
+     */
+    uint32_t states_high_water;
+    /**
+     * Bytes of one state.
+     */
+    uint64_t state_bytes;
+    /**
+     * Bytes of all states.
+     */
+    uint64_t states_bytes;
 } doppler_model_stats;
 
 /**
@@ -1383,8 +1407,8 @@ typedef struct doppler_probe_options {
      */
     size_t struct_size;
     /**
-     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "attn.heads", "attn.residual", "ffn.norm",
-     * "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
+     * Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "mix.in", "mix.conv", "mix.scan",
+     * "attn.heads", "attn.residual", "ffn.norm", "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
      */
     const char *const *points;
     /**
@@ -2451,14 +2475,17 @@ DOPPLER_API
 doppler_status doppler_session_reset(struct doppler_session *session);
 
 /**
- * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over.
+ * Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over. Models with sliding windows
+ * or recurrent layers cannot go back to any place: some of the tokens that are kept may be evaluated again with the next call that evaluates.
  *
  * @param n_tokens  how many to keep
  * @return          DOPPLER_STATUS_INVALID_ARGUMENT if there are fewer
  *
  * Threads: one at a time for each session.
  */
-DOPPLER_API doppler_status doppler_session_truncate(struct doppler_session *session, uint32_t n_tokens);
+DOPPLER_API
+doppler_status doppler_session_truncate(struct doppler_session *session,
+                                        uint32_t n_tokens);
 
 /**
  * Counters and times of a session. With `gpu_timing` this reads times back from the device.

@@ -142,13 +142,15 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
             "context_counters": report::counters_json(&totals.counters, totals.gpu_timed),
             "memory": report::memory_json(&totals.memory),
             "kv": report::kv_json(&model.stats().kv, model.info().kv_type),
+            "recurrent": report::recurrent_json(&model.stats().recurrent),
         }))?;
     }
     if args.verbose {
         eprintln!("ended by {}", reason_name(generated.reason));
         eprintln!("loaded in {:.0} ms", report::ms(model.stats().load_ns));
         eprint!("{}{}", stats.summary(), totals.summary());
-        eprint!("{}", model.stats().kv.summary(model.info().kv_type));
+        let held = model.stats();
+        eprint!("{}{}", held.kv.summary(model.info().kv_type), held.recurrent.summary());
     }
     Ok(())
 }

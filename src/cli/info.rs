@@ -108,7 +108,7 @@ fn runnable(file: &Gguf, args: &Args) -> Result<(ModelSpec, LoadedSizes)> {
 
 /// Bytes that a token takes in the attention cache, by the storages that its heads allow.
 fn kv_bytes_per_token(s: &ModelSpec) -> serde_json::Value {
-    let all = || s.layers.iter().map(|l| l.attention);
+    let all = || s.attentions();
     let bytes = |kv: &KvType| all().map(|a| u64::from(a.n_kv) * 2 * kv.row_bytes(a.head_dim)).sum::<u64>();
     let fits = |kv: &&KvType| all().all(|a| kv.check(a.head_dim).is_ok());
     KvType::ALL.iter().filter(fits).map(|kv| (kv.name().to_string(), bytes(kv).into())).collect::<Map<_, _>>().into()
@@ -117,21 +117,23 @@ fn kv_bytes_per_token(s: &ModelSpec) -> serde_json::Value {
 /// The windows of the layers, each once, in the order of their first layers; 0 = all tokens.
 fn windows(s: &ModelSpec) -> Vec<u32> {
     let mut found = Vec::new();
-    for l in &s.layers {
-        if !found.contains(&l.attention.window) {
-            found.push(l.attention.window);
+    for a in s.attentions() {
+        if !found.contains(&a.window) {
+            found.push(a.window);
         }
     }
     found
 }
 
 fn spec_json(s: &ModelSpec, sizes: &LoadedSizes) -> serde_json::Value {
-    let a = s.layers.first().map(|l| l.attention);
+    let a = s.attentions().next();
     json!({
         "architecture": s.architecture, "name": s.name, "parameters": sizes.parameters, "weight_bytes": sizes.file_bytes,
         "format": sizes.format, "n_layer": s.layers.len(), "n_embd": s.n_embd, "n_vocab": s.n_vocab,
         "n_head": a.map(|a| a.n_head), "n_kv_head": a.map(|a| a.n_kv), "head_dim": a.map(|a| a.head_dim),
-        "windows": windows(s), "kv_bytes_per_token": kv_bytes_per_token(s), "n_ff": s.layers.first().map(|l| l.feed_forward.n_ff),
+        "n_recurrent_layer": s.layers.iter().filter(|l| l.recurrent().is_some()).count(), "windows": windows(s), "kv_bytes_per_token": kv_bytes_per_token(s),
+        "recurrent_state_bytes": s.layers.iter().filter_map(|l| l.recurrent()).flat_map(|m| m.state_sizes()).sum::<u64>() * 4,
+         "n_ff": s.layers.first().map(|l| l.feed_forward.n_ff),
         "n_expert": s.experts().map(|e| e.n_expert).max().unwrap_or(0),
         "n_expert_used": s.experts().map(|e| e.n_used).max().unwrap_or(0),
         "context_length": s.context_length, "rope_freq_base": s.ropes.first().map(|r| r.freq_base),

@@ -1,7 +1,7 @@
 //! Counters and times as tables and as JSON.
 
 use doppler::gpu::{CounterSnapshot, MemoryClass, MemorySnapshot, Phase, PhaseSnapshot, ReadbackClass};
-use doppler::session::{KvStats, KvType, SessionStats};
+use doppler::session::{KvStats, KvType, RecurrentStats, SessionStats};
 use serde_json::{Map, Value, json};
 
 /// Milliseconds.
@@ -78,5 +78,13 @@ pub(super) fn kv_json(kv: &KvStats, kv_type: KvType) -> Value {
         "type": kv_type.name(), "block_tokens": kv.block_tokens, "block_bytes": kv.block_bytes, "blocks": kv.blocks,
         "used": kv.used, "high_water": kv.high_water, "shared": kv.shared, "copies": kv.copies,
         "bytes": kv.bytes, "used_bytes": kv.used_bytes, "groups": kv.groups.iter().map(group).collect::<Vec<_>>(),
+    })
+}
+
+/// What recurrent states take.
+pub(super) fn recurrent_json(r: &RecurrentStats) -> Value {
+    json!({
+        "layers": r.layers, "places": r.places, "used": r.used, "high_water": r.high_water,
+        "place_bytes": r.place_bytes, "bytes": r.bytes,
     })
 }

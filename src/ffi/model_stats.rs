@@ -60,6 +60,18 @@ pub struct doppler_model_stats {
     pub kv_n_groups: u32,
     /// The first of them, in the order of their first layers; the rest is zero.
     pub kv_groups: [doppler_kv_group; DOPPLER_KV_GROUPS],
+    /// Recurrent layers: they keep a state of fixed size for a session instead of something for each token.
+    pub n_recurrent_layer: u32,
+    /// States that exist; one is that of all recurrent layers after some token of a session, which has a few of them.
+    pub states: u32,
+    /// States in use.
+    pub states_used: u32,
+    /// Most states that were ever in use.
+    pub states_high_water: u32,
+    /// Bytes of one state.
+    pub state_bytes: u64,
+    /// Bytes of all states.
+    pub states_bytes: u64,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -110,6 +122,12 @@ pub unsafe extern "C" fn doppler_model_get_stats(
             kv_blocks_shared: s.kv.shared,
             kv_n_groups: s.kv.groups.len() as u32,
             kv_groups,
+            n_recurrent_layer: s.recurrent.layers,
+            states: s.recurrent.places,
+            states_used: s.recurrent.used,
+            states_high_water: s.recurrent.high_water,
+            state_bytes: s.recurrent.place_bytes,
+            states_bytes: s.recurrent.bytes,
         });
         Ok(())
     })

@@ -15,8 +15,8 @@ use crate::session::{ProbeOptions, ProbeReading};
 pub struct doppler_probe_options {
     /// Set by doppler_probe_options_init().
     pub struct_size: usize,
-    /// Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "attn.heads", "attn.residual", "ffn.norm",
-    /// "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
+    /// Names of the points, NUL-terminated: "embed", "attn.norm", "attn.qkv", "attn.q", "kv.table", "mix.in", "mix.conv", "mix.scan",
+    /// "attn.heads", "attn.residual", "ffn.norm", "moe.router", "moe.weights", "ffn.inner", "ffn.residual", "output.norm", "logits", "sample.picked", "stop.state". Read during the call.
     pub points: *const *const c_char,
     /// How many; 0: all.
     pub n_points: usize,

@@ -370,7 +370,8 @@ pub extern "C" fn doppler_session_reset(session: *mut doppler_session) -> dopple
     })
 }
 
-/// Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over.
+/// Keeps the first tokens and forgets the rest. The conversation of doppler_session_append_messages() starts over. Models with sliding windows
+/// or recurrent layers cannot go back to any place: some of the tokens that are kept may be evaluated again with the next call that evaluates.
 ///
 /// @param n_tokens  how many to keep
 /// @return          DOPPLER_STATUS_INVALID_ARGUMENT if there are fewer

@@ -9,6 +9,7 @@ mod attention_decode;
 mod byte_rows;
 mod cast;
 pub mod constants;
+mod gated_norm;
 mod gather;
 mod matmul;
 mod matmul_coop;
@@ -19,8 +20,10 @@ mod residual;
 mod rmsnorm;
 mod rope;
 pub mod sample;
+mod short_conv;
 mod softcap;
 mod softmax;
+mod state_scan;
 mod tensor_stats;
 pub mod variants;
 mod weight;
@@ -36,6 +39,7 @@ pub use attention::{AttentionShape, attention_coop, attention_coop_fits, attenti
 pub use attention_decode::{AttentionParts, Fresh, Queries, attention_decode, attention_split, attention_splits};
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
+pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
@@ -48,8 +52,10 @@ pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::{Norm, NormKind, norm, norm_bytes, rmsnorm};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
+pub use short_conv::{Memory, NO_PLACE, Places, ShortConv, short_conv};
 pub use softcap::softcap;
 pub use softmax::softmax;
+pub use state_scan::{MAX_KEY_DIM, ScanInputs, ScanShape, state_scan, state_step};
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
 pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 
@@ -62,6 +68,8 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_PREFILL,
     &byte_rows::BYTE_ROWS,
     &cast::CAST,
+    &gated_norm::GATED_NORM,
+    &gated_norm::SIGMOID_GATE,
     &gather::DEQUANT,
     &gather::GATHER,
     &matmul_coop::HALF_ROWS,
@@ -85,8 +93,11 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PENALIZE,
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
+    &short_conv::SHORT_CONV,
     &softcap::SOFTCAP,
     &softmax::SOFTMAX,
+    &state_scan::STATE_SCAN,
+    &state_scan::STATE_STEP,
     &tensor_stats::TENSOR_STATS,
 ];
 

@@ -12,11 +12,12 @@ use crate::gpu::{
 };
 use crate::kernels::KvType;
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
-use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
+use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
+use crate::model::recurrent::state::RecurrentPool;
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
@@ -69,7 +70,7 @@ impl Drawn {
     /// `None` for the no-op of a sequence that had stopped before.
     fn of(words: [u32; 2], vocab: u32) -> Result<Option<Self>> {
         let [token, stop] = words;
-        if token == crate::kernels::sample::NO_TOKEN {
+        if token == NO_TOKEN {
             return Ok(None);
         }
         let stop = match stop {
@@ -102,6 +103,7 @@ pub struct Engine {
     pub(super) options: EngineOptions,
     pub(super) slots: Slots,
     pub(super) kv: KvPool,
+    pub(super) recurrent: RecurrentPool,
     scratch: Scratch,
     staging: Buffer,
     groups: BindGroupCache,
@@ -131,6 +133,7 @@ impl Engine {
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
+            recurrent: RecurrentPool::new(&spec.layers),
             scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, scope)?,
             staging,
             groups: BindGroupCache::default(),
@@ -163,6 +166,7 @@ impl Engine {
             scratch: &self.scratch,
             slots: &self.slots,
             kv: &self.kv,
+            recurrent: &self.recurrent,
             exact: self.options.exact,
             lens,
         }
@@ -250,6 +254,7 @@ impl Engine {
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
+        self.recurrent.finish(&mut sequence.trail, pos + tokens.len() as u32);
         self.read_probe(sequence, seen, &submission, scope)
     }
 
@@ -316,6 +321,7 @@ impl Engine {
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, PROMPT_TOKEN, scope)?;
+        self.recurrent.finish(&mut sequence.trail, pos + n);
         self.read_probe(sequence, seen, &submission, scope)?;
         match Drawn::of(words, self.spec.n_vocab)? {
             Some(drawn) => Ok(drawn),
@@ -344,6 +350,7 @@ impl Engine {
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
+        self.recurrent.finish(&mut sequence.trail, pos + n);
         self.read_probe(sequence, seen, &submission, scope)?;
         let mut first = 0;
         while first < n {
@@ -510,6 +517,11 @@ impl Engine {
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
+            // A sequence's rows count up to the one that stopped it.
+            let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();
+            self.recurrent.finish(&mut sequence.trail, pos + ran as u32);
+        }
         if let Some(first) = sequences.first_mut() {
             self.read_probe(first, seen, &submission, scope)?;
         }

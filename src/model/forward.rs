@@ -9,13 +9,14 @@ use crate::kernels::{
     Segments, Weight, activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode,
     attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, gather_positions,
     glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm,
-    rope, softcap,
+    rope, sigmoid_gate, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
+use crate::model::recurrent::state::RecurrentPool;
 use crate::model::scratch::{ByteBuffers, LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
-use crate::model::spec::{AttentionSpec, LayerSpec, ModelSpec, QkNorm};
+use crate::model::spec::{AttentionSpec, LayerSpec, Mixer, ModelSpec, QkNorm};
 use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weights};
 
 /// How the rows of a batch belong together.
@@ -29,16 +30,16 @@ pub(crate) enum Batch {
 
 /// When a norm is done: before the product that reads it, or by the way. `ready`: the block before has left what that takes.
 #[derive(Clone, Copy)]
-enum Norms {
+pub(super) enum Norms {
     Now,
     Later { ready: bool },
 }
 
 /// What comes after a block: the normalisation, and whether the product that reads its result takes bytes.
 #[derive(Clone, Copy)]
-struct After<'a> {
-    norm: Option<&'a NormWeights>,
-    wants_bytes: bool,
+pub(super) struct After<'a> {
+    pub(super) norm: Option<&'a NormWeights>,
+    pub(super) wants_bytes: bool,
 }
 
 /// What the pass reads and writes.
@@ -49,6 +50,7 @@ pub(crate) struct Forward<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) slots: &'a Slots,
     pub(crate) kv: &'a KvPool,
+    pub(crate) recurrent: &'a RecurrentPool,
     /// Products take f32 activations always; else those of few rows with quantised weights take bytes.
     pub(crate) exact: bool,
     /// Looks at tensors on the way.
@@ -144,7 +146,11 @@ impl<'a> Forward<'a> {
         let middle = After { norm: weights.ffn_norm.as_ref(), wants_bytes: weights.feed_forward.first_has_bytes() };
         // Routers and experts take normalised rows; blocks side by side have the same input.
         let plain = !dense || spec.parallel;
-        let (input, ready) = self.attention(r, i, spec, weights, x, batch, ready, (!plain).then_some(middle))?;
+        let next = (!plain).then_some(middle);
+        let (input, ready) = match &spec.mixer {
+            Mixer::Attention(a) => self.attention(r, i, spec, a, weights, x, batch, ready, next)?,
+            Mixer::Recurrent(m) => self.recurrence(r, i, spec, m, weights, x, batch, ready, next)?,
+        };
         self.look(r, "attn.residual", Some(i), x)?;
         let input = match spec.parallel {
             true => input,
@@ -162,7 +168,7 @@ impl<'a> Forward<'a> {
     }
 
     /// Where `rows` rows of inputs stand as bytes; `wanted` if a product takes them so.
-    fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
+    pub(super) fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
         if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
     }
 
@@ -172,7 +178,13 @@ impl<'a> Forward<'a> {
     }
 
     /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.
-    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, what: After<'m>, when: Norms) -> Result<Input<'m>>
+    pub(super) fn norm<'m>(
+        &self,
+        r: &mut Recorder<'_>,
+        x: Matrix<'m>,
+        what: After<'m>,
+        when: Norms,
+    ) -> Result<Input<'m>>
     where
         'a: 'm,
     {
@@ -221,7 +233,7 @@ impl<'a> Forward<'a> {
     /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input. True if it
     /// left what `after` reads as bytes.
     #[allow(clippy::too_many_arguments, reason = "a product and what stands around it")]
-    fn add_block(
+    pub(super) fn add_block(
         &self,
         r: &mut Recorder<'_>,
         label: &'static str,
@@ -258,6 +270,7 @@ impl<'a> Forward<'a> {
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
+        a: &AttentionSpec,
         w: &'m LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
@@ -267,14 +280,15 @@ impl<'a> Forward<'a> {
     where
         'a: 'm,
     {
-        let (s, a, n) = (self.scratch, &spec.attention, x.rows);
+        let (s, n) = (self.scratch, x.rows);
         let wants_bytes = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
         let when = if spec.parallel { Norms::Now } else { Norms::Later { ready } };
         let normed = self.norm(r, x, After { norm: w.attn_norm.as_ref(), wants_bytes }, when)?;
         self.look(r, "attn.norm", Some(layer), normed.x)?;
-        let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
-        self.product(r, "attn.qkv", normed, &w.qkv, qkv, false)?;
-        self.look(r, "attn.qkv", Some(layer), qkv)?;
+        let inputs = Matrix::new(&s.qkv, n, a.in_width());
+        self.product(r, "attn.qkv", normed, &w.qkv, inputs, false)?;
+        self.look(r, "attn.qkv", Some(layer), inputs)?;
+        let qkv = inputs.columns(0, a.qkv_width());
         // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
         let fresh = (batch == Batch::Rows || n == 1) && self.lens.is_none();
         let head_norm = w.qk_norm.as_ref().filter(|_| fresh && a.qk_norm == Some(QkNorm::Heads));
@@ -316,7 +330,7 @@ impl<'a> Forward<'a> {
         } else if run && attention_prefill_fits(r.gpu(), a.head_dim) {
             vec![attention_prefill(r.gpu(), shape, n, pages, q, out)?]
         } else if splits > 1 && n <= LOGIT_ROWS {
-            let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32));
+            let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32) && !a.gated);
             written |= with_rows.is_some();
             attention_split(shape, n, splits, pages, queries, s.attn_parts.whole(), out, with_rows)?.into()
         } else {
@@ -328,6 +342,9 @@ impl<'a> Forward<'a> {
             scores.push(shape.with_sinks(last, sinks.whole())?);
         }
         Self::record_all(r, "attn.scores", scores)?;
+        if a.gated {
+            r.record(sigmoid_gate(heads, inputs.columns(a.qkv_width(), a.q_width()))?.label("attn.gate"))?;
+        }
         if let Some(bytes) = bytes.filter(|_| !written) {
             r.record(byte_rows(heads, bytes)?.label("attn.bytes"))?;
         }
@@ -434,6 +451,7 @@ impl<'a> Forward<'a> {
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
         let ready = self.body(r, n, Batch::Rows)?;
         self.logits(r, 0, n, ready)?;
-        self.sample(r, n, rows, penalties)
+        self.sample(r, n, rows, penalties)?;
+        self.end_recurrent_step(r, n)
     }
 }

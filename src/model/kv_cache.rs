@@ -21,6 +21,8 @@ use crate::model::spec::LayerSpec;
 /// One layer's keys and values.
 #[derive(Debug)]
 struct Layer {
+    /// Its number in the model, where other layers may have no attention.
+    number: usize,
     group: usize,
     n_kv: u32,
     /// Bytes of one head at one position.
@@ -107,8 +109,9 @@ pub struct KvGroupStats {
 impl KvPool {
     /// Fails unless the heads of all layers can be stored as this type.
     pub(crate) fn check(kv_type: KvType, layers: &[LayerSpec]) -> Result<()> {
-        let bad = |(i, l): (usize, &LayerSpec)| {
-            kv_type.check(l.attention.head_dim).map_err(|e| e.within(&format!("layer {i}")))
+        let bad = |(i, l): (usize, &LayerSpec)| match l.attention() {
+            Some(a) => kv_type.check(a.head_dim).map_err(|e| e.within(&format!("layer {i}"))),
+            None => Ok(()),
         };
         layers.iter().enumerate().try_for_each(bad)
     }
@@ -116,15 +119,15 @@ impl KvPool {
     /// An empty pool for evaluations of up to `run` positions; it grows with its promises.
     pub(crate) fn new(kv_type: KvType, layers: &[LayerSpec], run: u32) -> Self {
         let mut groups: Vec<Group> = Vec::new();
-        let layer = |l: &LayerSpec| {
-            let a = &l.attention;
+        let layer = |(number, l): (usize, &LayerSpec)| {
+            let a = l.attention()?;
             let group = groups.iter().position(|g| g.window == a.window).unwrap_or_else(|| {
                 groups.push(Group::new(a.window));
                 groups.len() - 1
             });
-            Layer { group, n_kv: a.n_kv, row_bytes: kv_type.row_bytes(a.head_dim), buffers: None }
+            Some(Layer { number, group, n_kv: a.n_kv, row_bytes: kv_type.row_bytes(a.head_dim), buffers: None })
         };
-        let layers = layers.iter().map(layer).collect();
+        let layers = layers.iter().enumerate().filter_map(layer).collect();
         Self { kv_type, run, layers, groups, high_water: 0, copies: 0, version: 0 }
     }
 
@@ -216,12 +219,14 @@ impl KvPool {
             if bytes > gpu.max_binding_bytes() {
                 bail!(
                     OutOfMemory,
-                    "the KV cache of layer {i} would take {bytes} bytes for {} positions; this adapter binds {} at most",
+                    "the KV cache of layer {} would take {bytes} bytes for {} positions; this adapter binds {} at most",
+                    layer.number,
                     u64::from(blocks) * u64::from(KV_BLOCK_TOKENS),
                     gpu.max_binding_bytes()
                 );
             }
-            let make = |which: &str| gpu.storage(&format!("kv.{i}.{which}"), bytes, MemoryClass::Kv, scope);
+            let make =
+                |which: &str| gpu.storage(&format!("kv.{}.{which}", layer.number), bytes, MemoryClass::Kv, scope);
             grown.push((i, (make("k")?, make("v")?)));
         }
         if grown.is_empty() {
@@ -249,14 +254,19 @@ impl KvPool {
         Ok(())
     }
 
+    /// What there is of a layer of the model.
+    fn find(&self, layer: usize) -> Option<&Layer> {
+        self.layers.iter().find(|l| l.number == layer)
+    }
+
     /// Which group a layer belongs to.
     pub(crate) fn group_of(&self, layer: usize) -> usize {
-        self.layers.get(layer).map_or(0, |l| l.group)
+        self.find(layer).map_or(0, |l| l.group)
     }
 
     /// A layer's keys and values.
     pub(crate) fn layer(&self, i: usize) -> Result<(BufferSlice<'_>, BufferSlice<'_>)> {
-        match self.layers.get(i).and_then(|l| l.buffers.as_ref()) {
+        match self.find(i).and_then(|l| l.buffers.as_ref()) {
             Some((k, v)) => Ok((k.whole(), v.whole())),
             None => bail!(Internal, "layer {i} has no KV cache"),
         }

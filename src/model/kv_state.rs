@@ -1,11 +1,10 @@
-//! Keys and values of a sequence as bytes: written to a snapshot, and taken from one.
+//! Keys and values of a sequence, and its recurrent states, as bytes: written to a snapshot, and taken from one.
 
 use crate::error::{Result, bail};
 use crate::gpu::{Gate, Place, ReadbackClass, Scope};
 use crate::kernels::constants::KV_BLOCK_TOKENS;
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::KvExtent;
-use crate::model::kv_cache::Piece;
 use crate::model::sequence::Sequence;
 
 const SNAPSHOT: Gate = Gate::new(Place::KvCache, ReadbackClass::State, "snapshot");
@@ -19,13 +18,14 @@ impl Engine {
         self.kv.extents(&sequence.tables, tokens)
     }
 
-    /// Bytes of such blocks.
-    pub fn kv_bytes(&self, extents: &[KvExtent]) -> u64 {
-        self.kv.extent_bytes(extents)
+    /// Bytes of such blocks, and of recurrent states.
+    pub fn kv_bytes(&self, extents: &[KvExtent], tokens: u32) -> u64 {
+        let states = if tokens > 0 { self.recurrent.place_bytes() } else { 0 };
+        self.kv.extent_bytes(extents) + states
     }
 
-    /// Reads the keys and values of `extents` back, by layer, keys before values, by position; in one submit and one readback. Positions
-    /// from `tokens` on are zeros: what stood there before is nobody's business.
+    /// Reads the keys and values of `extents` back, by layer, keys before values, by position, and then the recurrent states, by layer; in one
+    /// submit and one readback. Positions from `tokens` on are zeros: what stood there before is nobody's business.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] unless `extents` are those of [`Engine::kv_extents`], [`crate::Error::OutOfMemory`] if there is no
@@ -34,7 +34,7 @@ impl Engine {
         if !self.keeps(sequence, tokens) || extents != self.kv_extents(sequence, tokens) {
             bail!(InvalidArgument, "saving {tokens} tokens whose keys and values are not all there");
         }
-        let size = self.kv.extent_bytes(extents);
+        let size = self.kv_bytes(extents, tokens);
         if size == 0 {
             return Ok(Vec::new());
         }
@@ -42,7 +42,8 @@ impl Engine {
         let staging = self.gpu.staging("snapshot", size, scope)?;
         let mut recorder = self.gpu.recorder("snapshot", scope);
         let mut at = 0;
-        for Piece { slice, .. } in self.kv.pieces(&sequence.tables, extents) {
+        let blocks = self.kv.pieces(&sequence.tables, extents).map(|p| p.slice);
+        for slice in blocks.chain(self.recurrent.pieces(&sequence.trail, tokens)) {
             recorder.copy(slice, staging.slice(at, slice.size))?;
             at += slice.size;
         }
@@ -72,7 +73,7 @@ impl Engine {
             bail!(ContextFull, "{tokens} tokens in a context of {}", sequence.n_ctx);
         }
         self.kv.check_extents(extents, tokens, sequence.n_ctx)?;
-        let wanted = self.kv.extent_bytes(extents);
+        let wanted = self.kv_bytes(extents, tokens);
         if bytes != wanted {
             bail!(InvalidArgument, "{bytes} bytes of keys and values for {tokens} tokens, {wanted} are wanted");
         }
@@ -108,8 +109,11 @@ impl Engine {
         scope: &Scope,
     ) -> Result<()> {
         self.with_pool(|kv, gpu| kv.place(gpu, &mut sequence.tables, extents, scope))?;
+        let n = tokens.len() as u32;
+        self.recurrent.place(&mut sequence.trail, n)?;
         let (mut rest, mut pending) = (bytes, 0);
-        for Piece { slice, .. } in self.kv.pieces(&sequence.tables, extents) {
+        let blocks = self.kv.pieces(&sequence.tables, extents).map(|p| p.slice);
+        for slice in blocks.chain(self.recurrent.pieces(&sequence.trail, n)) {
             let (block, behind) = rest.split_at(slice.size as usize);
             rest = behind;
             self.gpu.upload(slice, block, scope)?;

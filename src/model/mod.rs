@@ -10,6 +10,7 @@ mod kv_cache;
 mod kv_state;
 mod moe;
 mod probe;
+mod recurrent;
 mod scratch;
 mod sequence;
 mod slots;
@@ -28,11 +29,12 @@ pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
+pub use recurrent::state::RecurrentStats;
 pub use scratch::default_chunk;
 pub use sequence::Sequence;
 pub use spec::{
-    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormNames, QkNorm, RopeDivisors, RopeScaling,
-    RopeSpec,
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, Mixer, ModelSpec, NormNames, QkNorm, RecurrentSpec,
+    RopeDivisors, RopeScaling, RopeSpec, ScanRule, ScanSpec,
 };
 pub use verify::{TensorCheck, verify_weights};
 

@@ -29,7 +29,7 @@ pub(crate) struct MoeScratch {
     grids: Buffer,
     /// Outputs of the experts `[rows, n_used, n_embd]`.
     down: Buffer,
-    /// Of the expert that every row uses: its gate `[rows]`, its output `[rows, n_embd]`.
+    /// Of an expert that every row uses with a weight: its gate `[rows]`, its output `[rows, n_embd]`.
     shared: Option<(Buffer, Buffer)>,
 }
 
@@ -48,7 +48,7 @@ impl MoeScratch {
             tiles: bytes("moe.tiles", largest(MoeShape::tiles_bytes))?,
             grids: gpu.indirect("moe.grids", MoeShape::GRIDS_BYTES, scope)?,
             down,
-            shared: match spec.experts().any(|e| e.shared_n_ff.is_some()) {
+            shared: match spec.experts().any(|e| e.shared_n_ff.is_some() && e.shared_gated) {
                 true => Some((
                     bytes("moe.shared_gate", u64::from(rows) * 4)?,
                     bytes("moe.shared", u64::from(rows) * u64::from(spec.n_embd) * 4)?,
@@ -122,33 +122,42 @@ impl<'s> Forward<'s> {
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
         let down = Matrix::new(&s.down, entries, x.cols);
         Self::record_all(r, "moe.down", moe_product(inner, &w.down, down, routing, grouping)?)?;
-        let shared = match (&w.shared, &s.shared) {
-            (Some(w), Some(buffers)) => Some(self.shared_expert(r, spec.activation, w, buffers, normed)?),
-            (None, _) => None,
+        let gated = w.shared.as_ref().and_then(|shared| Some((shared, shared.gate.as_ref()?)));
+        let shared = match (gated, &s.shared) {
+            (Some((w, gate)), Some((gates, out))) => {
+                let gate_logits = Matrix::new(gates, x.rows, 1);
+                self.product(r, "moe.shared_gate", normed, gate, gate_logits, false)?;
+                let y = Matrix::new(out, x.rows, x.cols);
+                self.shared_expert(r, spec.activation, w, normed, y, false)?;
+                Some(SharedExpert { gate: gates.whole(), y })
+            }
             (Some(_), None) => bail!(Internal, "a shared expert without its buffers"),
+            (None, _) => None,
         };
-        r.record(moe_combine(routing, down, shared, x)?.label("moe.combine"))
+        r.record(moe_combine(routing, down, shared, x)?.label("moe.combine"))?;
+        // Without a gate there is nothing to weigh: it adds itself.
+        match w.shared.as_ref().filter(|w| w.gate.is_none()) {
+            Some(w) => self.shared_expert(r, spec.activation, w, normed, x, true),
+            None => Ok(()),
+        }
     }
 
-    /// The expert that every row uses, and its gate. Gate and up take the place of those of the chosen experts, which are done.
-    fn shared_expert<'b>(
+    /// The expert that every row uses, into `y` or added to it. Gate and up take the place of those of the chosen experts, which are done.
+    fn shared_expert(
         &self,
         r: &mut Recorder<'_>,
         activation: Activation,
         w: &SharedWeights,
-        (gates, out): &'b (Buffer, Buffer),
         normed: Input<'_>,
-    ) -> Result<SharedExpert<'b>> {
+        y: Matrix<'_>,
+        accumulate: bool,
+    ) -> Result<()> {
         let (rows, n_ff) = (normed.x.rows, w.down.k());
-        let gate_logits = Matrix::new(gates, rows, 1);
-        self.product(r, "moe.shared_gate", normed, &w.gate, gate_logits, false)?;
         let gate_up = Matrix::new(&self.scratch.gate_up, rows, 2 * n_ff);
         self.product(r, "moe.shared_gate_up", normed, &w.gate_up, gate_up, false)?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
         let wanted = rows < TILE_FROM && w.down.has_bytes();
         let inner = self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, wanted)?;
-        let y = Matrix::new(out, rows, w.down.rows());
-        self.product(r, "moe.shared_down", inner, &w.down, y, false)?;
-        Ok(SharedExpert { gate: gates.whole(), y })
+        self.product(r, "moe.shared_down", inner, &w.down, y, accumulate)
     }
 }

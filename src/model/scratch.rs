@@ -7,7 +7,7 @@ use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::Chunks;
 use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits};
 use crate::model::moe::MoeScratch;
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{LayerSpec, Mixer, ModelSpec};
 use crate::quant::GPU_BLOCK;
 
 /// Rows whose logits are computed together.
@@ -50,11 +50,10 @@ pub(crate) struct PartBuffers {
 impl PartBuffers {
     fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
         let sizes = |n: u32| {
-            let of = move |l: &crate::model::spec::LayerSpec| {
-                let shape = l.attention.shape();
+            spec.attentions().map(move |a| {
+                let shape = a.shape();
                 AttentionParts::sizes(&shape, n, attention_splits(&shape, n))
-            };
-            spec.layers.iter().map(of)
+            })
         };
         let [sums, tops] = (1..=rows.min(LOGIT_ROWS))
             .flat_map(sizes)
@@ -86,13 +85,13 @@ pub(crate) struct Scratch {
     pub(crate) block_sums: Buffer,
     /// Input of a block's second product as bytes.
     pub(crate) inner_bytes: ByteBuffers,
-    /// q, k and v before rotation.
+    /// q, k and v before rotation, and gates; or what a recurrence reads.
     pub(crate) qkv: Buffer,
-    /// Rotated q.
+    /// Rotated q, or what a short convolution gives to a scan.
     pub(crate) q: Buffer,
     /// What split attention combines.
     pub(crate) attn_parts: PartBuffers,
-    /// Output of attention.
+    /// What the mixer's last product reads.
     pub(crate) attn: Buffer,
     /// Gate and up, for each expert in use.
     pub(crate) gate_up: Buffer,
@@ -127,9 +126,17 @@ pub fn default_chunk(gpu: &Gpu, spec: &ModelSpec) -> u32 {
     }
     let (mut widest, mut sum) = (0, 0);
     for l in &spec.layers {
-        let (a, inner) = (&l.attention, l.feed_forward.inner_width());
+        let inner = l.feed_forward.inner_width();
         let used = l.feed_forward.experts.map_or(0, |e| e.n_used);
-        let widths = [2 * spec.n_embd, a.qkv_width(), 2 * a.q_width(), 2 * inner, inner, used * spec.n_embd, inner / 2];
+        let widths = [
+            2 * spec.n_embd,
+            in_width(l),
+            q_width(l) + heads_width(l),
+            2 * inner,
+            inner,
+            used * spec.n_embd,
+            inner / 2,
+        ];
         widest = widths.into_iter().fold(widest, u32::max);
         sum = widths.into_iter().map(u64::from).sum::<u64>().max(sum);
     }
@@ -169,10 +176,34 @@ pub(super) fn buffer(gpu: &Gpu, name: &str, size: u64, rows: u32, scope: &Scope)
     gpu.storage(name, size, MemoryClass::Scratch, scope)
 }
 
+/// Columns of what a mixer's first product makes.
+fn in_width(l: &LayerSpec) -> u32 {
+    match &l.mixer {
+        Mixer::Attention(a) => a.in_width(),
+        Mixer::Recurrent(m) => m.in_width(),
+    }
+}
+
+/// Columns between it and the mixer's own operation: rotated q, or what a short convolution gives to a scan.
+fn q_width(l: &LayerSpec) -> u32 {
+    match &l.mixer {
+        Mixer::Attention(a) => a.q_width(),
+        Mixer::Recurrent(m) => m.conv_stride(),
+    }
+}
+
+/// Columns of what its last product reads.
+fn heads_width(l: &LayerSpec) -> u32 {
+    match &l.mixer {
+        Mixer::Attention(a) => a.q_width(),
+        Mixer::Recurrent(m) => m.out_width(),
+    }
+}
+
 impl Scratch {
     /// Plans all buffers for `rows` rows; with `exact`, none for products in f16.
     pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, exact: bool, scope: &Scope) -> Result<Self> {
-        let widest = |f: &dyn Fn(&crate::model::spec::LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
+        let widest = |f: &dyn Fn(&LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
         let words = |name: &str, n: u64| buffer(gpu, name, n * 4, rows, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
         let n_ff = widest(&|l| l.feed_forward.inner_width());
@@ -183,19 +214,21 @@ impl Scratch {
             check_size(gpu, name, bytes, rows)?;
             Ok(plan.add(name, bytes, steps))
         };
-        let qkv = region("qkv", widest(&|l| l.attention.qkv_width()), QKV | ROPE | SCORES)?;
-        let q = region("q", widest(&|l| l.attention.q_width()), ROPE | SCORES)?;
-        let attn = region("attn", widest(&|l| l.attention.q_width()), SCORES | OUT)?;
+        // q, k and v, and gates beside them, are used last by attention of single rows, and by what a recurrence makes.
+        let heads = widest(&heads_width);
+        let qkv = region("qkv", widest(&in_width), QKV | ROPE | SCORES)?;
+        let q = region("q", widest(&q_width), ROPE | SCORES)?;
+        let attn = region("attn", heads, SCORES | OUT)?;
         // A shared expert uses gate and up, and their activation, again after the chosen experts.
         let gate_up = region("gate_up", 2 * n_ff, UP | ACT | DOWN)?;
         let ff = region("ff", n_ff, UP | ACT | DOWN)?;
         let used = spec.experts().map(|e| e.n_used).max();
         let down = used.map(|n| region("moe.down", n * spec.n_embd, DOWN | COMBINE)).transpose()?;
         let few = u64::from(rows.min(BYTE_ROWS));
-        let widest_inner = n_ff.max(widest(&|l| l.attention.q_width()));
+        let widest_inner = n_ff.max(heads);
         let half = match gpu.features().cooperative_matrix && !exact {
             true => {
-                let inputs = [spec.n_embd, widest(&|l| l.attention.q_width()), n_ff];
+                let inputs = [spec.n_embd, heads, n_ff];
                 let bytes = inputs.iter().map(|&cols| HalfRows::data_bytes(rows.into(), cols)).max().unwrap_or(0);
                 Some((
                     buffer(gpu, "half", bytes, rows, scope)?,

@@ -8,6 +8,7 @@ use crate::model::engine::Engine;
 use crate::model::kv_blocks::BlockTable;
 use crate::model::kv_cache::{KvPool, KvStats};
 use crate::model::probe::{Lens, Probe, ProbeReading};
+use crate::model::recurrent::state::{RecurrentStats, Trail};
 
 /// A sequence: its slot and its pages. Made by [`Engine::open`] or [`Engine::fork`], given back with [`Engine::close`].
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Sequence {
     pub(super) n_ctx: u32,
     /// One for each group of the cache.
     pub(super) tables: Vec<BlockTable>,
+    /// Its recurrent states.
+    pub(super) trail: Trail,
     /// Sampling changes logits (penalties or bias).
     pub(super) penalties: bool,
     pub(super) n_stop: u32,
@@ -55,12 +58,27 @@ impl Engine {
         self.kv.stats()
     }
 
+    /// What recurrent states take.
+    pub fn recurrent_stats(&self) -> RecurrentStats {
+        self.recurrent.stats()
+    }
+
     /// Does something with the pool; plans that bind buffers it replaced are forgotten, whatever came of it. [`Engine::prewarm`] builds
     /// them again before the next step is counted.
     pub(super) fn with_pool<T>(&mut self, work: impl FnOnce(&mut KvPool, &Gpu) -> Result<T>) -> Result<T> {
         let before = self.kv.version();
         let result = work(&mut self.kv, &self.gpu);
         if self.kv.version() != before {
+            self.forget_plans();
+        }
+        result
+    }
+
+    /// As [`Engine::with_pool`], for one more sequence's recurrent states.
+    fn promise_states(&mut self, scope: &Scope) -> Result<()> {
+        let before = self.recurrent.version();
+        let result = self.recurrent.promise(&self.gpu, scope);
+        if self.recurrent.version() != before {
             self.forget_plans();
         }
         result
@@ -85,7 +103,13 @@ impl Engine {
             self.slots.release(slot);
             return Err(e);
         }
-        Ok(Sequence { slot, n_ctx, tables: self.kv.tables(), penalties: false, n_stop: 0, probe: None })
+        let mut tables = self.kv.tables();
+        if let Err(e) = self.promise_states(scope) {
+            self.kv.withdraw(&mut tables, n_ctx);
+            self.slots.release(slot);
+            return Err(e);
+        }
+        Ok(Sequence { slot, n_ctx, tables, trail: Trail::default(), penalties: false, n_stop: 0, probe: None })
     }
 
     /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
@@ -117,6 +141,7 @@ impl Engine {
         let mut child = self.admit(parent.n_ctx, n, scope)?;
         if n > 0 {
             child.tables = self.kv.share(&parent.tables, n);
+            child.trail = self.recurrent.share(&parent.trail, n);
         }
         match self.slots.set_history(&self.gpu, child.slot, 0, tokens, scope) {
             Ok(()) => Ok(child),
@@ -130,22 +155,28 @@ impl Engine {
     /// Gives a sequence's slot and pages back.
     pub fn close(&mut self, mut sequence: Sequence) {
         self.kv.withdraw(&mut sequence.tables, sequence.n_ctx);
+        self.recurrent.withdraw(&mut sequence.trail);
         self.slots.release(sequence.slot);
     }
 
     /// Whether a sequence can go on after the first `tokens` tokens as it is. It cannot if they were not evaluated, or if a layer's window
-    /// before that place was given up.
+    /// before that place was given up, or if there is no recurrent state of just that place.
     pub fn keeps(&self, sequence: &Sequence, tokens: u32) -> bool {
-        tokens == 0 || self.kv.holds(&sequence.tables, tokens)
+        let states = self.recurrent.holds(&sequence.trail, tokens);
+        tokens == 0 || (states && self.kv.holds(&sequence.tables, tokens))
     }
 
-    /// Forgets a sequence's positions from `tokens` on. Returns how many of the first `tokens` positions still count: all of them, or none
-    /// if a layer's window before that place was given up already; they are to be evaluated again then.
+    /// Forgets a sequence's positions from `tokens` on. Returns how many of the first `tokens` positions still count: all of them; or none
+    /// if a layer's window before that place was given up already; or with recurrent layers as many as there is a state for. The others are to
+    /// be evaluated again then.
     pub fn truncate(&mut self, sequence: &mut Sequence, tokens: u32) -> u32 {
-        self.kv.keep(&mut sequence.tables, tokens)
+        let tokens = self.recurrent.latest(&sequence.trail, tokens);
+        let kept = self.kv.keep(&mut sequence.tables, tokens);
+        self.recurrent.cut(&mut sequence.trail, kept);
+        kept
     }
 
-    /// Takes pages for the evaluation of `positions` and tells the device which. Between the tokens of a text (`may_grow` is false)
+    /// Takes pages, and a place for recurrent states, for the evaluation of `positions` and tells the device which. Between the tokens of a text (`may_grow` is false)
     /// no buffer is made. Growing, and copying what is shared no longer, is upkeep of the cache: it counts for neither prompts nor decoding.
     pub(super) fn reserve(
         &mut self,
@@ -158,10 +189,15 @@ impl Engine {
             bail!(ContextFull, "{} positions in a context of {}", positions.end, sequence.n_ctx);
         }
         let upkeep = scope.clone().in_phase(Phase::Other);
+        let start = positions.start;
         let before = self.kv.version();
         self.with_pool(|kv, gpu| kv.reserve(gpu, &mut sequence.tables, positions, may_grow, &upkeep))?;
         if may_grow && self.kv.version() != before {
             self.prewarm(&upkeep)?;
+        }
+        if !self.recurrent.is_empty() {
+            let places = self.recurrent.begin(&mut sequence.trail, start, may_grow)?;
+            self.slots.set_places(&self.gpu, sequence.slot, places, scope)?;
         }
         self.send_tables(sequence, scope)
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, BufferSlice, Gpu, MemoryClass, Scope};
+use crate::kernels::Places;
 use crate::kernels::constants::KV_BLOCK_TOKENS;
 use crate::kernels::sample::{BIAS_BYTES, BIAS_ENTRIES, MAX_STOP_IDS, SeqState};
 use crate::sample::{SampleParams, SamplingOptions};
@@ -18,6 +19,8 @@ pub(crate) struct Slots {
     pub(crate) bias: Buffer,
     /// Block tables `[slot][table_stride]`, one buffer for each group of the cache.
     pub(crate) tables: Vec<Buffer>,
+    /// Where each slot's recurrent states are.
+    pub(crate) places: Buffer,
 }
 
 impl Slots {
@@ -33,6 +36,7 @@ impl Slots {
             history: make("slots.history", u64::from(n_ctx) * 4, MemoryClass::Other)?,
             stop_ids: make("slots.stop_ids", u64::from(MAX_STOP_IDS) * 4, MemoryClass::Other)?,
             bias: make("slots.bias", u64::from(BIAS_ENTRIES) * BIAS_BYTES, MemoryClass::Other)?,
+            places: make("slots.places", size_of::<Places>() as u64, MemoryClass::Other)?,
             tables: (0..groups).map(|_| make("slots.tables", table, MemoryClass::Kv)).collect::<Result<_>>()?,
         })
     }
@@ -73,7 +77,9 @@ impl Slots {
     }
 
     fn buffers(&self) -> impl Iterator<Item = &Buffer> {
-        [&self.states, &self.sampling, &self.history, &self.stop_ids, &self.bias].into_iter().chain(&self.tables)
+        [&self.states, &self.sampling, &self.history, &self.stop_ids, &self.bias, &self.places]
+            .into_iter()
+            .chain(&self.tables)
     }
 
     fn entry<'a>(buffer: &'a Buffer, slot: u32, stride: u64, first: u64) -> BufferSlice<'a> {
@@ -84,6 +90,12 @@ impl Slots {
     pub(crate) fn set_state(&self, gpu: &Gpu, slot: u32, state: SeqState, scope: &Scope) -> Result<()> {
         let bytes = size_of::<SeqState>() as u64;
         gpu.upload(Self::entry(&self.states, slot, bytes, 0), bytemuck::bytes_of(&state), scope)
+    }
+
+    /// Tells where a sequence's recurrent states are.
+    pub(crate) fn set_places(&self, gpu: &Gpu, slot: u32, places: Places, scope: &Scope) -> Result<()> {
+        let bytes = size_of::<Places>() as u64;
+        gpu.upload(Self::entry(&self.places, slot, bytes, 0), bytemuck::bytes_of(&places), scope)
     }
 
     /// Sets how a sequence draws, and the ids that end it.

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::kernels::{Activation, AngleTable, AttentionShape, NormKind, RopePairs};
+pub use crate::model::recurrent::{RecurrentSpec, ScanRule, ScanSpec};
 
 /// A model's shape and constants, filled by `arch/<name>.rs` from metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,8 @@ pub struct ModelSpec {
     pub learned_positions: bool,
     /// Rotary embeddings; layers say which of them is theirs.
     pub ropes: Vec<RopeSpec>,
+    /// Name of the last normalisation's tensors.
+    pub output_norm: &'static str,
     /// Factor on logits.
     pub logit_scale: f32,
     /// `l = cap · tanh(l / cap)` of scaled logits; 0 = none.
@@ -46,23 +49,68 @@ impl ModelSpec {
         }
     }
 
+    /// Every layer's attention, in the order of the layers that have it.
+    pub fn attentions(&self) -> impl Iterator<Item = &AttentionSpec> {
+        self.layers.iter().filter_map(LayerSpec::attention)
+    }
+
+    /// As [`ModelSpec::attentions`], to be changed.
+    pub fn attentions_mut(&mut self) -> impl Iterator<Item = &mut AttentionSpec> {
+        self.layers.iter_mut().filter_map(LayerSpec::attention_mut)
+    }
+
     /// The mixtures of experts among the feed-forward blocks.
     pub fn experts(&self) -> impl Iterator<Item = ExpertsSpec> + '_ {
         self.layers.iter().filter_map(|l| l.feed_forward.experts)
     }
 }
 
-/// One transformer block: `x += post(attention(norm(x))); x += post(feed_forward(norm(x)))`, where each normalisation may be missing.
+/// One block: `x += post(mixer(norm(x))); x += post(feed_forward(norm(x)))`, where each normalisation may be missing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
-    /// Attention.
-    pub attention: AttentionSpec,
+    /// How positions learn of each other.
+    pub mixer: Mixer,
     /// Feed-forward.
     pub feed_forward: FeedForwardSpec,
     /// Which normalisations there are.
     pub norms: NormNames,
     /// The feed-forward block reads the same normalised input as attention: `x += attention(n) + feed_forward(n)`.
     pub parallel: bool,
+}
+
+impl LayerSpec {
+    /// Its attention, if that is how it mixes.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            Mixer::Attention(a) => Some(a),
+            Mixer::Recurrent(_) => None,
+        }
+    }
+
+    /// As [`LayerSpec::attention`], to be changed.
+    pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
+        match &mut self.mixer {
+            Mixer::Attention(a) => Some(a),
+            Mixer::Recurrent(_) => None,
+        }
+    }
+
+    /// Its recurrence, if that is how it mixes.
+    pub fn recurrent(&self) -> Option<&RecurrentSpec> {
+        match &self.mixer {
+            Mixer::Attention(_) => None,
+            Mixer::Recurrent(m) => Some(m),
+        }
+    }
+}
+
+/// What mixes the positions of a layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mixer {
+    /// Attention: keys and values of all positions are kept.
+    Attention(AttentionSpec),
+    /// A recurrence: a state of fixed size is kept.
+    Recurrent(RecurrentSpec),
 }
 
 /// The normalisations of a layer, by the names of their tensors after `blk.<layer>.`; `None`: there is none.
@@ -109,6 +157,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNorm>,
     /// Each query head has a logit of its own (`attn_sinks`) that takes part in the softmax and has no value.
     pub sinks: bool,
+    /// `attn_q` has a gate for each query head behind its query: what a head gives is multiplied by the gate's sigmoid.
+    pub gated: bool,
 }
 
 /// How far the root mean square reaches in a normalisation of q and k.
@@ -145,6 +195,10 @@ impl AttentionSpec {
     pub fn qkv_width(&self) -> u32 {
         self.q_width() + 2 * self.kv_width()
     }
+    /// Width of q, k, v and the gates together.
+    pub fn in_width(&self) -> u32 {
+        self.qkv_width() + if self.gated { self.q_width() } else { 0 }
+    }
 }
 
 /// One layer's feed-forward block: `down(act(gate(x)) · up(x))`, `down(act(up(x)))` without a gate, or the weighted sum of gated blocks.
@@ -179,8 +233,10 @@ pub struct ExpertsSpec {
     pub renormalize: bool,
     /// Factor on the weights.
     pub scale: f32,
-    /// Inner width of an expert that every row uses beside the chosen ones, with the sigmoid of a product of its own as weight.
+    /// Inner width of an expert that every row uses beside the chosen ones.
     pub shared_n_ff: Option<u32>,
+    /// Its weight is the sigmoid of a product of its own; else it is 1.
+    pub shared_gated: bool,
 }
 
 /// Rotary position embedding.

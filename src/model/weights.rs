@@ -7,7 +7,8 @@ use crate::error::{Error, Result, bail};
 use crate::format::{Gguf, TensorInfo, type_name};
 use crate::gpu::{Buffer, Gpu, Scope};
 use crate::kernels::{ExpertWeight, RowSource, Weight, WeightUploader};
-use crate::model::spec::{FeedForwardSpec, LayerSpec, ModelSpec, QkNorm, RopeDivisors};
+use crate::model::recurrent::weights::{RecurrentPlan, RecurrentWeights};
+use crate::model::spec::{AttentionSpec, FeedForwardSpec, LayerSpec, Mixer, ModelSpec, QkNorm, RopeDivisors};
 use crate::quant;
 
 /// Weights of a normalisation.
@@ -21,10 +22,13 @@ pub(crate) struct NormWeights {
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
     pub(crate) attn_norm: Option<NormWeights>,
+    /// The mixer's first product: q, k, v and gates of attention, or all that a recurrence needs.
     pub(crate) qkv: Weight,
     /// Of q and k.
     pub(crate) qk_norm: Option<[Buffer; 2]>,
     pub(crate) sinks: Option<Buffer>,
+    pub(crate) recurrent: Option<RecurrentWeights>,
+    /// The mixer's last product.
     pub(crate) attn_out: Weight,
     pub(crate) attn_post_norm: Option<NormWeights>,
     pub(crate) ffn_norm: Option<NormWeights>,
@@ -65,8 +69,8 @@ pub(crate) struct ExpertsWeights {
 /// Weights of the expert that every row uses.
 #[derive(Debug)]
 pub(crate) struct SharedWeights {
-    /// One row: its product is the logit of this expert's weight.
-    pub(crate) gate: Weight,
+    /// One row: its product is the logit of this expert's weight. Absent where that is 1.
+    pub(crate) gate: Option<Weight>,
     pub(crate) gate_up: Weight,
     pub(crate) down: Weight,
 }
@@ -94,26 +98,44 @@ impl Weights {
 }
 
 /// One tensor among those stacked into a weight.
-struct Member<'a> {
+pub(super) struct Member<'a> {
     info: &'a TensorInfo,
     format: &'static quant::Format,
+    /// First row in the tensor.
+    first: u32,
     /// Of one expert, where there are experts.
     rows: u32,
     bias: Option<Vec<f32>>,
 }
 
-/// Tensors stacked into one weight of width `k`, or into one for each of `n_expert` experts.
-struct Stack<'a> {
+/// Tensors, or runs of their rows, stacked into one weight of width `k`, or into one for each of `n_expert` experts.
+pub(super) struct Stack<'a> {
     name: String,
     k: u32,
     n_expert: Option<u32>,
     members: Vec<Member<'a>>,
 }
 
+impl<'a> Stack<'a> {
+    pub(super) fn new(name: &str, k: u32, members: Vec<Member<'a>>) -> Self {
+        Self { name: format!("{name}.weight"), k, n_expert: None, members }
+    }
+
+    /// Rows of a member, of all experts.
+    fn rows(&self, m: &Member<'_>) -> u64 {
+        u64::from(m.rows) * u64::from(self.n_expert.unwrap_or(1))
+    }
+
+    /// Bytes of a member in the file.
+    fn bytes(&self, m: &Member<'_>) -> u64 {
+        m.format.row_bytes(self.k as usize) as u64 * self.rows(m)
+    }
+}
+
 /// A vector of f32.
-struct Vector {
-    name: String,
-    values: Vec<f32>,
+pub(super) struct Vector {
+    pub(super) name: String,
+    pub(super) values: Vec<f32>,
 }
 
 struct NormPlan {
@@ -126,6 +148,7 @@ struct LayerPlan<'a> {
     qkv: Stack<'a>,
     qk_norm: Option<[Vector; 2]>,
     sinks: Option<Vector>,
+    recurrent: Option<RecurrentPlan>,
     attn_out: Stack<'a>,
     attn_post_norm: Option<NormPlan>,
     ffn_norm: Option<NormPlan>,
@@ -138,8 +161,14 @@ struct FeedForwardPlan<'a> {
     router: Option<Stack<'a>>,
     gate_up: Stack<'a>,
     down: Stack<'a>,
-    /// Gate, gate and up, down of the expert that every row uses.
-    shared: Option<[Stack<'a>; 3]>,
+    /// The expert that every row uses.
+    shared: Option<SharedPlan<'a>>,
+}
+
+struct SharedPlan<'a> {
+    gate: Option<Stack<'a>>,
+    gate_up: Stack<'a>,
+    down: Stack<'a>,
 }
 
 /// What is going to be uploaded: everything was found and measured.
@@ -167,7 +196,7 @@ impl<'a> LoadPlan<'a> {
             Some(_) => Some(f.stack("output", e, &[("output", spec.n_vocab)])?),
             None => None,
         };
-        let mut output_norm = f.norm("output_norm", e)?;
+        let mut output_norm = f.norm(spec.output_norm, e)?;
         // The head is linear: a factor on its input is one on the logits.
         for v in [Some(&mut output_norm.w), output_norm.bias.as_mut()].into_iter().flatten() {
             v.values.iter_mut().for_each(|x| *x *= spec.logit_scale);
@@ -194,7 +223,7 @@ impl<'a> LoadPlan<'a> {
     fn stacks(&self) -> impl Iterator<Item = &Stack<'a>> {
         let layers = self.layers.iter().flat_map(|l| {
             let ff = &l.feed_forward;
-            let shared = ff.shared.iter().flatten();
+            let shared = ff.shared.iter().flat_map(|s| s.gate.iter().chain([&s.gate_up, &s.down]));
             [&l.qkv, &l.attn_out, &ff.gate_up, &ff.down].into_iter().chain(&ff.router).chain(shared)
         });
         [&self.embedding].into_iter().chain(&self.positions).chain(layers).chain(&self.output)
@@ -202,13 +231,13 @@ impl<'a> LoadPlan<'a> {
 
     /// Bytes of the matrices in the file.
     pub(crate) fn file_bytes(&self) -> u64 {
-        self.stacks().flat_map(|s| &s.members).map(|m| m.info.bytes).sum()
+        self.stacks().flat_map(|s| s.members.iter().map(|m| s.bytes(m))).sum()
     }
 
     /// Bytes of the matrices that one token reads: of the embedding one row unless the head is tied to it, of experts those in use, of
     /// the others everything.
     pub(crate) fn token_bytes(&self, spec: &ModelSpec) -> u64 {
-        let bytes = |s: &Stack<'_>| s.members.iter().map(|m| m.info.bytes).sum::<u64>();
+        let bytes = |s: &Stack<'_>| s.members.iter().map(|m| s.bytes(m)).sum::<u64>();
         let idle = self.layers.iter().zip(&spec.layers).filter_map(|(l, s)| {
             let x = s.feed_forward.experts?;
             let idle = u64::from(x.n_expert.saturating_sub(x.n_used));
@@ -223,13 +252,15 @@ impl<'a> LoadPlan<'a> {
 
     /// Weights of all matrices.
     pub(crate) fn parameters(&self) -> u64 {
-        self.stacks().flat_map(|s| &s.members).map(|m| m.info.elements()).sum()
+        self.stacks().flat_map(|s| s.members.iter().map(|m| s.rows(m) * u64::from(s.k))).sum()
     }
 
     /// The format that holds most of the matrices' bytes, as a name for the whole file.
     pub(crate) fn main_format(&self) -> &'static str {
         let bytes = |name: &str| -> u64 {
-            self.stacks().flat_map(|s| &s.members).filter(|m| m.format.name == name).map(|m| m.info.bytes).sum()
+            let of =
+                |s: &Stack<'_>| s.members.iter().filter(|m| m.format.name == name).map(|m| s.bytes(m)).sum::<u64>();
+            self.stacks().map(of).sum()
         };
         quant::FORMATS.iter().map(|f| f.name).max_by_key(|n| bytes(n)).unwrap_or("F32")
     }
@@ -263,6 +294,7 @@ impl<'a> LoadPlan<'a> {
                     None => None,
                 },
                 sinks: l.sinks.as_ref().map(|v| vector(&mut up, v)).transpose()?,
+                recurrent: l.recurrent.as_ref().map(|p| p.upload(&mut up)).transpose()?,
                 attn_out: self.stack(&mut up, &l.attn_out)?,
                 attn_post_norm: optional_norm(&mut up, &l.attn_post_norm)?,
                 ffn_norm: optional_norm(&mut up, &l.ffn_norm)?,
@@ -290,10 +322,10 @@ impl<'a> LoadPlan<'a> {
             gate_up: self.experts(up, &p.gate_up)?,
             down: self.experts(up, &p.down)?,
             shared: match &p.shared {
-                Some([gate, gate_up, down]) => Some(SharedWeights {
-                    gate: self.stack(up, gate)?,
-                    gate_up: self.stack(up, gate_up)?,
-                    down: self.stack(up, down)?,
+                Some(s) => Some(SharedWeights {
+                    gate: s.gate.as_ref().map(|gate| self.stack(up, gate)).transpose()?,
+                    gate_up: self.stack(up, &s.gate_up)?,
+                    down: self.stack(up, &s.down)?,
                 }),
                 None => None,
             },
@@ -301,11 +333,10 @@ impl<'a> LoadPlan<'a> {
     }
 
     fn sources<'s>(&'s self, s: &'s Stack<'_>) -> Vec<RowSource<'s>> {
-        let source = |m: &'s Member<'_>| RowSource {
-            format: m.format,
-            rows: m.rows,
-            data: self.file.data(m.info),
-            bias: m.bias.as_deref(),
+        let source = |m: &'s Member<'_>| {
+            let from = m.format.row_bytes(s.k as usize) * m.first as usize;
+            let data = &self.file.data(m.info)[from..from + s.bytes(m) as usize];
+            RowSource { format: m.format, rows: m.rows, data, bias: m.bias.as_deref() }
         };
         s.members.iter().map(source).collect()
     }
@@ -328,7 +359,7 @@ impl<'a> LoadPlan<'a> {
     }
 }
 
-fn vector(up: &mut WeightUploader<'_>, v: &Vector) -> Result<Buffer> {
+pub(super) fn vector(up: &mut WeightUploader<'_>, v: &Vector) -> Result<Buffer> {
     up.vector(&v.name, &v.values)
 }
 
@@ -340,29 +371,33 @@ fn optional_norm(up: &mut WeightUploader<'_>, p: &Option<NormPlan>) -> Result<Op
     p.as_ref().map(|p| norm(up, p)).transpose()
 }
 
-struct Finder<'a> {
-    file: &'a Gguf,
+pub(super) struct Finder<'a> {
+    pub(super) file: &'a Gguf,
 }
 
 impl<'a> Finder<'a> {
     fn layer(&self, i: usize, l: &LayerSpec, e: u32) -> Result<LayerPlan<'a>> {
-        let (a, ff) = (&l.attention, &l.feed_forward);
+        let ff = &l.feed_forward;
         let name = |part: &str| format!("blk.{i}.{part}");
-        let (q, k, v) = (name("attn_q"), name("attn_k"), name("attn_v"));
-        // Newer converters fuse q, k and v.
-        let fused = name("attn_qkv");
-        let qkv = if self.file.tensor(&format!("{fused}.weight")).is_some() {
-            self.stack(&fused, e, &[(&fused, a.qkv_width())])?
-        } else {
-            self.stack(&fused, e, &[(&q, a.q_width()), (&k, a.kv_width()), (&v, a.kv_width())])?
-        };
-        let out = name("attn_output");
         let norm = |part: Option<&str>| part.map(|part| self.norm(&name(part), e)).transpose();
         let weight = |part: &str, n: u32| self.vector(&format!("{}.weight", name(part)), n);
-        let widths = a.qk_norm.map(|which| match which {
-            QkNorm::Heads => [a.head_dim; 2],
-            QkNorm::Whole => [a.q_width(), a.kv_width()],
+        let (qkv, recurrent, attn_out) = match &l.mixer {
+            Mixer::Attention(a) => {
+                let out = name("attn_output");
+                (self.qkv(&name, a, e)?, None, self.stack(&out, a.q_width(), &[(&out, e)])?)
+            }
+            Mixer::Recurrent(m) => {
+                let (first, plan, out) = self.recurrent(&name, m, e)?;
+                (first, Some(plan), out)
+            }
+        };
+        let widths = l.attention().and_then(|a| {
+            a.qk_norm.map(|which| match which {
+                QkNorm::Heads => [a.head_dim; 2],
+                QkNorm::Whole => [a.q_width(), a.kv_width()],
+            })
         });
+        let sinks = l.attention().filter(|a| a.sinks).map(|a| a.n_head);
         // The result of a block that is normalised takes the place of its input, and experts add to the stream themselves.
         if (ff.experts.is_some() && l.norms.ffn_post.is_some()) || (l.parallel && l.norms.attn_post.is_some()) {
             bail!(
@@ -378,13 +413,35 @@ impl<'a> Finder<'a> {
                 Some([q, k]) => Some([weight("attn_q_norm", q)?, weight("attn_k_norm", k)?]),
                 None => None,
             },
-            sinks: if a.sinks { Some(weight("attn_sinks", a.n_head)?) } else { None },
-            attn_out: self.stack(&out, a.q_width(), &[(&out, e)])?,
+            sinks: sinks.map(|n| weight("attn_sinks", n)).transpose()?,
+            recurrent,
+            attn_out,
             attn_post_norm: norm(l.norms.attn_post)?,
             ffn_norm: norm(l.norms.ffn)?,
             feed_forward: self.feed_forward(&name, ff, e)?,
             ffn_post_norm: norm(l.norms.ffn_post)?,
         })
+    }
+
+    /// q, k and v, and behind them the gates of query heads.
+    fn qkv(&self, name: &dyn Fn(&str) -> String, a: &AttentionSpec, e: u32) -> Result<Stack<'a>> {
+        let (q, k, v) = (name("attn_q"), name("attn_k"), name("attn_v"));
+        // Newer converters fuse q, k and v.
+        let fused = name("attn_qkv");
+        if a.gated {
+            // Each head's query is followed by its gate.
+            let (heads, dim, width) = (a.n_head, a.head_dim, a.kv_width());
+            let run = |first: u32| (0..heads).map(move |h| (2 * h * dim + first, dim)).collect::<Vec<_>>();
+            let mut members = self.pieces(&q, e, 2 * a.q_width(), &run(0))?;
+            members.extend(self.pieces(&k, e, width, &[(0, width)])?);
+            members.extend(self.pieces(&v, e, width, &[(0, width)])?);
+            members.extend(self.pieces(&q, e, 2 * a.q_width(), &run(dim))?);
+            return Ok(Stack::new(&fused, e, members));
+        }
+        if self.has(&format!("{fused}.weight")) {
+            return self.stack(&fused, e, &[(&fused, a.qkv_width())]);
+        }
+        self.stack(&fused, e, &[(&q, a.q_width()), (&k, a.kv_width()), (&v, a.kv_width())])
     }
 
     fn feed_forward(&self, name: &dyn Fn(&str) -> String, ff: &FeedForwardSpec, e: u32) -> Result<FeedForwardPlan<'a>> {
@@ -416,13 +473,18 @@ impl<'a> Finder<'a> {
         let shared = match x.shared_n_ff {
             Some(n_ff) => {
                 let gate = name("ffn_gate_inp_shexp");
-                let gate = self.stack(&gate, e, &[(&gate, 1)])?;
+                let gate = x.shared_gated.then(|| self.stack(&gate, e, &[(&gate, 1)])).transpose()?;
                 let [gate_up, down] = block("_shexp", n_ff, None)?;
-                Some([gate, gate_up, down])
+                Some(SharedPlan { gate, gate_up, down })
             }
             None => None,
         };
         Ok(FeedForwardPlan { router, gate_up, down, shared })
+    }
+
+    /// Whether the file has a tensor.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_some()
     }
 
     fn tensor(&self, name: &str) -> Result<&'a TensorInfo> {
@@ -450,36 +512,41 @@ impl<'a> Finder<'a> {
     }
 
     /// The tensors `<name>.weight` of `members`, each `[k, rows]`, with `<name>.bias` where there is one.
-    fn stack(&self, name: &str, k: u32, members: &[(&str, u32)]) -> Result<Stack<'a>> {
+    pub(super) fn stack(&self, name: &str, k: u32, members: &[(&str, u32)]) -> Result<Stack<'a>> {
         self.stack_of(name, k, None, members)
     }
 
     /// As [`Finder::stack`], each `[k, rows, n_expert]` where there are experts.
     fn stack_of(&self, name: &str, k: u32, n_expert: Option<u32>, members: &[(&str, u32)]) -> Result<Stack<'a>> {
-        let members = members
-            .iter()
-            .map(|&(member, rows)| {
-                let info = self.tensor(&format!("{member}.weight"))?;
-                let wanted: Vec<u64> = [k, rows].into_iter().chain(n_expert).map(u64::from).collect();
-                // Files leave out trailing dimensions of 1.
-                if !info.dims.iter().chain([&1; 3]).take(wanted.len().max(info.dims.len())).eq(&wanted) {
-                    bail!(
-                        BadFile,
-                        "{}: tensor {}: shape {:?}, expected {wanted:?}",
-                        self.file.name(),
-                        info.name,
-                        info.dims
-                    );
-                }
-                let bias = self.optional_vector(&format!("{member}.bias"))?;
-                let values: u64 = wanted.iter().skip(1).product();
-                if let Some(b) = bias.as_ref().filter(|b| b.len() as u64 != values) {
-                    bail!(BadFile, "{}: tensor {member}.bias: {} values for {values} rows", self.file.name(), b.len());
-                }
-                Ok(Member { info, format: self.format(info)?, rows, bias })
-            })
-            .collect::<Result<_>>()?;
+        let members =
+            members.iter().map(|&(member, rows)| self.member(member, k, n_expert, rows)).collect::<Result<_>>()?;
         Ok(Stack { name: format!("{name}.weight"), k, n_expert, members })
+    }
+
+    /// Runs `(first, rows)` of the rows of a tensor that has `all` of them, in this order.
+    pub(super) fn pieces(&self, name: &str, k: u32, all: u32, runs: &[(u32, u32)]) -> Result<Vec<Member<'a>>> {
+        let whole = self.member(name, k, None, all)?;
+        let piece = |&(first, rows): &(u32, u32)| {
+            let bias = whole.bias.as_ref().map(|b| b[first as usize..(first + rows) as usize].to_vec());
+            Member { first, rows, bias, ..whole }
+        };
+        Ok(runs.iter().map(piece).collect())
+    }
+
+    /// The tensor `<name>.weight`, `[k, rows]` or `[k, rows, n_expert]`, with `<name>.bias` where there is one.
+    fn member(&self, member: &str, k: u32, n_expert: Option<u32>, rows: u32) -> Result<Member<'a>> {
+        let info = self.tensor(&format!("{member}.weight"))?;
+        let wanted: Vec<u64> = [k, rows].into_iter().chain(n_expert).map(u64::from).collect();
+        // Files leave out trailing dimensions of 1.
+        if !info.dims.iter().chain([&1; 3]).take(wanted.len().max(info.dims.len())).eq(&wanted) {
+            bail!(BadFile, "{}: tensor {}: shape {:?}, expected {wanted:?}", self.file.name(), info.name, info.dims);
+        }
+        let bias = self.optional_vector(&format!("{member}.bias"))?;
+        let values: u64 = wanted.iter().skip(1).product();
+        if let Some(b) = bias.as_ref().filter(|b| b.len() as u64 != values) {
+            bail!(BadFile, "{}: tensor {member}.bias: {} values for {values} rows", self.file.name(), b.len());
+        }
+        Ok(Member { info, format: self.format(info)?, first: 0, rows, bias })
     }
 
     /// `<name>.weight`, with `<name>.bias` where there is one, as vectors of `n` numbers.
@@ -490,7 +557,7 @@ impl<'a> Finder<'a> {
     }
 
     /// A tensor as a vector of `n` numbers.
-    fn vector(&self, name: &str, n: u32) -> Result<Vector> {
+    pub(super) fn vector(&self, name: &str, n: u32) -> Result<Vector> {
         let info = self.tensor(name)?;
         let values = self.values(info)?;
         if values.len() != n as usize {

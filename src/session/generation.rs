@@ -214,8 +214,14 @@ impl Session {
         self.accept(&drawn)
     }
 
-    /// Turns drawn tokens into events, up to what ends the generation.
+    /// Turns drawn tokens into events, up to what ends the generation. What was drawn behind that is forgotten.
     fn accept(&mut self, drawn: &[Drawn]) -> Result<()> {
+        let accepted = self.accept_some(drawn);
+        self.settle();
+        accepted
+    }
+
+    fn accept_some(&mut self, drawn: &[Drawn]) -> Result<()> {
         for d in drawn {
             let model = self.model.clone();
             let tokenizer = model.tokenizer();

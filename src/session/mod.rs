@@ -14,7 +14,7 @@ mod stats;
 mod summary;
 
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, TensorStats,
+    KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats, TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use context::{Context, ContextOptions};

@@ -241,7 +241,9 @@ impl Model {
 
     /// What loading it cost and what its cache holds.
     pub fn stats(&self) -> ModelStats {
-        ModelStats { load_ns: self.0.load_ns, file_bytes: self.0.sizes.file_bytes, kv: self.0.engine.lock().kv_stats() }
+        let engine = self.0.engine.lock();
+        let (kv, recurrent) = (engine.kv_stats(), engine.recurrent_stats());
+        ModelStats { load_ns: self.0.load_ns, file_bytes: self.0.sizes.file_bytes, kv, recurrent }
     }
 
     /// The chat template of the file.

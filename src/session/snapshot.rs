@@ -1,13 +1,14 @@
 //! Snapshots: a session as bytes, to go on from later, in another session or another process.
 //!
 //! All numbers are little-endian. A header of fixed size ([`MAGIC`], version, length and checksum of the rest); the model it belongs to;
-//! the tokens, how many of them were evaluated, and the conversation; then the cache's blocks, group by group, and their bytes.
+//! the tokens, how many of them were evaluated, and the conversation; then the cache's blocks, group by group, their bytes, and those of
+//! recurrent states.
 //! Whatever does not fit the model, the session or its own checksum is refused before anything is changed.
 
 use crate::checksum::checksum;
 use crate::error::{Result, bail};
 use crate::gpu::Phase;
-use crate::model::{KvExtent, RopeScaling};
+use crate::model::{KvExtent, Mixer, RopeScaling};
 use crate::session::model::Model;
 use crate::session::options::Message;
 use crate::session::state::Session;
@@ -15,7 +16,7 @@ use crate::session::state::Session;
 /// How a snapshot begins.
 const MAGIC: [u8; 8] = *b"DOPPLERS";
 /// Changes whenever the layout does; others are refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, length of the rest, its checksum.
 const HEADER: usize = 8 + 4 + 8 + 8;
 
@@ -84,7 +85,10 @@ fn identity(model: &Model) -> Vec<(&'static str, String)> {
     let layers: Vec<String> = spec
         .layers
         .iter()
-        .map(|l| format!("{}x{}w{}", l.attention.n_kv, l.attention.head_dim, l.attention.window))
+        .map(|l| match &l.mixer {
+            Mixer::Attention(a) => format!("{}x{}w{}", a.n_kv, a.head_dim, a.window),
+            Mixer::Recurrent(m) => m.state_name(),
+        })
         .collect();
     let positions = spec.ropes.iter().map(|rope| {
         // Some models turn keys differently when they are loaded for long contexts.
@@ -147,7 +151,7 @@ impl Session {
     pub fn snapshot_bytes(&self) -> Result<u64> {
         self.idle()?;
         let contents = self.contents()?;
-        let kv = self.model.0.engine.lock().kv_bytes(&contents.extents);
+        let kv = self.model.0.engine.lock().kv_bytes(&contents.extents, contents.cached);
         Ok((HEADER + self.encode(&contents).0.len()) as u64 + kv)
     }
 

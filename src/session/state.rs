@@ -258,6 +258,15 @@ impl Session {
         };
     }
 
+    /// Where evaluation ran ahead of what counts, a recurrent state cannot be cut to it: what came after the state before is evaluated again.
+    pub(super) fn settle(&mut self) {
+        let Some(s) = &mut self.sequence else { return };
+        let mut engine = self.model.0.engine.lock();
+        if !engine.keeps(s, self.cached) {
+            self.cached = engine.truncate(s, self.cached);
+        }
+    }
+
     /// Forgets everything said; the session is as new, its counters go on. Also ends a generation that was begun.
     pub fn reset(&mut self) {
         self.generation = None;

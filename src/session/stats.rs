@@ -1,7 +1,7 @@
 //! What things cost, as plain structures.
 
 use crate::gpu::{CounterSnapshot, Guard, MemorySnapshot, PipelineCacheStats, PoolLabelStats, PoolStats, SubmitStats};
-use crate::model::KvStats;
+use crate::model::{KvStats, RecurrentStats};
 use crate::session::state::Session;
 
 /// A context's counters and memory.
@@ -36,6 +36,8 @@ pub struct ModelStats {
     pub file_bytes: u64,
     /// The KV cache.
     pub kv: KvStats,
+    /// What recurrent states take.
+    pub recurrent: RecurrentStats,
 }
 
 /// A session's counters and times since it was opened or its stats were reset.

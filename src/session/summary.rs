@@ -6,7 +6,7 @@ use crate::gpu::{
     Budget, CounterSnapshot, Guard, GuardMode, MemoryClass, Phase, PhaseSnapshot, Place, PoolLabelStats, ReadbackClass,
     SubmitStats,
 };
-use crate::model::{KvStats, KvType};
+use crate::model::{KvStats, KvType, RecurrentStats};
 use crate::session::stats::{ContextStats, SessionStats};
 
 fn ms(ns: u64) -> f64 {
@@ -215,6 +215,19 @@ impl SessionStats {
             }
         }
         out
+    }
+}
+
+impl RecurrentStats {
+    /// What recurrent states take, as a line; nothing where there are none.
+    pub fn summary(&self) -> String {
+        if self.layers == 0 {
+            return String::new();
+        }
+        format!(
+            "recurrent states: {} layers, {} of {} places of {} bytes in use, {} at most, {} bytes in all\n",
+            self.layers, self.used, self.places, self.place_bytes, self.high_water, self.bytes
+        )
     }
 }
 

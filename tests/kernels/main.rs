@@ -10,6 +10,7 @@ mod matmul;
 mod moe;
 mod norm;
 mod record;
+mod recurrent;
 mod rope;
 mod sample;
 mod stats;

@@ -271,5 +271,7 @@ fn run_and_record_give_the_same_bits() {
     }
     // Those of mixtures are run, recorded and replayed in moe/block.rs.
     seen.extend(["moe_route", "moe_group", "moe_tiles", "moe_vec", "moe_tile", "moe_combine"]);
+    // Those of recurrent layers in recurrent.rs.
+    seen.extend(["short_conv", "state_scan", "gated_norm", "sigmoid_gate", "state_step"]);
     assert_eq!(seen, KERNELS.iter().map(|k| k.name).collect(), "left: those tried");
 }

@@ -1,6 +1,7 @@
 //! Failures injected at every step of generating: nothing leaks, nothing is counted that did not happen, and the session goes on.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use doppler::Error;
 use doppler::gpu::{FaultPoint, Features, Guard, Phase};
@@ -24,13 +25,21 @@ fn generate(session: &mut Session, n: u32) -> (Vec<u32>, doppler::Result<()>) {
     (tokens, outcome.map(drop))
 }
 
+/// The model of the repository, and one of each kind of recurrent layers if present.
+fn files() -> Vec<PathBuf> {
+    let families = ["lfm2", "qwen35", "granitehybrid"].into_iter();
+    let recurrent = families.filter_map(|f| Some(shared(&format!("golden/{f}"))?.join("model-f16.gguf")));
+    [asset()].into_iter().chain(recurrent).collect()
+}
+
 #[test]
 fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
-    for features in [Features::ALL, Features { immediates: false, ..Features::ALL }] {
+    let without = (Features { immediates: false, ..Features::ALL }, asset());
+    for (features, file) in files().into_iter().map(|f| (Features::ALL, f)).chain([without]) {
         let Some(context) = context(features, Guard::default()) else { return };
         let gpu = context.gpu().clone();
         let options = ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: true, exact: false };
-        let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap();
+        let model = context.load_model(&file, &options, &mut |_, _| Ok(())).unwrap();
         let open = || {
             let mut s = model.open_session(&SessionOptions { tokens_per_submit: 2, ..Default::default() }).unwrap();
             s.append_text("Once upon a time there was a little mouse who", false).unwrap();
@@ -40,8 +49,9 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
         ended.unwrap();
         let prompt = open().tokens().len();
         assert!(prompt > 8, "more than one chunk");
-        let (live, used) = (gpu.memory().snapshot().live_buffers, model.stats().kv.used);
-        assert_eq!(used, 0);
+        let live = gpu.memory().snapshot().live_buffers;
+        let used = || (model.stats().kv.used, model.stats().recurrent.used);
+        assert_eq!(used(), (0, 0));
         let mut failures = 0;
         for point in [FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait, FaultPoint::Map, FaultPoint::Buffer] {
             // Recording has hundreds of steps, alike in every layer: each seventh meets them all.
@@ -70,7 +80,7 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
                 outcome.unwrap_or_else(|e| panic!("{what}: {e}"));
                 assert_eq!([first, rest].concat(), want, "{what}: the session goes on where it was");
                 drop(s);
-                assert_eq!(model.stats().kv.used, 0, "{what}: all blocks came back");
+                assert_eq!(used(), (0, 0), "{what}: all blocks and states came back");
                 gpu.pool().trim();
                 assert!(gpu.memory().snapshot().live_buffers <= live, "{what}: no buffer is left over");
             }
@@ -109,11 +119,16 @@ fn errand(context: &Context, model: &Model) -> doppler::Result<Vec<u32>> {
 
 #[test]
 fn a_failure_at_any_step_of_forks_and_snapshots_leaves_everything_consistent() {
+    // With keys and values alone, and with recurrent states.
+    files().iter().take(3).step_by(2).for_each(|file| fail_errands(file));
+}
+
+fn fail_errands(file: &Path) {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let gpu = context.gpu().clone();
     let load = || {
         let options = ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: false, exact: false };
-        context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap()
+        context.load_model(file, &options, &mut |_, _| Ok(())).unwrap()
     };
     let settle = || {
         gpu.pool().trim();
@@ -140,8 +155,8 @@ fn a_failure_at_any_step_of_forks_and_snapshots_leaves_everything_consistent() {
             // A profile that could not be ended goes on; none is no error here.
             let _ended = context.stop_profile();
             assert!(gpu.pool().leaks().is_empty(), "{what}: {:?}", gpu.pool().leaks());
-            let kv = model.stats().kv;
-            assert_eq!((kv.used, kv.shared), (0, 0), "{what}");
+            let (kv, states) = (model.stats().kv, model.stats().recurrent);
+            assert_eq!((kv.used, kv.shared, states.used), (0, 0, 0), "{what}");
             // The model is as good as new.
             assert_eq!(errand(&context, &model).unwrap(), want, "{what}");
             drop(model);

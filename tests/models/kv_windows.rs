@@ -124,8 +124,8 @@ fn truncated_windows() {
 fn mixed(gpu: &Arc<Gpu>, kv_type: KvType, chunk: u32, windows: &[u32]) -> Result<Engine> {
     let file = Gguf::open(&asset())?;
     let mut spec = arch::read_spec(&file)?;
-    for (i, layer) in spec.layers.iter_mut().enumerate() {
-        layer.attention.window = windows[i % windows.len()];
+    for (i, attention) in spec.attentions_mut().enumerate() {
+        attention.window = windows[i % windows.len()];
     }
     model::load(gpu, &file, Arc::new(spec), EngineOptions { n_ctx: 512, chunk, kv_type, exact: true }, &mut |_, _| {
         Ok(())
@@ -256,8 +256,8 @@ fn random_histories() {
     let n_ctx = 400u32;
     let build = |windows: &[u32], chunk| {
         let mut spec = arch::read_spec(&file).expect("spec");
-        for (i, layer) in spec.layers.iter_mut().enumerate() {
-            layer.attention.window = windows[i % windows.len()];
+        for (i, attention) in spec.attentions_mut().enumerate() {
+            attention.window = windows[i % windows.len()];
         }
         let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32, exact: true };
         model::load(gpu, &file, Arc::new(spec), options, &mut |_, _| Ok(())).expect("load")

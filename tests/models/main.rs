@@ -12,4 +12,6 @@ mod loading;
 mod moe;
 mod perplexity;
 mod probe;
+mod recurrent;
+mod recurrent_files;
 mod sampling;

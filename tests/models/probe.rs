@@ -49,7 +49,8 @@ fn probes_see_every_point_and_change_nothing() {
         let readings = s.take_readings();
         assert!(s.take_readings().is_empty());
         let layers = model.info().n_layer as usize;
-        let dense = PROBE_POINTS.iter().filter(|p| !p.name.starts_with("moe."));
+        let others = ["moe.", "mix."];
+        let dense = PROBE_POINTS.iter().filter(|p| others.iter().all(|o| !p.name.starts_with(o)));
         let per_submit: usize = dense.map(|p| if p.per_layer { layers } else { 1 }).sum();
         assert_eq!(readings.len(), 4 * per_submit, "{name}: the prompt and three decode steps");
         assert!(readings.iter().all(|r| r.stats.is_none_or(|s| s.sound() && s.count == r.rows * r.cols)), "{name}");

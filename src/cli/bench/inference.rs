@@ -164,11 +164,10 @@ fn bytes_per_token(model: &Model, w: &Workload) -> (u64, u64) {
     let kv = model.stats().kv;
     // Decode steps see prompt + 1 to prompt + gen - 1 positions.
     let seen = f64::from(w.prompt) + f64::from(w.generate) / 2.0;
-    let layers = &model.spec().layers;
-    let all: f64 = layers.iter().map(|l| f64::from(l.attention.kv_width())).sum();
+    let all: f64 = model.spec().attentions().map(|a| f64::from(a.kv_width())).sum();
     let read = |window: u32| if window == 0 { seen } else { seen.min(f64::from(window)) };
     let positions: f64 =
-        layers.iter().map(|l| f64::from(l.attention.kv_width()) / all.max(1.0) * read(l.attention.window)).sum();
+        model.spec().attentions().map(|a| f64::from(a.kv_width()) / all.max(1.0) * read(a.window)).sum();
     let position_bytes = kv.block_bytes as f64 / f64::from(kv.block_tokens.max(1));
     (model.info().token_bytes, (position_bytes * positions).round() as u64)
 }

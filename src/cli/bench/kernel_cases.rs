@@ -32,22 +32,22 @@ pub(super) struct Case {
 
 type Prepare = Box<dyn Fn(&Bench) -> Result<Work>>;
 
-fn case(name: String, bytes: u64, flops: u64, prepare: impl Fn(&Bench) -> Result<Work> + 'static) -> Case {
+pub(super) fn case(name: String, bytes: u64, flops: u64, prepare: impl Fn(&Bench) -> Result<Work> + 'static) -> Case {
     Case { name, bytes, flops, prepare: Box::new(prepare) }
 }
 
 impl Bench {
-    fn words(&self, words: &[u32]) -> Result<Buffer> {
+    pub(super) fn words(&self, words: &[u32]) -> Result<Buffer> {
         let b = self.blank(words.len() as u64)?;
         self.gpu.upload(b.whole(), bytemuck::cast_slice(words), &self.scope)?;
         Ok(b)
     }
 
-    fn floats(&self, n: u64) -> Result<Buffer> {
+    pub(super) fn floats(&self, n: u64) -> Result<Buffer> {
         self.words(bytemuck::cast_slice(&Rng::new(n).units(n as usize)))
     }
 
-    fn blank(&self, words: u64) -> Result<Buffer> {
+    pub(super) fn blank(&self, words: u64) -> Result<Buffer> {
         self.gpu.storage("bench", (words * 4).next_multiple_of(16).max(16), MemoryClass::Other, &self.scope)
     }
 
@@ -58,7 +58,7 @@ impl Bench {
     }
 }
 
-fn rows_of(n: u32) -> String {
+pub(super) fn rows_of(n: u32) -> String {
     if n == 1 { "1 row".into() } else { format!("{n} rows") }
 }
 
@@ -303,6 +303,7 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
     for &vocab in vocabularies {
         all.extend([softmax(1, vocab), sampling(vocab, SamplingOptions::greedy()), sampling(vocab, draw())]);
     }
+    all.extend(super::recurrent_cases::cases(quick));
     all.push(copy(mebibytes));
     all
 }

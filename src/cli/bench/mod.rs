@@ -6,6 +6,7 @@ pub(super) mod inference;
 mod kernel_cases;
 pub(super) mod kernels;
 mod plot;
+mod recurrent_cases;
 mod results;
 mod stats;
 

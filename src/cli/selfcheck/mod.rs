@@ -11,6 +11,7 @@ mod fused;
 mod input;
 mod model;
 mod moe;
+mod recurrent;
 mod sampling;
 mod stats;
 mod weights;
@@ -66,6 +67,11 @@ pub(super) const CHECKS: &[Check] = &[
     check("moe-vec", false, moe::vec),
     check("moe-tile", false, moe::tile),
     check("moe-combine", false, moe::combine),
+    check("short-conv", false, recurrent::short_conv),
+    check("state-scan", false, recurrent::state_scan),
+    check("state-step", false, recurrent::state_step),
+    check("gated-norm", false, recurrent::gated_norm),
+    check("sigmoid-gate", false, recurrent::sigmoid_gate),
     check("sample-greedy", false, sampling::greedy),
     check("sample-draw", false, sampling::draw),
     check("check-stop", false, sampling::check_stop),
@@ -275,6 +281,11 @@ mod tests {
             ("moe_tiles", "moe-group"),
             ("moe_vec", "moe-vec"),
             ("qk_norm", "qk-norm"),
+            ("short_conv", "short-conv"),
+            ("state_scan", "state-scan"),
+            ("state_step", "state-step"),
+            ("gated_norm", "gated-norm"),
+            ("sigmoid_gate", "sigmoid-gate"),
             ("check_stop", "check-stop"),
             ("step_begin", "step-begin"),
             ("tensor_stats", "tensor-stats"),

@@ -19,12 +19,14 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
     let mut spec = decoder(&k, RopePairs::Adjacent, NormKind::Layer, None)?;
     spec.logit_scale = k.required_positive("logit_scale")?;
     let sliding = slide(&k, &mut spec, 4)?;
-    for (l, slides) in spec.layers.iter_mut().zip(sliding) {
+    for (a, slides) in spec.attentions_mut().zip(sliding) {
+        if !slides {
+            a.rope = None;
+        }
+    }
+    for l in &mut spec.layers {
         l.norms = NormNames { ffn: None, ..NormNames::PRE };
         l.parallel = true;
-        if !slides {
-            l.attention.rope = None;
-        }
     }
     Ok(spec)
 }

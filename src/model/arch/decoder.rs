@@ -4,7 +4,9 @@
 use super::Keys;
 use crate::error::{Result, bail};
 use crate::kernels::{Activation, NormKind, RopePairs};
-use crate::model::spec::{AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormNames, RopeSpec};
+use crate::model::spec::{
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, Mixer, ModelSpec, NormNames, RecurrentSpec, RopeSpec,
+};
 
 /// Whether a layer of this number is one of the rare ones where every `period`-th is: the last of each period.
 pub(super) fn every(period: u32, layer: usize) -> bool {
@@ -17,6 +19,17 @@ pub(super) fn decoder(
     pairs: RopePairs,
     norm: NormKind,
     experts: Option<ExpertsSpec>,
+) -> Result<ModelSpec> {
+    hybrid(k, pairs, norm, experts, &|_, _| None)
+}
+
+/// As [`decoder`], where `recurrent` says which layers have no attention, by their number and their key heads.
+pub(super) fn hybrid(
+    k: &Keys<'_>,
+    pairs: RopePairs,
+    norm: NormKind,
+    experts: Option<ExpertsSpec>,
+    recurrent: &dyn Fn(usize, u32) -> Option<RecurrentSpec>,
 ) -> Result<ModelSpec> {
     let file = k.file;
     let n_layer = k.count("block_count", 4096)?;
@@ -34,8 +47,8 @@ pub(super) fn decoder(
         (Some(w), _) | (None, Some(w)) => w,
         (None, None) => bail!(BadFile, "{}: key {} is missing", file.name(), k.name("feed_forward_length")),
     };
-    let first_heads = k.within("attention.head_count", heads.first().copied().unwrap_or(0), 1 << 16)?;
-    let head_dim = k.u32("attention.key_length")?.unwrap_or(n_embd / first_heads);
+    let most_heads = k.within("attention.head_count", heads.iter().copied().max().unwrap_or(0), 1 << 16)?;
+    let head_dim = k.u32("attention.key_length")?.unwrap_or(n_embd / most_heads);
     let head_dim = k.within("attention.key_length", head_dim, 1024)?;
     if let Some(v) = k.u32("attention.value_length")?
         && v != head_dim
@@ -49,16 +62,23 @@ pub(super) fn decoder(
     let scale = k.positive("attention.scale")?.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt());
     let window = k.u32("attention.sliding_window")?.unwrap_or(0);
     let mut layers = Vec::with_capacity(n_layer as usize);
-    for ((&n_head, &n_kv), &n_ff) in heads.iter().zip(&kv_heads).zip(&widths) {
-        k.within("attention.head_count", n_head, 1 << 16)?;
+    for (i, ((&n_head, &n_kv), &n_ff)) in heads.iter().zip(&kv_heads).zip(&widths).enumerate() {
         k.within("feed_forward_length", n_ff, 1 << 24)?;
-        k.within("attention.head_count_kv", n_kv, n_head)?;
-        if !n_head.is_multiple_of(n_kv) {
-            bail!(BadFile, "{}: {n_head} query heads do not share {n_kv} key heads evenly", file.name());
-        }
-        let (rope, qk_norm, sinks) = (Some(0), None, false);
+        let mixer = match recurrent(i, n_kv) {
+            Some(m) => Mixer::Recurrent(m),
+            None => {
+                k.within("attention.head_count", n_head, 1 << 16)?;
+                k.within("attention.head_count_kv", n_kv, n_head)?;
+                if !n_head.is_multiple_of(n_kv) {
+                    bail!(BadFile, "{}: {n_head} query heads do not share {n_kv} key heads evenly", file.name());
+                }
+                let (softcap, rope, qk_norm, sinks, gated) = (0.0, Some(0), None, false, false);
+                let a = AttentionSpec { n_head, n_kv, head_dim, scale, window, softcap, rope, qk_norm, sinks, gated };
+                Mixer::Attention(a)
+            }
+        };
         layers.push(LayerSpec {
-            attention: AttentionSpec { n_head, n_kv, head_dim, scale, window, softcap: 0.0, rope, qk_norm, sinks },
+            mixer,
             feed_forward: FeedForwardSpec { n_ff, activation: Activation::Silu, gated: true, experts },
             norms: NormNames::PRE,
             parallel: false,
@@ -85,6 +105,7 @@ pub(super) fn decoder(
             scaling: k.rope_scaling(context_length)?,
             attn_factor: k.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
         }],
+        output_norm: "output_norm",
         logit_scale: 1.0,
         logit_softcap: 0.0,
         layers,
@@ -100,9 +121,9 @@ pub(super) fn slide(k: &Keys<'_>, spec: &mut ModelSpec, period: u32) -> Result<V
         None => (0..n).map(|i| !every(period, i)).collect(),
     };
     for (layer, &slides) in spec.layers.iter_mut().zip(&sliding) {
-        if !slides {
-            layer.attention.window = 0;
+        if let Some(a) = layer.attention_mut().filter(|_| !slides) {
+            a.window = 0;
         }
     }
-    Ok(spec.layers.iter().map(|l| l.attention.window > 0).collect())
+    Ok(spec.layers.iter().map(|l| l.attention().is_some_and(|a| a.window > 0)).collect())
 }

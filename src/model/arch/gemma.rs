@@ -35,9 +35,12 @@ fn later(k: &Keys<'_>, window: u32) -> Result<ModelSpec> {
     let large = LAYERS_27B.contains(&spec.layers.len()) && k.f32("attention.scale")?.is_none();
     for l in &mut spec.layers {
         l.norms = NormNames::BOTH;
-        l.attention.window = window;
+    }
+    let width = spec.n_embd as f32;
+    for a in spec.attentions_mut() {
+        a.window = window;
         if large {
-            l.attention.scale = ((l.attention.n_head as f32) / (spec.n_embd as f32)).sqrt();
+            a.scale = (a.n_head as f32 / width).sqrt();
         }
     }
     Ok(spec)
@@ -48,7 +51,7 @@ fn gemma2(file: &Gguf) -> Result<ModelSpec> {
     let mut spec = later(&k, k.u32("attention.sliding_window")?.unwrap_or(4096))?;
     slide(&k, &mut spec, 2)?;
     let cap = k.positive("attn_logit_softcapping")?.unwrap_or(50.0);
-    spec.layers.iter_mut().for_each(|l| l.attention.softcap = cap);
+    spec.attentions_mut().for_each(|a| a.softcap = cap);
     spec.logit_softcap = k.positive("final_logit_softcapping")?.unwrap_or(30.0);
     Ok(spec)
 }
@@ -63,9 +66,9 @@ fn gemma3(file: &Gguf) -> Result<ModelSpec> {
         ..spec.rope()?.clone()
     };
     spec.ropes.push(local);
-    for (l, slides) in spec.layers.iter_mut().zip(sliding) {
-        l.attention.rope = Some(usize::from(slides));
-        l.attention.qk_norm = Some(QkNorm::Heads);
+    for (a, slides) in spec.attentions_mut().zip(sliding) {
+        a.rope = Some(usize::from(slides));
+        a.qk_norm = Some(QkNorm::Heads);
     }
     spec.logit_softcap = k.positive("final_logit_softcapping")?.unwrap_or(0.0);
     Ok(spec)

@@ -15,8 +15,8 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
     let mut spec = decoder(&Keys::new(file)?, RopePairs::None, NormKind::Layer, None)?;
     spec.learned_positions = true;
     spec.ropes.clear();
+    spec.attentions_mut().for_each(|a| a.rope = None);
     for l in &mut spec.layers {
-        l.attention.rope = None;
         l.feed_forward.activation = Activation::GeluTanh;
         l.feed_forward.gated = false;
     }

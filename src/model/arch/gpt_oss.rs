@@ -21,9 +21,9 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
     k.count("attention.sliding_window", 1 << 30)?;
     let mut spec = decoder(&k, RopePairs::Halves, NormKind::Rms, Some(k.required_experts(true, false)?))?;
     slide(&k, &mut spec, 2)?;
+    spec.attentions_mut().for_each(|a| a.sinks = true);
     for l in &mut spec.layers {
         l.norms = NormNames { ffn: Some("post_attention_norm"), ..NormNames::PRE };
-        l.attention.sinks = true;
         l.feed_forward.activation = ACTIVATION;
     }
     Ok(spec)

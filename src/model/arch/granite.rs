@@ -18,12 +18,18 @@ pub(super) const GRANITE: Architecture = Architecture { name: "granite", spec };
 fn spec(file: &Gguf) -> Result<ModelSpec> {
     let k = Keys::new(file)?;
     let mut spec = decoder(&k, RopePairs::Adjacent, NormKind::Rms, None)?;
+    scale(&k, &mut spec)?;
+    Ok(spec)
+}
+
+/// The factors, and whether anything is turned.
+pub(super) fn scale(k: &Keys<'_>, spec: &mut ModelSpec) -> Result<()> {
     let added = k.positive("residual_scale")?.unwrap_or(1.0);
     spec.embedding_scale = k.positive("embedding_scale")?.unwrap_or(1.0) / added;
     spec.norm_eps /= added * added;
     spec.logit_scale = 1.0 / k.required_positive("logit_scale")?;
-    if file.get_bool(&k.name("rope.scaling.finetuned"))? == Some(false) {
-        spec.layers.iter_mut().for_each(|l| l.attention.rope = None);
+    if k.file.get_bool(&k.name("rope.scaling.finetuned"))? == Some(false) {
+        spec.attentions_mut().for_each(|a| a.rope = None);
     }
-    Ok(spec)
+    Ok(())
 }

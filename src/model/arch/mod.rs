@@ -7,13 +7,17 @@ mod glm4;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod granitehybrid;
+mod lfm2;
 mod llama;
 mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen3next;
 mod smollm3;
+mod ssm;
 mod starcoder2;
 
 use crate::error::{Result, bail};
@@ -49,6 +53,11 @@ pub static ARCHITECTURES: &[Architecture] = &[
     starcoder2::STARCODER2,
     gpt2::GPT2,
     gpt_oss::GPT_OSS,
+    lfm2::LFM2,
+    granitehybrid::GRANITEHYBRID,
+    qwen3next::QWEN3NEXT,
+    qwen3next::QWEN35,
+    qwen3next::QWEN35MOE,
 ];
 
 /// Reads the spec of a file.
@@ -153,7 +162,7 @@ impl<'a> Keys<'a> {
         }
         let renormalize = self.file.get_bool(&self.name("expert_weights_norm"))?.unwrap_or(renormalize);
         let scale = self.positive("expert_weights_scale")?.unwrap_or(1.0);
-        Ok(Some(ExpertsSpec { n_expert, n_used, renormalize, scale, shared_n_ff }))
+        Ok(Some(ExpertsSpec { n_expert, n_used, renormalize, scale, shared_n_ff, shared_gated: true }))
     }
 
     /// [`Keys::experts`] of an architecture that always has them.

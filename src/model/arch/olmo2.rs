@@ -31,10 +31,10 @@ fn spec(file: &Gguf) -> Result<ModelSpec> {
         ..global.clone()
     };
     spec.ropes.push(local);
-    for (l, slides) in spec.layers.iter_mut().zip(sliding) {
-        l.norms = NormNames::POST;
-        l.attention.qk_norm = Some(QkNorm::Whole);
-        l.attention.rope = Some(usize::from(slides));
+    spec.layers.iter_mut().for_each(|l| l.norms = NormNames::POST);
+    for (a, slides) in spec.attentions_mut().zip(sliding) {
+        a.qk_norm = Some(QkNorm::Whole);
+        a.rope = Some(usize::from(slides));
     }
     Ok(spec)
 }

@@ -14,7 +14,7 @@ pub(super) const QWEN3MOE: Architecture = Architecture { name: "qwen3moe", spec:
 
 fn spec(k: &Keys<'_>, experts: Option<ExpertsSpec>) -> Result<ModelSpec> {
     let mut spec = decoder(k, RopePairs::Halves, NormKind::Rms, experts)?;
-    spec.layers.iter_mut().for_each(|l| l.attention.qk_norm = Some(QkNorm::Heads));
+    spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::Heads));
     Ok(spec)
 }
 

@@ -13,9 +13,9 @@ pub(super) const SMOLLM3: Architecture = Architecture { name: "smollm3", spec };
 
 fn spec(file: &Gguf) -> Result<ModelSpec> {
     let mut spec = decoder(&Keys::new(file)?, RopePairs::Adjacent, NormKind::Rms, None)?;
-    for (i, l) in spec.layers.iter_mut().enumerate() {
+    for (i, a) in spec.attentions_mut().enumerate() {
         if every(4, i) {
-            l.attention.rope = None;
+            a.rope = None;
         }
     }
     Ok(spec)

@@ -53,6 +53,7 @@ int main(int argc, char **argv) {
     before = model_stats(model);
     REQUIRE(before.kv_n_groups == 1 && before.kv_groups[0].window == 0 && before.kv_groups[0].n_layer == 6);
     REQUIRE(before.kv_used_bytes == before.kv_blocks_used * before.kv_block_bytes && before.kv_blocks_shared == 0);
+    REQUIRE(before.n_recurrent_layer == 0 && before.states == 0 && before.state_bytes == 0 && before.states_bytes == 0);
     OK(doppler_session_fork(session, &fork));
     after = model_stats(model);
     REQUIRE(after.kv_blocks_used == before.kv_blocks_used && after.kv_blocks_shared == after.kv_blocks_used);
