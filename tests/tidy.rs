@@ -317,8 +317,10 @@ fn check_shader(what: &str, kernel: &Kernel, assembled: &Assembled, flags: &[&st
     let wanted = kernel.constants.contains(&"WG").then(|| "WG".to_string());
     assert_eq!(overridden, wanted, "{what}: what sets the workgroup size");
 
-    // Every constant is an override, and every override can be set.
-    let mut overrides: Vec<_> = module.overrides.iter().filter_map(|(_, o)| o.name.as_deref()).collect();
+    // Every constant is an override, and every override can be set, but those that are computed from others.
+    let is_literal = |init| matches!(module.global_expressions[init], naga::Expression::Literal(_));
+    let set = module.overrides.iter().filter(|(_, o)| o.init.is_none_or(is_literal));
+    let mut overrides: Vec<_> = set.filter_map(|(_, o)| o.name.as_deref()).collect();
     let mut constants = kernel.constants.to_vec();
     overrides.sort_unstable();
     constants.sort_unstable();

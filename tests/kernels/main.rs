@@ -6,6 +6,7 @@ mod common;
 mod attention;
 mod bytes;
 mod elementwise;
+mod fused;
 mod matmul;
 mod moe;
 mod norm;

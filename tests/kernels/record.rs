@@ -137,6 +137,7 @@ fn run_and_record_give_the_same_bits() {
         let b = upload(gpu, &rng.floats((rows * cols) as usize));
         let ids = upload_words(gpu, &[3, 0, 5, 1, 2, 4]);
         let w = weight(gpu, &mut rng, cols as usize, &[(by_name("Q4_0").unwrap(), 64)], true);
+        let unbiased = weight(gpu, &mut rng, cols as usize, &[(by_name("Q4_0").unwrap(), 64)], false);
         let mx = Matrix::new(&x, rows, cols);
         let n_bytes = (rows * cols) as usize / 4;
         let row_data = upload_words(gpu, &(0..rows).flat_map(|i| [0, 30 + i]).collect::<Vec<_>>());
@@ -226,7 +227,9 @@ fn run_and_record_give_the_same_bits() {
             ),
             (
                 "matmul_glu",
-                Box::new(|y| vec![matmul_glu(gpu, Activation::Silu, mx.into(), &w.weight, y_of(y, 32), None).unwrap()]),
+                Box::new(|y| {
+                    vec![matmul_glu(gpu, Activation::Silu, mx.into(), &unbiased.weight, y_of(y, 32), None).unwrap()]
+                }),
             ),
             (
                 "matmul_next",
