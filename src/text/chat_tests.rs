@@ -78,3 +78,27 @@ fn templates_are_confined() {
         assert!(matches!(render(source, json!([])), Err(Error::Template(_))), "{source}");
     }
 }
+
+/// `tests/data/jinja.py` has written what Jinja2 makes of these.
+#[test]
+fn as_jinja2_renders() {
+    let file: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/jinja.json")).unwrap();
+    let mut context = file["context"].as_object().unwrap().clone();
+    let messages = context.remove("messages").unwrap();
+    let mut bad = 0;
+    for case in file["cases"].as_array().unwrap() {
+        let source = case["source"].as_str().unwrap();
+        let got = ChatTemplate::new(source, None, None)
+            .and_then(|t| t.render_at(&messages, None, true, &context, Some(1_768_478_400)));
+        let fine = match (&got, case["expected"].as_str()) {
+            (Ok(text), Some(wanted)) => text == wanted,
+            (Err(_), None) => true,
+            _ => false,
+        };
+        if !fine {
+            bad += 1;
+            println!("{source}\n   got    {got:?}\n   wanted {}{}", case["expected"], case["error"]);
+        }
+    }
+    assert_eq!(bad, 0);
+}

@@ -10,6 +10,7 @@ pub mod tokenizer;
 mod bpe;
 mod json;
 mod pre;
+mod python;
 mod special;
 mod spm;
 mod strftime;
