@@ -11,11 +11,12 @@ use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
 use crate::gpu::{Mutex, MutexGuard, Phase, Scope};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
+use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::context::Context;
-use crate::session::options::{Message, ModelOptions, SessionOptions};
+use crate::session::options::{ModelOptions, SessionOptions};
 use crate::session::state::Session;
 use crate::session::stats::ModelStats;
-use crate::text::{ChatTemplate, Tokenizer, Vocab};
+use crate::text::{ChatTemplate, Markers, Tokenizer, Vocab};
 
 /// Contexts are not made longer than this unless asked for: the trained length of some files would take all memory.
 const DEFAULT_N_CTX: u32 = 4096;
@@ -27,9 +28,10 @@ pub(super) struct Inner {
     pub(super) spec: Arc<ModelSpec>,
     pub(super) tokenizer: Tokenizer,
     pub(super) engine: Mutex<Engine>,
-    template_source: Option<String>,
+    /// Names and chat templates of the file; the usual one has no name.
+    pub(super) templates: Vec<(String, String)>,
     /// Compiled at first use: a file whose template is broken can still be used without it.
-    template: OnceCell<ChatTemplate>,
+    chat: OnceCell<Arc<Chat>>,
     options: EngineOptions,
     sizes: LoadedSizes,
     /// Of the file's tensors: snapshots belong to one set of weights.
@@ -106,6 +108,24 @@ pub(crate) fn read_vocab(file: &Gguf) -> Result<Vocab> {
     })
 }
 
+/// The chat templates of a file, with their names; the usual one has an empty name.
+///
+/// # Errors
+/// [`Error::BadFile`] naming a key of a wrong type.
+pub(crate) fn read_templates(file: &Gguf) -> Result<Vec<(String, String)>> {
+    const KEY: &str = "tokenizer.chat_template";
+    let mut templates = Vec::new();
+    for (key, _) in file.metadata() {
+        let Some(name) =
+            key.strip_prefix(KEY).and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix('.') })
+        else {
+            continue;
+        };
+        templates.extend(file.get_str(key)?.map(|source| (name.to_string(), source.to_string())));
+    }
+    Ok(templates)
+}
+
 /// A number that other weights do not have: of all tensors' names, types and shapes, and the beginnings of their bytes.
 fn fingerprint(file: &Gguf) -> u64 {
     let mut hash = Checksum::default();
@@ -171,8 +191,8 @@ impl Model {
             context: context.clone(),
             tokenizer,
             engine: Mutex::new(engine),
-            template_source: file.get_str("tokenizer.chat_template")?.map(str::to_string),
-            template: OnceCell::new(),
+            templates: read_templates(&file)?,
+            chat: OnceCell::new(),
             options: engine_options,
             sizes,
             fingerprint: fingerprint(&file),
@@ -232,7 +252,7 @@ impl Model {
             n_ctx: i.options.n_ctx,
             n_ctx_train: i.spec.context_length,
             kv_type: i.options.kv_type,
-            has_chat_template: i.template_source.is_some(),
+            has_chat_template: i.templates.iter().any(|(name, _)| name.is_empty()),
         }
     }
 
@@ -246,12 +266,18 @@ impl Model {
     /// # Errors
     /// [`Error::Unsupported`] if the file has none, [`Error::Template`] if it does not compile.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        let Some(source) = &self.0.template_source else {
-            bail!(Unsupported, "the file has no chat template (key tokenizer.chat_template)");
-        };
-        let t = &self.0.tokenizer;
-        let text = |id: Option<u32>| id.and_then(|id| t.token_text(id));
-        self.0.template.get_or_try_init(|| ChatTemplate::new(source, text(t.bos()), text(t.eos())))
+        Ok(self.chat()?.template())
+    }
+
+    /// The file's template, without tools and variables.
+    pub(super) fn chat(&self) -> Result<&Arc<Chat>> {
+        self.0.chat.get_or_try_init(|| Chat::new(self, ChatOptions::default()).map(Arc::new))
+    }
+
+    /// The marks that replies may have where no template was chosen; one that does not compile is only text here.
+    pub(super) fn markers(&self) -> Markers {
+        let template = self.0.templates.iter().find(|(name, _)| name.is_empty()).map(|(_, source)| source.as_str());
+        Markers::find(|mark| self.tokenizer().find(mark).is_some(), template)
     }
 
     /// Renders a conversation through the file's chat template.
@@ -259,8 +285,20 @@ impl Model {
     /// # Errors
     /// As [`Model::chat_template`]; [`Error::Template`] with the template's own message.
     pub fn format_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages = crate::text::messages_from(messages.iter().map(|m| (m.role.as_str(), m.content.as_str())));
-        self.chat_template()?.render(&messages, None, add_generation_prompt, &serde_json::Map::new())
+        self.chat()?.render(messages, add_generation_prompt)
+    }
+
+    /// Renders a conversation with a template, tools and variables of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Model::format_chat`]; [`Error::InvalidArgument`] for the name of a template that is not known.
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        options: &ChatOptions,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        Chat::new(self, options.clone())?.render(messages, add_generation_prompt)
     }
 
     /// Tokens of a rendered conversation: special tokens parsed, and a BOS in front only if the template wrote none.

@@ -54,19 +54,3 @@ pub struct GenerateOptions {
     /// Show control tokens in the text.
     pub render_special: bool,
 }
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// Text.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}

@@ -22,6 +22,7 @@ mod vocab;
 pub use builtin::{builtin_names, builtin_template};
 pub use chat::{ChatTemplate, messages_from};
 pub use reply::{ReplyStream, Said};
+pub(crate) use segments::add_piece;
 pub use segments::{Markers, Piece, SegmentKind, Segmenter};
 pub use stream::{Matched, StopMatcher, Utf8Stream};
 pub use tokenizer::Tokenizer;

@@ -158,6 +158,16 @@ int main(int argc, char **argv) {
     tokens[0] = 3;
     NULLED(doppler_session_append_messages(NULL, &message, 1, 1, &number));
     NULLED(doppler_session_append_messages(session, NULL, 1, 1, &number));
+    NULLED(doppler_chat_options_init(NULL, sizeof(doppler_chat_options)));
+    NULLED(doppler_model_render_chat(NULL, "[]", 2, NULL, 1, text, sizeof text, &needed));
+    NULLED(doppler_model_render_chat(model, NULL, 2, NULL, 1, text, sizeof text, &needed));
+    NULLED(doppler_model_render_chat(model, "[]", 2, NULL, 1, NULL, 0, NULL));
+    FOREIGN(doppler_model_render_chat(fake_model, "[]", 2, NULL, 1, text, sizeof text, &needed));
+    NULLED(doppler_session_set_chat_options(NULL, NULL));
+    FOREIGN(doppler_session_set_chat_options(fake_session, NULL));
+    NULLED(doppler_session_append_messages_json(NULL, "[]", 2, 1, &number));
+    NULLED(doppler_session_append_messages_json(session, NULL, 2, 1, &number));
+    FOREIGN(doppler_session_append_messages_json(fake_session, "[]", 2, 1, &number));
     message.content = NULL;
     NULLED(doppler_session_append_messages(session, &message, 1, 1, &number));
     NULLED(doppler_session_generate(NULL, NULL, NULL, NULL, NULL));
