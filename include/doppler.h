@@ -328,6 +328,35 @@ typedef uint32_t doppler_kv_type;
 #endif // __cplusplus
 
 /**
+ * What weights become while they are loaded.
+ */
+enum doppler_weight_format
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * As they are stored.
+     */
+    DOPPLER_WEIGHT_FORMAT_AS_STORED = 0,
+    /**
+     * 8 bits and a scale for each 32 weights.
+     */
+    DOPPLER_WEIGHT_FORMAT_Q8 = 1,
+    /**
+     * 4 bits and a scale for each 32 weights.
+     */
+    DOPPLER_WEIGHT_FORMAT_Q4 = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_weight_format doppler_weight_format;
+#else
+typedef uint32_t doppler_weight_format;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * What GPU work is for: the index of `phases` in statistics.
  */
 enum doppler_phase
@@ -1249,6 +1278,15 @@ typedef struct doppler_model_options {
      * Handed to `on_progress`.
      */
     void *progress_user;
+    /**
+     * A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
+     * GGUF files.
+     */
+    uint32_t quantize;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_model_options;
 
 /**
@@ -2066,7 +2104,8 @@ doppler_status doppler_session_generate(struct doppler_session *session,
 DOPPLER_API doppler_status doppler_model_options_init(struct doppler_model_options *options, size_t struct_size);
 
 /**
- * Loads a model from a GGUF file. The file is only needed during the call.
+ * Loads a model from a GGUF file, or from a folder with config.json, tokenizer.json and model.safetensors (or shards with their index). They are
+ * only needed during the call.
  *
  * @param context  into which device
  * @param path     NUL-terminated UTF-8

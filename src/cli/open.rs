@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
 use doppler::kernels::KvType;
-use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions};
+use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outcome::Outcome;
@@ -201,11 +201,32 @@ pub(super) struct EngineArgs {
     /// Prompt tokens in one submit; 0 = 256
     #[arg(long, value_name = "N", default_value_t = 0)]
     chunk: u32,
+    /// Quantise the weights of a folder of safetensors while they are loaded
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    quantize: Option<QuantizeArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum QuantizeArg {
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 impl EngineArgs {
     pub(super) fn model_options(&self) -> ModelOptions {
-        ModelOptions { n_ctx: self.ctx, prefill_chunk: self.chunk, kv_type: self.kv.into(), ..Default::default() }
+        let quantize = self.quantize.map(|q| match q {
+            QuantizeArg::Q8_0 => WeightFormat::Q8_0,
+            QuantizeArg::Q4_0 => WeightFormat::Q4_0,
+        });
+        ModelOptions {
+            n_ctx: self.ctx,
+            prefill_chunk: self.chunk,
+            kv_type: self.kv.into(),
+            quantize,
+            ..Default::default()
+        }
     }
 }
 

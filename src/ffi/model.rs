@@ -10,7 +10,7 @@ use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, output, read, slot};
 use crate::ffi::text::{buffer_out, c_text_in, doppler_message, fixed, messages_in, slice_in, text_in};
 use crate::ffi::{DOPPLER_NONE, guard};
-use crate::session::{KvType, Model, ModelOptions};
+use crate::session::{KvType, Model, ModelOptions, WeightFormat};
 
 /// A loaded model. Sessions keep it alive, so it may be destroyed before them.
 #[derive(Debug)]
@@ -56,6 +56,32 @@ pub struct doppler_model_options {
     pub on_progress: doppler_progress_callback,
     /// Handed to `on_progress`.
     pub progress_user: *mut c_void,
+    /// A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
+    /// GGUF files.
+    pub quantize: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// What weights become while they are loaded.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum doppler_weight_format {
+    /// As they are stored.
+    AsStored = 0,
+    /// 8 bits and a scale for each 32 weights.
+    Q8 = 1,
+    /// 4 bits and a scale for each 32 weights.
+    Q4 = 2,
+}
+
+fn weight_format(number: u32) -> Result<Option<WeightFormat>> {
+    match number {
+        n if n == doppler_weight_format::AsStored as u32 => Ok(None),
+        n if n == doppler_weight_format::Q8 as u32 => Ok(Some(WeightFormat::Q8_0)),
+        n if n == doppler_weight_format::Q4 as u32 => Ok(Some(WeightFormat::Q4_0)),
+        n => Err(Failure::new(doppler_status::InvalidArgument, format!("quantize is {n}"))),
+    }
 }
 
 // SAFETY: `repr(C)`, numbers, raw pointers and an optional function.
@@ -75,6 +101,8 @@ impl Default for doppler_model_options {
             prewarm: d.prewarm.into(),
             on_progress: None,
             progress_user: std::ptr::null_mut(),
+            quantize: doppler_weight_format::AsStored as u32,
+            reserved: 0,
         }
     }
 }
@@ -157,7 +185,8 @@ pub unsafe extern "C" fn doppler_model_options_init(
     guard(|| unsafe { init(options, struct_size, doppler_model_options::default()) })
 }
 
-/// Loads a model from a GGUF file. The file is only needed during the call.
+/// Loads a model from a GGUF file, or from a folder with config.json, tokenizer.json and model.safetensors (or shards with their index). They are
+/// only needed during the call.
 ///
 /// @param context  into which device
 /// @param path     NUL-terminated UTF-8
@@ -185,6 +214,7 @@ pub unsafe extern "C" fn doppler_model_load(
             prefill_chunk: o.prefill_chunk,
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
+            quantize: weight_format(o.quantize)?,
         };
         let mut progress = |done, total| match o.on_progress {
             // SAFETY: the caller vouches for the function, and that it takes its own `progress_user`.

@@ -3,6 +3,8 @@
 //! Every tensor is found, typed and measured before the first byte goes to the device, so a bad file costs nothing.
 //! q, k and v are stacked into one product, and gate and up into another, whatever formats they come in; with experts, for each of them.
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Result, bail};
 use crate::format::{Gguf, TensorInfo, type_name};
 use crate::gpu::{Buffer, Gpu, Scope};
@@ -290,22 +292,17 @@ impl<'a> LoadPlan<'a> {
         })))
     }
 
-    fn sources<'s>(&'s self, s: &'s Stack<'_>) -> Vec<RowSource<'s>> {
-        let source = |m: &'s Member<'_>| RowSource {
-            format: m.format,
-            rows: m.rows,
-            data: self.file.data(m.info),
-            bias: m.bias.as_deref(),
-        };
-        s.members.iter().map(source).collect()
+    /// The bytes of a stack's members.
+    fn data(&self, s: &Stack<'_>) -> Vec<Cow<'a, [u8]>> {
+        s.members.iter().map(|m| self.file.data(m.info)).collect()
     }
 
     fn stack(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<Weight> {
-        up.upload(&s.name, s.k, &self.sources(s)).map_err(|e| self.blame(e))
+        up.upload(&s.name, s.k, &sources(s, &self.data(s))).map_err(|e| self.blame(e))
     }
 
     fn experts(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<ExpertWeight> {
-        up.upload_experts(&s.name, s.k, s.n_expert.unwrap_or(1), &self.sources(s)).map_err(|e| self.blame(e))
+        up.upload_experts(&s.name, s.k, s.n_expert.unwrap_or(1), &sources(s, &self.data(s))).map_err(|e| self.blame(e))
     }
 
     /// Names the file in an error of uploading.
@@ -316,6 +313,16 @@ impl<'a> LoadPlan<'a> {
             e => e.within(self.file.name()),
         }
     }
+}
+
+fn sources<'s>(s: &'s Stack<'_>, data: &'s [Cow<'_, [u8]>]) -> Vec<RowSource<'s>> {
+    let source = |(m, data): (&'s Member<'_>, &'s Cow<'_, [u8]>)| RowSource {
+        format: m.format,
+        rows: m.rows,
+        data,
+        bias: m.bias.as_deref(),
+    };
+    s.members.iter().zip(data).map(source).collect()
 }
 
 fn vector(up: &mut WeightUploader<'_>, v: &Vector) -> Result<Buffer> {
@@ -501,7 +508,7 @@ impl<'a> Finder<'a> {
             bail!(BadFile, "{}: tensor {}: {n} elements where a vector is expected", self.file.name(), t.name);
         }
         let mut values = vec![0.0; n as usize];
-        (format.dequantize)(self.file.data(t), &mut values);
+        (format.dequantize)(&self.file.data(t), &mut values);
         Ok(values)
     }
 }

@@ -14,6 +14,7 @@ mod state;
 mod stats;
 mod summary;
 
+pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
     KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, TensorStats,
 };

@@ -13,6 +13,7 @@ use crate::gpu::{Mutex, MutexGuard, Phase, Scope};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
 use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::context::Context;
+use crate::session::file;
 use crate::session::options::{ModelOptions, SessionOptions};
 use crate::session::state::Session;
 use crate::session::stats::ModelStats;
@@ -133,8 +134,7 @@ fn fingerprint(file: &Gguf) -> u64 {
         hash.write(tensor.name.as_bytes());
         hash.write(&tensor.ggml_type.to_le_bytes());
         tensor.dims.iter().for_each(|d| hash.write(&d.to_le_bytes()));
-        let bytes = file.data(tensor);
-        hash.write(&bytes[..bytes.len().min(64)]);
+        hash.write(&file.sample(tensor, 64));
     }
     hash.value()
 }
@@ -157,19 +157,20 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Self> {
         let started = Instant::now();
-        let file = Gguf::open(path)?;
+        let file = file::open(path, options.quantize)?;
+        let folder = path.is_dir();
         let spec = Arc::new(model::arch::read_spec(&file)?);
         let sizes = model::measure(&file, &spec)?;
-        let vocab = read_vocab(&file)?;
-        if vocab.tokens.len() as u64 > u64::from(spec.n_vocab) {
-            bail!(
-                BadFile,
-                "{}: the tokenizer has {} tokens, the embedding table {} rows",
-                file.name(),
-                vocab.tokens.len(),
-                spec.n_vocab
-            );
-        }
+        let too_many = |tokens: usize| -> Result<()> {
+            if tokens as u64 > u64::from(spec.n_vocab) {
+                let (file, rows) = (file.name(), spec.n_vocab);
+                bail!(BadFile, "{file}: the tokenizer has {tokens} tokens, the embedding table {rows} rows");
+            }
+            Ok(())
+        };
+        let vocab = if folder { None } else { Some(read_vocab(&file)?) };
+        too_many(vocab.as_ref().map_or(0, |v| v.tokens.len()))?;
+        let templates = if folder { file::folder_templates(path)? } else { read_templates(&file)? };
         let n_ctx = match options.n_ctx {
             0 => spec.context_length.min(DEFAULT_N_CTX),
             n => n,
@@ -181,17 +182,21 @@ impl Model {
         let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type: options.kv_type };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
-            let indexing = s.spawn(|| Tokenizer::new(vocab));
+            let indexing = s.spawn(|| match vocab {
+                Some(vocab) => Tokenizer::new(vocab).map_err(|e| e.within(file.name())),
+                None => file::folder_tokenizer(path),
+            });
             let engine = Self::load_engine(context, &file, &spec, engine_options, options.prewarm, progress);
             let tokenizer = indexing.join().unwrap_or_else(|_| Err(Error::Internal("the tokenizer panicked".into())));
             (tokenizer, engine)
         });
-        let (engine, tokenizer) = (engine?, tokenizer.map_err(|e| e.within(file.name()))?);
+        let (engine, tokenizer) = (engine?, tokenizer?);
+        too_many(tokenizer.vocab_size())?;
         Ok(Self(Arc::new(Inner {
             context: context.clone(),
             tokenizer,
             engine: Mutex::new(engine),
-            templates: read_templates(&file)?,
+            templates,
             chat: OnceCell::new(),
             options: engine_options,
             sizes,

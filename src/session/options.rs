@@ -2,6 +2,7 @@
 
 use crate::gpu::Guard;
 use crate::model::KvType;
+use crate::model::hf::WeightFormat;
 use crate::sample::SamplingOptions;
 
 /// How to load a model.
@@ -15,11 +16,13 @@ pub struct ModelOptions {
     pub kv_type: KvType,
     /// Compile the pipelines of decoding while loading, so that the first token compiles nothing.
     pub prewarm: bool,
+    /// What the weights of a folder of safetensors are quantised to; `None` leaves them as they are.
+    pub quantize: Option<WeightFormat>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true }
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, quantize: None }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod tokenizer;
 
 mod bpe;
 mod builtin;
+mod hf;
 mod json;
 mod pre;
 mod python;
@@ -21,6 +22,7 @@ mod vocab;
 
 pub use builtin::{builtin_names, builtin_template};
 pub use chat::{ChatTemplate, messages_from};
+pub use hf::HfFiles;
 pub use reply::{ReplyStream, Said};
 pub(crate) use segments::add_piece;
 pub use segments::{Markers, Piece, SegmentKind, Segmenter};
