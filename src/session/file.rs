@@ -14,8 +14,8 @@ use crate::text::{ChatTemplate, HfFiles, Tokenizer};
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::BadFile`], [`Error::Unsupported`] naming file and key or tensor; [`Error::InvalidArgument`] for a GGUF file that is to be
-/// quantised.
-pub(super) fn open(path: &Path, quantize: Option<WeightFormat>) -> Result<Gguf> {
+/// quantised. No tensor is read.
+pub fn open_model_file(path: &Path, quantize: Option<WeightFormat>) -> Result<Gguf> {
     if path.is_dir() {
         return hf::open(path, quantize);
     }

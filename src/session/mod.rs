@@ -22,7 +22,7 @@ pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};
 pub use chat::{ChatOptions, Message};
 pub use context::{Context, ContextOptions};
-pub use file::{chat_template_of, tokenizer_of};
+pub use file::{chat_template_of, open_model_file, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, ModelOptions, SessionOptions};

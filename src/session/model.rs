@@ -157,7 +157,7 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Self> {
         let started = Instant::now();
-        let file = file::open(path, options.quantize)?;
+        let file = file::open_model_file(path, options.quantize)?;
         let folder = path.is_dir();
         let spec = Arc::new(model::arch::read_spec(&file)?);
         let sizes = model::measure(&file, &spec)?;

@@ -127,3 +127,7 @@ pub(super) fn read(name: &str, json: &[u8], files: &HfFiles) -> Result<Read> {
     };
     Ok(Read { hf: Hf { tokenizer: Mutex::new(tokenizer) }, vocab, ends })
 }
+
+#[cfg(test)]
+#[path = "hf_tests.rs"]
+mod tests;
