@@ -6,7 +6,8 @@
 use serde_json::json;
 
 use super::config::{Config, Keys};
-use super::recipe::Op;
+use super::hybrids;
+use super::recipe::{Each, Op};
 use super::rope::rope;
 use crate::error::Result;
 
@@ -16,20 +17,31 @@ pub(super) struct Rule {
     pub(super) to: &'static str,
     pub(super) from: &'static str,
     pub(super) op: Op,
+    pub(super) each: Each,
     pub(super) optional: bool,
+    /// Kept in f32, whatever its shape.
+    pub(super) exact: bool,
 }
 
-const fn of(to: &'static str, from: &'static str) -> Rule {
-    Rule { to, from, op: Op::Plain, optional: false }
+pub(super) const fn of(to: &'static str, from: &'static str) -> Rule {
+    Rule { to, from, op: Op::Plain, each: Each::Same, optional: false, exact: false }
 }
 
-const fn maybe(to: &'static str, from: &'static str) -> Rule {
-    Rule { to, from, op: Op::Plain, optional: true }
+pub(super) const fn maybe(to: &'static str, from: &'static str) -> Rule {
+    Rule { optional: true, ..of(to, from) }
 }
 
 impl Rule {
-    const fn by(self, op: Op) -> Self {
+    pub(super) const fn by(self, op: Op) -> Self {
         Self { op, ..self }
+    }
+
+    pub(super) const fn each(self, each: Each) -> Self {
+        Self { each, ..self }
+    }
+
+    pub(super) const fn exact(self) -> Self {
+        Self { exact: true, ..self }
     }
 }
 
@@ -45,13 +57,13 @@ pub(super) struct Family {
     pub(super) keys: fn(&Config, &mut Keys) -> Result<()>,
 }
 
-const GLOBALS: &[Rule] = &[
+pub(super) const GLOBALS: &[Rule] = &[
     of("token_embd.weight", "embed_tokens.weight"),
     of("output_norm.weight", "norm.weight"),
     maybe("output.weight", "lm_head.weight"),
 ];
 
-const ATTENTION: &[Rule] = &[
+pub(super) const ATTENTION: &[Rule] = &[
     of("blk.{i}.attn_q.weight", "layers.{i}.self_attn.q_proj.weight"),
     of("blk.{i}.attn_k.weight", "layers.{i}.self_attn.k_proj.weight"),
     of("blk.{i}.attn_v.weight", "layers.{i}.self_attn.v_proj.weight"),
@@ -63,7 +75,7 @@ const ATTENTION: &[Rule] = &[
 ];
 
 /// As [`ATTENTION`], for architectures that rotate adjacent pairs where the stored models rotate halves.
-const PAIRED_ATTENTION: &[Rule] = &[
+pub(super) const PAIRED_ATTENTION: &[Rule] = &[
     of("blk.{i}.attn_q.weight", "layers.{i}.self_attn.q_proj.weight").by(Op::PairQ),
     of("blk.{i}.attn_k.weight", "layers.{i}.self_attn.k_proj.weight").by(Op::PairK),
     of("blk.{i}.attn_v.weight", "layers.{i}.self_attn.v_proj.weight"),
@@ -79,7 +91,7 @@ const HEAD_NORMS: &[Rule] = &[
     of("blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight"),
 ];
 
-const GATED: &[Rule] = &[
+pub(super) const GATED: &[Rule] = &[
     of("blk.{i}.ffn_gate.weight", "layers.{i}.mlp.gate_proj.weight"),
     of("blk.{i}.ffn_up.weight", "layers.{i}.mlp.up_proj.weight"),
     of("blk.{i}.ffn_down.weight", "layers.{i}.mlp.down_proj.weight"),
@@ -95,14 +107,14 @@ const FUSED: &[Rule] = &[
 ];
 
 /// Experts one by one; those stacked in the file are in [`STACKED_EXPERTS`]. A model has either.
-const EXPERTS: &[Rule] = &[
+pub(super) const EXPERTS: &[Rule] = &[
     of("blk.{i}.ffn_gate_inp.weight", "layers.{i}.mlp.gate.weight"),
     maybe("blk.{i}.ffn_gate_exps.weight", "layers.{i}.mlp.experts.{e}.gate_proj.weight").by(Op::Stack),
     maybe("blk.{i}.ffn_up_exps.weight", "layers.{i}.mlp.experts.{e}.up_proj.weight").by(Op::Stack),
     maybe("blk.{i}.ffn_down_exps.weight", "layers.{i}.mlp.experts.{e}.down_proj.weight").by(Op::Stack),
 ];
 
-const STACKED_EXPERTS: &[Rule] = &[
+pub(super) const STACKED_EXPERTS: &[Rule] = &[
     maybe("blk.{i}.ffn_gate_exps.weight", "layers.{i}.mlp.experts.gate_up_proj").by(Op::Half(0)),
     maybe("blk.{i}.ffn_up_exps.weight", "layers.{i}.mlp.experts.gate_up_proj").by(Op::Half(1)),
     maybe("blk.{i}.ffn_down_exps.weight", "layers.{i}.mlp.experts.down_proj"),
@@ -116,7 +128,7 @@ const MIXTRAL_EXPERTS: &[Rule] = &[
     maybe("blk.{i}.ffn_down_exps.weight", "layers.{i}.block_sparse_moe.experts.{e}.w2.weight").by(Op::Stack),
 ];
 
-const SHARED_EXPERT: &[Rule] = &[
+pub(super) const SHARED_EXPERT: &[Rule] = &[
     of("blk.{i}.ffn_gate_inp_shexp.weight", "layers.{i}.mlp.shared_expert_gate.weight"),
     of("blk.{i}.ffn_gate_shexp.weight", "layers.{i}.mlp.shared_expert.gate_proj.weight"),
     of("blk.{i}.ffn_up_shexp.weight", "layers.{i}.mlp.shared_expert.up_proj.weight"),
@@ -141,7 +153,7 @@ const GPT_OSS: &[Rule] = &[
     of("blk.{i}.ffn_down_exps.bias", "layers.{i}.mlp.experts.down_proj_bias"),
 ];
 
-const PRE: &[Rule] = &[
+pub(super) const PRE: &[Rule] = &[
     of("blk.{i}.attn_norm.weight", "layers.{i}.input_layernorm.weight"),
     of("blk.{i}.ffn_norm.weight", "layers.{i}.post_attention_layernorm.weight"),
 ];
@@ -151,27 +163,27 @@ const POST: &[Rule] = &[
     of("blk.{i}.post_ffw_norm.weight", "layers.{i}.post_feedforward_layernorm.weight"),
 ];
 
-const GEMMA_GLOBALS: &[Rule] = &[
+pub(super) const GEMMA_GLOBALS: &[Rule] = &[
     of("token_embd.weight", "embed_tokens.weight"),
-    of("output_norm.weight", "norm.weight").by(Op::AddOne),
+    of("output_norm.weight", "norm.weight").each(Each::AddOne),
     maybe("output.weight", "lm_head.weight"),
 ];
 
 const GEMMA_PRE: &[Rule] = &[
-    of("blk.{i}.attn_norm.weight", "layers.{i}.input_layernorm.weight").by(Op::AddOne),
-    of("blk.{i}.ffn_norm.weight", "layers.{i}.post_attention_layernorm.weight").by(Op::AddOne),
+    of("blk.{i}.attn_norm.weight", "layers.{i}.input_layernorm.weight").each(Each::AddOne),
+    of("blk.{i}.ffn_norm.weight", "layers.{i}.post_attention_layernorm.weight").each(Each::AddOne),
 ];
 
 const GEMMA_BOTH: &[Rule] = &[
-    of("blk.{i}.attn_norm.weight", "layers.{i}.input_layernorm.weight").by(Op::AddOne),
-    of("blk.{i}.post_attention_norm.weight", "layers.{i}.post_attention_layernorm.weight").by(Op::AddOne),
-    of("blk.{i}.ffn_norm.weight", "layers.{i}.pre_feedforward_layernorm.weight").by(Op::AddOne),
-    of("blk.{i}.post_ffw_norm.weight", "layers.{i}.post_feedforward_layernorm.weight").by(Op::AddOne),
+    of("blk.{i}.attn_norm.weight", "layers.{i}.input_layernorm.weight").each(Each::AddOne),
+    of("blk.{i}.post_attention_norm.weight", "layers.{i}.post_attention_layernorm.weight").each(Each::AddOne),
+    of("blk.{i}.ffn_norm.weight", "layers.{i}.pre_feedforward_layernorm.weight").each(Each::AddOne),
+    of("blk.{i}.post_ffw_norm.weight", "layers.{i}.post_feedforward_layernorm.weight").each(Each::AddOne),
 ];
 
-const GEMMA_HEAD_NORMS: &[Rule] = &[
-    of("blk.{i}.attn_q_norm.weight", "layers.{i}.self_attn.q_norm.weight").by(Op::AddOne),
-    of("blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight").by(Op::AddOne),
+pub(super) const GEMMA_HEAD_NORMS: &[Rule] = &[
+    of("blk.{i}.attn_q_norm.weight", "layers.{i}.self_attn.q_norm.weight").each(Each::AddOne),
+    of("blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight").each(Each::AddOne),
 ];
 
 const GLM4_NORMS: &[Rule] = &[
@@ -219,7 +231,11 @@ const GPT2: &[Rule] = &[
 ];
 
 /// Every family that is known.
-pub(super) static FAMILIES: &[Family] = &[
+pub(super) fn all() -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().chain(hybrids::FAMILIES)
+}
+
+static FAMILIES: &[Family] = &[
     Family {
         model_types: &["llama", "mistral"],
         arch: "llama",
@@ -358,7 +374,7 @@ pub(super) static FAMILIES: &[Family] = &[
 ];
 
 /// Names of the epsilon of norms.
-const RMS: (&str, &str) = ("rms_norm_eps", "attention.layer_norm_rms_epsilon");
+pub(super) const RMS: (&str, &str) = ("rms_norm_eps", "attention.layer_norm_rms_epsilon");
 
 /// Width of a head.
 pub(super) fn head_dim(c: &Config) -> Result<u32> {
@@ -369,14 +385,18 @@ pub(super) fn head_dim(c: &Config) -> Result<u32> {
 }
 
 /// What all decoders have. An architecture's own keys come before: they are not written twice.
-fn decoder(c: &Config, k: &mut Keys, (eps_from, eps_to): (&str, &str)) -> Result<()> {
+pub(super) fn decoder(c: &Config, k: &mut Keys, (eps_from, eps_to): (&str, &str)) -> Result<()> {
     let heads = c.need_u32("num_attention_heads")?;
     k.put("block_count", c.need_u32("num_hidden_layers")?);
     k.put("context_length", c.need_u32("max_position_embeddings")?);
     k.put("embedding_length", c.need_u32("hidden_size")?);
-    k.put("feed_forward_length", c.need_u32("intermediate_size")?);
+    if !k.has("feed_forward_length") {
+        k.put("feed_forward_length", c.need_u32("intermediate_size")?);
+    }
     k.put("attention.head_count", heads);
-    k.put("attention.head_count_kv", c.u32("num_key_value_heads")?.unwrap_or(heads));
+    if !k.has("attention.head_count_kv") {
+        k.put("attention.head_count_kv", c.u32("num_key_value_heads")?.unwrap_or(heads));
+    }
     k.put(eps_to, c.need_f32(eps_from)?);
     let head_dim = head_dim(c)?;
     k.put("attention.key_length", head_dim);
@@ -419,7 +439,7 @@ fn windows(c: &Config, k: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-fn experts(c: &Config, k: &mut Keys) -> Result<()> {
+pub(super) fn experts(c: &Config, k: &mut Keys) -> Result<()> {
     c.expect("decoder_sparse_step", &[json!(1)])?;
     c.expect("mlp_only_layers", &[json!([])])?;
     k.put("expert_count", n_expert(c)?);
@@ -468,7 +488,7 @@ fn gpt2(c: &Config, k: &mut Keys) -> Result<()> {
     k.put("block_count", c.need_u32("n_layer")?);
     k.put("context_length", c.need_u32("n_positions")?);
     k.put("embedding_length", width);
-    k.put("feed_forward_length", c.u32("n_inner")?.unwrap_or(4 * width));
+    k.put("feed_forward_length", c.u32("n_inner")?.unwrap_or(width.saturating_mul(4)));
     k.put("attention.head_count", c.need_u32("n_head")?);
     k.put("attention.layer_norm_epsilon", c.need_f32("layer_norm_epsilon")?);
     Ok(())

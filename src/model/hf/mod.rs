@@ -6,6 +6,7 @@
 
 mod config;
 mod families;
+mod hybrids;
 mod recipe;
 mod rope;
 
@@ -17,8 +18,8 @@ use crate::error::{Result, bail};
 use crate::format::{ElementType, Gguf, MadeTensor, SafetensorsFolder, StoredTensor};
 use crate::quant::Format;
 use config::{Config, Keys};
-use families::{FAMILIES, Family, Rule};
-use recipe::{Op, Recipe, Recipes, format_named, result_shape, stored_format};
+use families::{Family, Rule};
+use recipe::{Heads, Op, Recipe, Recipes, format_named, result_shape, stored_format};
 
 /// What weights are quantised to while they are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +50,8 @@ const IGNORED_ENDS: &[&str] = &["rotary_emb.inv_freq", ".attn.bias", ".attn.mask
 pub fn open(folder: &Path, quantize: Option<WeightFormat>) -> Result<Gguf> {
     let config = Config::open(folder)?;
     let kind = config.need_str("model_type")?;
-    let Some(family) = FAMILIES.iter().find(|f| f.model_types.contains(&kind.as_str())) else {
-        let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
+    let Some(family) = families::all().find(|f| f.model_types.contains(&kind.as_str())) else {
+        let known: Vec<&str> = families::all().flat_map(|f| f.model_types).copied().collect();
         bail!(Unsupported, "{}: key \"model_type\": \"{kind}\" (this version loads {})", config.name, known.join(", "));
     };
     let mut keys = Keys::new(family.arch);
@@ -61,6 +62,7 @@ pub fn open(folder: &Path, quantize: Option<WeightFormat>) -> Result<Gguf> {
         by_name: stored.tensors().iter().map(|t| (bare(&t.name), t)).collect(),
         folder: &stored,
         quantize: quantize.map(WeightFormat::format),
+        heads: hybrids::heads(&config)?,
         used: Vec::new(),
         tensors: Vec::new(),
         recipes: Vec::new(),
@@ -95,6 +97,7 @@ struct Plan<'a> {
     folder: &'a SafetensorsFolder,
     by_name: HashMap<&'a str, &'a StoredTensor>,
     quantize: Option<&'static Format>,
+    heads: Heads,
     used: Vec<&'a str>,
     tensors: Vec<MadeTensor>,
     recipes: Vec<Recipe>,
@@ -147,10 +150,15 @@ impl<'a> Plan<'a> {
                 bail!(BadFile, "{}: tensor {name} is missing", self.folder.name());
             };
             self.used.push(tensor.name.as_str());
-            parts.push(tensor.clone());
+            let mut part = tensor.clone();
+            // Filters of one channel each.
+            if let [channels, 1, taps] = part.shape[..] {
+                part.shape = vec![channels, taps];
+            }
+            parts.push(part);
         }
         let within = |e: crate::error::Error| e.within(self.folder.name());
-        let heads = match rule.op {
+        let paired = match rule.op {
             Op::PairQ => self.config.need_u32("num_attention_heads")?,
             Op::PairK => match self.config.u32("num_key_value_heads")? {
                 Some(n) => n,
@@ -158,6 +166,7 @@ impl<'a> Plan<'a> {
             },
             _ => 0,
         } as usize;
+        let heads = Heads { paired, ..self.heads };
         let shape = result_shape(&parts, rule.op, heads).map_err(within)?;
         let Some(first) = parts.first() else { bail!(BadFile, "{}: no experts", self.folder.name()) };
         let element = first.element_type().map_err(within)?;
@@ -165,23 +174,23 @@ impl<'a> Plan<'a> {
             bail!(Unsupported, "{}: tensor {}: type {element:?} in this place", self.folder.name(), first.name);
         }
         let to = rule.to.replace("{i}", layer);
-        let format = self.format(&to, &shape, element, rule.op);
+        let format = self.format(&to, &shape, element, rule);
         self.tensors.push(MadeTensor {
             name: to,
             shown: first.name.clone(),
             dims: shape.iter().rev().copied().collect(),
             ggml_type: format.ggml_type,
         });
-        self.recipes.push(Recipe::Stored { parts, op: rule.op, heads, from: element, to: format });
+        self.recipes.push(Recipe::Stored { parts, op: rule.op, each: rule.each, heads, from: element, to: format });
         Ok(())
     }
 
     /// What a tensor's elements become.
-    fn format(&self, name: &str, shape: &[u64], stored: ElementType, op: Op) -> &'static Format {
-        if let Op::Mxfp4(_) = op {
+    fn format(&self, name: &str, shape: &[u64], stored: ElementType, rule: &Rule) -> &'static Format {
+        if let Op::Mxfp4(_) = rule.op {
             return format_named("MXFP4");
         }
-        if shape.len() < 2 || name.ends_with(".bias") {
+        if rule.exact || shape.len() < 2 || name.ends_with(".bias") {
             return format_named("F32");
         }
         let small = name.contains("ffn_gate_inp") || name.starts_with("position_embd");

@@ -19,8 +19,6 @@ pub(super) enum Op {
     PairQ,
     /// As [`Op::PairQ`], for key heads.
     PairK,
-    /// 1 is added: the norm multiplies by 1 + w.
-    AddOne,
     /// `[a, b]` to `[b, a]`.
     Transpose,
     /// `{e}` in the name stands for the number of an expert; they are stacked.
@@ -35,6 +33,70 @@ pub(super) enum Op {
     Every(usize),
     /// MXFP4 blocks `[E, r, k / 32, 16]` with scales beside them; of all rows, or of the even or odd ones.
     Mxfp4(Option<usize>),
+    /// `[2f, k]` to the first or second `[f, k]`.
+    HalfRows(usize),
+    /// `[n]` to `[n, 1]`.
+    Column,
+    /// `[n]` to `[1, n]`.
+    Row,
+    /// Rows of each key head (its query, its key, its values, their gates) to all queries, all keys, all values.
+    Qkv,
+    /// Of the same rows, the gates.
+    Gates,
+    /// Values of the heads that share a key stand together; here the first of all keys come first, then the second of all. This is for rows,
+    /// or numbers, one for each value head or each of its dimensions, behind those of queries and keys if there are any.
+    TileRows,
+    /// As [`Op::TileRows`], for columns.
+    TileColumns,
+}
+
+/// What is done with each number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Each {
+    /// Nothing.
+    Same,
+    /// 1 is added: the norm multiplies by 1 + w.
+    AddOne,
+    /// −exp(w): stored is the logarithm of the decay.
+    NegExp,
+}
+
+/// Heads of attention, or of the delta rule.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Heads {
+    /// Whose rows are paired.
+    pub(super) paired: usize,
+    pub(super) keys: usize,
+    pub(super) values: usize,
+    pub(super) key_dim: usize,
+    pub(super) value_dim: usize,
+}
+
+impl Heads {
+    /// Rows of all queries and keys, and of all values.
+    fn widths(&self) -> (usize, usize) {
+        (2 * self.keys * self.key_dim, self.values * self.value_dim)
+    }
+
+    /// Where the piece at `i` of values in tiles comes from; each head has `size` pieces.
+    fn tiled(&self, i: usize, size: usize) -> usize {
+        let (head, at) = (i / size, i % size);
+        let (turn, key) = (head / self.keys, head % self.keys);
+        (key * (self.values / self.keys) + turn) * size + at
+    }
+
+    /// Where a row of [`Op::Qkv`] or [`Op::Gates`] comes from.
+    fn grouped(&self, i: usize, gates: bool) -> usize {
+        let per_key = self.values / self.keys * self.value_dim;
+        let group = 2 * self.key_dim + 2 * per_key;
+        let (q, k) = (self.keys * self.key_dim, 2 * self.keys * self.key_dim);
+        match i {
+            i if gates => i / per_key * group + 2 * self.key_dim + per_key + i % per_key,
+            i if i < q => i / self.key_dim * group + i % self.key_dim,
+            i if i < k => (i - q) / self.key_dim * group + self.key_dim + (i - q) % self.key_dim,
+            i => (i - k) / per_key * group + 2 * self.key_dim + (i - k) % per_key,
+        }
+    }
 }
 
 /// How one tensor is made.
@@ -45,8 +107,8 @@ pub(super) enum Recipe {
     Stored {
         parts: Vec<StoredTensor>,
         op: Op,
-        /// Heads of [`Op::PairQ`] and [`Op::PairK`].
-        heads: usize,
+        each: Each,
+        heads: Heads,
         from: ElementType,
         to: &'static Format,
     },
@@ -63,7 +125,9 @@ impl TensorSource for Recipes {
         match self.list.get(index) {
             None => Cow::Borrowed(&[]),
             Some(Recipe::Given(values)) => Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            Some(Recipe::Stored { parts, op, heads, from, to }) => self.stored(parts, *op, *heads, *from, to),
+            Some(Recipe::Stored { parts, op, each, heads, from, to }) => {
+                self.stored(parts, *op, *each, *heads, *from, to)
+            }
         }
     }
 
@@ -78,14 +142,15 @@ impl TensorSource for Recipes {
 }
 
 /// The dimensions that an operation makes, the contiguous one last.
-pub(super) fn result_shape(parts: &[StoredTensor], op: Op, heads: usize) -> Result<Vec<u64>> {
+pub(super) fn result_shape(parts: &[StoredTensor], op: Op, heads: Heads) -> Result<Vec<u64>> {
     let Some(first) = parts.first() else { bail!(BadFile, "no experts") };
+    let (qk, v) = heads.widths();
     let wrong = |wanted: &str| bail!(BadFile, "tensor {}: shape {:?}, expected {wanted}", first.name, first.shape);
     Ok(match (op, first.shape.as_slice()) {
-        (Op::Plain | Op::AddOne, shape) => shape.to_vec(),
+        (Op::Plain, shape) => shape.to_vec(),
         (Op::PairQ | Op::PairK, shape @ ([rows] | [rows, _])) => {
-            if heads == 0 || !rows.is_multiple_of(2 * heads as u64) {
-                return wrong(&format!("rows for {heads} heads"));
+            if heads.paired == 0 || !rows.is_multiple_of(2 * heads.paired as u64) {
+                return wrong(&format!("rows for {} heads", heads.paired));
             }
             shape.to_vec()
         }
@@ -108,59 +173,101 @@ pub(super) fn result_shape(parts: &[StoredTensor], op: Op, heads: usize) -> Resu
             }
             vec![e, if which.is_some() { r / 2 } else { r }, blocks * 32]
         }
+        (Op::HalfRows(_), &[f, k]) if f.is_multiple_of(2) => vec![f / 2, k],
+        (Op::Column, &[n]) => vec![n, 1],
+        (Op::Row, &[n]) => vec![1, n],
+        (Op::Qkv, &[rows, k]) if rows as usize == qk + 2 * v => vec![(qk + v) as u64, k],
+        (Op::Gates, &[rows, k]) if rows as usize == qk + 2 * v => vec![v as u64, k],
+        (Op::TileRows, shape @ ([rows] | [rows, _])) if [heads.values, v, qk + v].contains(&(*rows as usize)) => {
+            shape.to_vec()
+        }
+        (Op::TileColumns, shape @ &[_, columns]) if columns as usize == v => shape.to_vec(),
         (Op::Half(_) | Op::Columns(_) | Op::TransposeEach, _) => return wrong("three dimensions, two of them even"),
         _ => return wrong("another number of dimensions"),
     })
 }
 
 impl Recipes {
-    fn stored(&self, parts: &[StoredTensor], op: Op, heads: usize, from: ElementType, to: &Format) -> Cow<'_, [u8]> {
+    fn stored(
+        &self,
+        parts: &[StoredTensor],
+        op: Op,
+        each: Each,
+        heads: Heads,
+        from: ElementType,
+        to: &Format,
+    ) -> Cow<'_, [u8]> {
         let mut sources = parts.iter().map(|p| self.folder.data(p));
         let (first, shape) = (sources.next().unwrap_or_default(), parts.first().map_or(&[][..], |p| &p.shape));
         let size = from.bytes();
         let dim = |i: usize| shape.get(i).map_or(1, |&d| d as usize);
-        let bytes: Cow<'_, [u8]> = match op {
-            Op::Plain | Op::AddOne => Cow::Borrowed(first),
-            Op::PairQ | Op::PairK => {
-                let pair = dim(0) / heads / 2;
-                let row = dim(1) * size;
-                gather(first, row, dim(0), |r| {
-                    let (head, r) = (r / (2 * pair), r % (2 * pair));
-                    head * 2 * pair + r % 2 * pair + r / 2
-                })
-            }
-            Op::Transpose => gather(first, size, dim(0) * dim(1), |i| i % dim(0) * dim(1) + i / dim(0)),
-            Op::Stack => {
-                let mut all = first.to_vec();
-                sources.for_each(|s| all.extend_from_slice(s));
-                Cow::Owned(all)
-            }
-            Op::Half(which) => {
-                let row = dim(1) / 2 * dim(2) * size;
-                gather(first, row, dim(0), |e| 2 * e + which)
-            }
-            Op::TransposeEach => {
-                let (a, b) = (dim(1), dim(2));
-                gather(first, size, dim(0) * a * b, |i| i / (a * b) * (a * b) + i % a * b + i % (a * b) / a)
-            }
-            Op::Columns(which) => {
-                let (k, f) = (dim(1), dim(2));
-                let each = k * f / 2;
-                gather(first, size, dim(0) * each, |i| {
-                    let (expert, i) = (i / each, i % each);
-                    expert * k * f + i % k * f + i / k * 2 + which
-                })
-            }
-            Op::Every(which) => gather(first, size, dim(0) * dim(1) / 2, |i| 2 * i + which),
-            Op::Mxfp4(which) => return Cow::Owned(mxfp4(first, sources.next().unwrap_or_default(), dim(2), which)),
-        };
-        if op != Op::AddOne && to.ggml_type == stored_format(from).ggml_type {
+        let bytes: Cow<'_, [u8]> =
+            match op {
+                Op::Plain | Op::Column | Op::Row => Cow::Borrowed(first),
+                Op::PairQ | Op::PairK => {
+                    let pair = dim(0) / heads.paired / 2;
+                    let row = dim(1) * size;
+                    gather(first, row, dim(0), |r| {
+                        let (head, r) = (r / (2 * pair), r % (2 * pair));
+                        head * 2 * pair + r % 2 * pair + r / 2
+                    })
+                }
+                Op::Transpose => gather(first, size, dim(0) * dim(1), |i| i % dim(0) * dim(1) + i / dim(0)),
+                Op::Stack => {
+                    let mut all = first.to_vec();
+                    sources.for_each(|s| all.extend_from_slice(s));
+                    Cow::Owned(all)
+                }
+                Op::Half(which) => {
+                    let row = dim(1) / 2 * dim(2) * size;
+                    gather(first, row, dim(0), |e| 2 * e + which)
+                }
+                Op::TransposeEach => {
+                    let (a, b) = (dim(1), dim(2));
+                    gather(first, size, dim(0) * a * b, |i| i / (a * b) * (a * b) + i % a * b + i % (a * b) / a)
+                }
+                Op::Columns(which) => {
+                    let (k, f) = (dim(1), dim(2));
+                    let each = k * f / 2;
+                    gather(first, size, dim(0) * each, |i| {
+                        let (expert, i) = (i / each, i % each);
+                        expert * k * f + i % k * f + i / k * 2 + which
+                    })
+                }
+                Op::Every(which) => gather(first, size, dim(0) * dim(1) / 2, |i| 2 * i + which),
+                Op::HalfRows(which) => {
+                    let half = dim(0) / 2 * dim(1) * size;
+                    gather(first, half, 1, |_| which)
+                }
+                Op::Qkv => {
+                    gather(first, dim(1) * size, heads.widths().0 + heads.widths().1, |r| heads.grouped(r, false))
+                }
+                Op::Gates => gather(first, dim(1) * size, heads.widths().1, |r| heads.grouped(r, true)),
+                Op::TileRows => {
+                    let (qk, v) = heads.widths();
+                    let skip = if dim(0) == qk + v { qk } else { 0 };
+                    let per_head = (dim(0) - skip) / heads.values;
+                    gather(first, dim(1) * size, dim(0), |r| {
+                        if r < skip { r } else { skip + heads.tiled(r - skip, per_head) }
+                    })
+                }
+                Op::TileColumns => {
+                    let columns = dim(1);
+                    gather(first, size, dim(0) * columns, |i| {
+                        i / columns * columns + heads.tiled(i % columns, heads.value_dim)
+                    })
+                }
+                Op::Mxfp4(which) => return Cow::Owned(mxfp4(first, sources.next().unwrap_or_default(), dim(2), which)),
+            };
+        if each == Each::Same && to.ggml_type == stored_format(from).ggml_type {
             return bytes;
         }
         let mut values = vec![0.0f32; bytes.len() / size.max(1)];
         (stored_format(from).dequantize)(&bytes, &mut values);
-        if op == Op::AddOne {
-            values.iter_mut().for_each(|v| *v += 1.0);
+        match each {
+            Each::Same => {}
+            Each::AddOne => values.iter_mut().for_each(|v| *v += 1.0),
+            Each::NegExp => values.iter_mut().for_each(|v| *v = -v.exp()),
         }
         let mut out = Vec::with_capacity(values.len() / to.block_len * to.block_bytes);
         match to.quantize {
