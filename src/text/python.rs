@@ -23,6 +23,7 @@ pub(super) fn add_to(env: &mut Environment<'static>) {
     env.add_filter("float", float);
     env.add_filter("default", default);
     env.add_filter("d", default);
+    env.add_filter("dictsort", dictsort);
     env.add_filter("center", |text: &str, width: Option<i64>| padded(text, "center", width.unwrap_or(80), " "));
     env.add_filter("wordcount", |text: &str| words(text).count());
     env.add_filter("wordwrap", wordwrap);
@@ -210,6 +211,34 @@ fn dict(from: Option<Value>, named: Kwargs) -> Result<Value, Error> {
         put(Value::from(name), named.get(name)?);
     }
     Ok(Value::from(Serde(Pairs(pairs))))
+}
+
+/// `dictsort(case_sensitive=false, by='key', reverse=false)`.
+fn dictsort(value: Value, args: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let option = |place: usize, name: &str| -> Result<Option<Value>, Error> {
+        args.get(place).cloned().map_or_else(|| named.get::<Option<Value>>(name), |v| Ok(Some(v)))
+    };
+    let truth = |v: Option<Value>| v.is_some_and(|v| v.is_true());
+    let case_sensitive = truth(option(0, "case_sensitive")?);
+    let by_value = match option(1, "by")?.as_ref().map(|v| v.as_str().unwrap_or_default()) {
+        None | Some("key") => false,
+        Some("value") => true,
+        Some(other) => return Err(invalid(format!("dictsort: by {other:?} (\"key\" and \"value\" are possible)"))),
+    };
+    let reverse = truth(option(2, "reverse")?);
+    named.assert_all_used()?;
+    if value.kind() != ValueKind::Map {
+        return Err(invalid("dictsort: a mapping is needed"));
+    }
+    let mut pairs = Vec::new();
+    for key in value.try_iter()? {
+        let item = value.get_item(&key)?;
+        let rank = if by_value { item.clone() } else { key.clone() };
+        let lower = rank.as_str().filter(|_| !case_sensitive).map(|text| Value::from(text.to_lowercase()));
+        pairs.push((lower.unwrap_or(rank), key, item));
+    }
+    pairs.sort_by(|a, b| if reverse { b.0.cmp(&a.0) } else { a.0.cmp(&b.0) });
+    Ok(pairs.into_iter().map(|(_, key, item)| Value::from(Tuple::from([key, item]))).collect())
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {

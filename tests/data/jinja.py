@@ -42,5 +42,7 @@ for src in units():
     except Exception as e:
         r={"source":src,"error":type(e).__name__+": "+str(e)}
     out.append(r)
-json.dump({"context":C,"cases":out},open("tests/data/jinja.json","w"),ensure_ascii=False,indent=1)
+with open("tests/data/jinja.json","w") as f:
+    f.write('{"context": ' + json.dumps(C) + ',\n"cases": [\n')
+    f.write(",\n".join(json.dumps(r) for r in out) + "\n]}\n")
 print(len(out), "cases")

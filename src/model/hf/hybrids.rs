@@ -166,7 +166,7 @@ pub(super) fn heads(c: &Config) -> Result<Heads> {
     };
     let sizes = [heads.keys, heads.values, heads.key_dim, heads.value_dim];
     let any = sizes.iter().any(|&n| n > 0);
-    if any && (sizes.iter().any(|&n| n == 0 || n > 1 << 16) || heads.values % heads.keys != 0) {
+    if any && (sizes.iter().any(|&n| n == 0 || n > 1 << 16) || !heads.values.is_multiple_of(heads.keys)) {
         bail!(BadFile, "{}: {} value heads and {} key heads (keys \"linear_…\")", c.name, heads.values, heads.keys);
     }
     Ok(heads)

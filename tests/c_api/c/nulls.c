@@ -100,6 +100,11 @@ int main(int argc, char **argv) {
     OK(doppler_model_options_init(&load, sizeof load));
     load.kv_type = 99;
     EXPECT(doppler_model_load(context, argv[1], &load, &no_model), DOPPLER_STATUS_INVALID_ARGUMENT);
+    load.kv_type = DOPPLER_KV_TYPE_F16;
+    load.quantize = 99;
+    EXPECT(doppler_model_load(context, argv[1], &load, &no_model), DOPPLER_STATUS_INVALID_ARGUMENT);
+    load.quantize = DOPPLER_WEIGHT_FORMAT_Q8;
+    EXPECT(doppler_model_load(context, argv[1], &load, &no_model), DOPPLER_STATUS_INVALID_ARGUMENT);
     EXPECT(doppler_model_load(context, "\xff\xfe", NULL, &no_model), DOPPLER_STATUS_BAD_UTF8);
     REQUIRE(no_model == NULL);
     OK(doppler_model_destroy(NULL));
