@@ -60,7 +60,25 @@ pub(super) fn read(name: &str, json: &[u8], files: &HfFiles) -> Result<Read> {
     if !matches!(kind, "BPE" | "Unigram") {
         bail!(Unsupported, "{name}: key \"model.type\": \"{kind}\" (BPE and Unigram run)");
     }
-    let mut tokenizer = Crate::from_bytes(json).map_err(|e| broken(&e))?;
+    // Some files do not mark an end token as special; a prompt could then end a turn by writing it.
+    let mut marked = parsed.get("added_tokens").cloned();
+    let mut changed = false;
+    for token in marked.iter_mut().filter_map(Value::as_array_mut).flatten() {
+        let ends = token.get("content").and_then(Value::as_str).is_some_and(super::vocab::is_end);
+        if let Some(special) = token.get_mut("special").filter(|s| ends && s.as_bool() == Some(false)) {
+            *special = Value::Bool(true);
+            changed = true;
+        }
+    }
+    let parsed_anew = || {
+        let mut all = parsed.clone();
+        if let (Some(slot), Some(marked)) = (all.get_mut("added_tokens"), marked) {
+            *slot = marked;
+        }
+        Crate::from_bytes(all.to_string())
+    };
+    let tokenizer = if changed { parsed_anew() } else { Crate::from_bytes(json) };
+    let mut tokenizer = tokenizer.map_err(|e| broken(&e))?;
     // A text is given as it is, and the crate's memory of words belongs to threads and outlives the tokenizer.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| broken(&e))?;

@@ -73,6 +73,16 @@ fn added_tokens_keep_their_rules() {
 }
 
 #[test]
+fn end_tokens_are_special_whatever_the_file_says() {
+    let mut json = sentence_piece();
+    json["added_tokens"][3]["special"] = json!(false);
+    let t = build(&json, &HfFiles::default()).unwrap();
+    assert!(!t.encode("<|end|>", false, false).unwrap().contains(&264));
+    assert_eq!(t.encode("<|end|>", false, true).unwrap(), [264]);
+    assert!(t.is_control(264) && t.end_of_generation().contains(&264));
+}
+
+#[test]
 fn broken_files_are_refused_by_name() {
     let refused = |json: &Value, wanted: &str| {
         let e = build(json, &HfFiles::default()).unwrap_err().to_string();

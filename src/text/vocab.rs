@@ -149,6 +149,11 @@ impl Kinds {
     }
 }
 
+/// Whether a token of this text ends a turn or a document.
+pub(super) fn is_end(text: &str) -> bool {
+    ENDS.contains(&text)
+}
+
 /// The byte that a `<0xNN>` token stands for.
 pub(super) fn byte_of(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;

@@ -469,6 +469,29 @@ fn folders_are_read_as_the_converted_files() {
     }
 }
 
+/// Hybrids without experts have the block beside them as their only one.
+#[test]
+fn a_hybrid_without_experts() {
+    let Some((path, source)) = folder("granitehybrid", "granitehybrid-dense", Dtype::F16, 1) else { return };
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    let mut all = stored(&Gguf::open(&source).unwrap(), &config);
+    all.retain(|name, _| !name.contains("block_sparse_moe"));
+    write_file(&path.join("model.safetensors"), &all.iter().collect::<Vec<_>>(), Dtype::F16);
+    // Nothing is left out without a word.
+    assert!(hf::open(&path, None).unwrap_err().to_string().contains("block_sparse_moe"));
+    config["num_local_experts"] = json!(0);
+    std::fs::write(path.join("config.json"), config.to_string()).unwrap();
+    let (made, file) = (hf::open(&path, None).unwrap(), Gguf::open(&source).unwrap());
+    for (part, beside) in ["ffn_gate", "ffn_up", "ffn_down"].map(|p| (p.to_string(), format!("{p}_shexp"))) {
+        let [m, f] =
+            [(&made, part), (&file, beside)].map(|(g, p)| (g, g.tensor(&format!("blk.1.{p}.weight")).unwrap()));
+        assert!(m.1.dims == f.1.dims && decoded(m.0, m.1) == decoded(f.0, f.1));
+    }
+    assert_eq!(made.get_u32("granitehybrid.feed_forward_length").unwrap(), Some(96));
+    assert_eq!(made.get_u32("granitehybrid.expert_count").unwrap(), None);
+}
+
 /// The models themselves: logits of a folder and of the GGUF file, in one shard and in several.
 #[test]
 fn folders_compute_what_the_files_do() {

@@ -53,6 +53,13 @@ const GRANITE_EXPERTS: &[Rule] = &[
     of("blk.{i}.ffn_down_shexp.weight", "layers.{i}.shared_mlp.output_linear.weight"),
 ];
 
+/// The block that is beside experts, where there are none.
+const GRANITE_DENSE: &[Rule] = &[
+    of("blk.{i}.ffn_gate.weight", "layers.{i}.shared_mlp.input_linear.weight").by(Op::HalfRows(0)),
+    of("blk.{i}.ffn_up.weight", "layers.{i}.shared_mlp.input_linear.weight").by(Op::HalfRows(1)),
+    of("blk.{i}.ffn_down.weight", "layers.{i}.shared_mlp.output_linear.weight"),
+];
+
 /// Norms of the gated delta rule's models; the weights but 1 are stored.
 const DELTA_NORMS: &[Rule] = &[
     of("blk.{i}.attn_norm.weight", "layers.{i}.input_layernorm.weight").each(Each::AddOne),
@@ -90,6 +97,12 @@ pub(super) static FAMILIES: &[Family] = &[
         model_types: &["granitemoehybrid"],
         arch: "granitehybrid",
         tensors: &[GLOBALS, &optional::<8>(PAIRED_ATTENTION), PRE, MAMBA, GRANITE_EXPERTS],
+        keys: granite,
+    },
+    Family {
+        model_types: &["granitemoehybrid without experts"],
+        arch: "granitehybrid",
+        tensors: &[GLOBALS, &optional::<8>(PAIRED_ATTENTION), PRE, MAMBA, GRANITE_DENSE],
         keys: granite,
     },
     Family {
@@ -142,6 +155,13 @@ pub(super) static FAMILIES: &[Family] = &[
         },
     },
 ];
+
+/// What the tables call a model: `model_type`, which for some families says too little.
+pub(super) fn kind(c: &Config) -> Result<String> {
+    let kind = c.need_str("model_type")?;
+    let dense = kind == "granitemoehybrid" && c.u32("num_local_experts")?.unwrap_or(0) == 0;
+    Ok(if dense { kind + " without experts" } else { kind })
+}
 
 /// A table whose tensors only some layers have.
 const fn optional<const N: usize>(rules: &[Rule]) -> [Rule; N] {
@@ -223,8 +243,13 @@ fn granite(c: &Config, k: &mut Keys) -> Result<()> {
     k.put_some("embedding_scale", c.f32("embedding_multiplier")?);
     k.put_some("residual_scale", c.f32("residual_multiplier")?);
     k.put("logit_scale", c.f32("logits_scaling")?.unwrap_or(1.0));
-    experts(c, k)?;
-    k.put("expert_shared_feed_forward_length", c.need_u32("shared_intermediate_size")?);
+    let width = c.need_u32("shared_intermediate_size")?;
+    if c.u32("num_local_experts")?.unwrap_or(0) > 0 {
+        experts(c, k)?;
+        k.put("expert_shared_feed_forward_length", width);
+    } else {
+        k.put("feed_forward_length", width);
+    }
     key_heads(c, k)?;
     k.put("ssm.conv_kernel", c.need_u32("mamba_d_conv")?);
     k.put("ssm.state_size", c.need_u32("mamba_d_state")?);

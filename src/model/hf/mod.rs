@@ -49,7 +49,7 @@ const IGNORED_ENDS: &[&str] = &["rotary_emb.inv_freq", ".attn.bias", ".attn.mask
 /// [`crate::Error::Io`], [`crate::Error::BadFile`] and [`crate::Error::Unsupported`], naming the file and the key or tensor.
 pub fn open(folder: &Path, quantize: Option<WeightFormat>) -> Result<Gguf> {
     let config = Config::open(folder)?;
-    let kind = config.need_str("model_type")?;
+    let kind = hybrids::kind(&config)?;
     let Some(family) = families::all().find(|f| f.model_types.contains(&kind.as_str())) else {
         let known: Vec<&str> = families::all().flat_map(|f| f.model_types).copied().collect();
         bail!(Unsupported, "{}: key \"model_type\": \"{kind}\" (this version loads {})", config.name, known.join(", "));
