@@ -694,6 +694,14 @@ typedef struct doppler_adapter_info {
      * Largest buffer, in bytes.
      */
     uint64_t max_buffer_bytes;
+    /**
+     * 1 with cooperative matrices of the shape that the library uses (of a context: if they are used).
+     */
+    uint32_t cooperative_matrix;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_adapter_info;
 
 /**
@@ -839,6 +847,14 @@ typedef struct doppler_context_options {
      * NUL-terminated UTF-8, read during the call. NULL: they are not kept.
      */
     const char *cache_dir;
+    /**
+     * Not 0: use no cooperative matrices.
+     */
+    uint32_t disable_cooperative_matrix;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_context_options;
 
 /**
@@ -1259,7 +1275,7 @@ typedef struct doppler_model_options {
      */
     uint32_t n_ctx;
     /**
-     * Prompt tokens evaluated in one submit. 0: 256.
+     * Prompt tokens evaluated in one submit. 0: as many as suit the device, 256 to 2048.
      */
     uint32_t prefill_chunk;
     /**
@@ -1279,14 +1295,15 @@ typedef struct doppler_model_options {
      */
     void *progress_user;
     /**
+     * Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
+     * bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
+     */
+    uint32_t exact;
+    /**
      * A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
      * GGUF files.
      */
     uint32_t quantize;
-    /**
-     * 0.
-     */
-    uint32_t reserved;
 } doppler_model_options;
 
 /**

@@ -1,88 +1,158 @@
-// Attention of single rows over the paged cache: one workgroup a row and head, online softmax over tiles of WG positions.
-// y[t, head, :] = softmax(scale * q . K) V over positions lo..pos, with lo from the window; softcap: s = cap * tanh(s / cap).
-// Any length; head_dim a multiple of 4, at most 4 * WG.
-override WG: u32 = 64u;
+// Attention of single rows over the paged cache: softmax(scale * q . K) V over positions lo..pos, with lo from the window; softcap:
+// s = cap * tanh(s / cap). A workgroup takes G neighbouring heads of a row that share keys and values, and every splits-th tile of WG / 4
+// positions, with an online softmax over its tiles. One split writes y; SPLIT: each writes its own top, total and sum, which attention_combine
+// puts together, and those without a tile write nothing. Any length; head_dim a multiple of 4, at most 4 * WG.
+override WG: u32 = 128u;
 override HEAD_DIM: u32 = 64u;
-#import reduce
+override G: u32 = 1u;
+#import thread
 #import state
 #import activation
 struct Params {
-    groups: u32, t_rows: u32, n_head: u32, n_kv: u32, block_tokens: u32, table_stride: u32, window: u32, scale: f32,
-    softcap: f32,
+    groups: u32, n_head: u32, n_kv: u32, block_tokens: u32, table_stride: u32, window: u32, splits: u32, scale: f32, softcap: f32,
 }
 @group(0) @binding(auto) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
+// SPLIT: [row, head, split] of head_dim, else [row, head].
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
+#if SPLIT
+// (Largest score, sum of weights) of each row, head and split.
+@group(0) @binding(auto) var<storage, read_write> tops: array<vec2<f32>>;
+#endif
 #slot kv
 #if SINKS
 // A logit for each query head that takes part in the softmax and has no value.
 @group(0) @binding(auto) var<storage, read> sinks: array<f32>;
 #endif
 
-var<workgroup> qs: array<vec4<f32>, HEAD_DIM / 4u>;
-var<workgroup> weights: array<f32, WG>;
-var<workgroup> index: array<u32, WG>;
-var<workgroup> sums: array<vec4<f32>, WG>;
+// Threads of a position's score, and vectors of values that a thread asks for before the scores are there.
+const TEAM: u32 = 4u;
+const AHEAD: u32 = 8u;
+var<workgroup> qs: array<vec4<f32>, HEAD_DIM / 4u * G>;
+var<workgroup> scratch: array<vec4<f32>, WG>;
+// Of the positions of a tile and the heads: scores, and weights relative to the top.
+var<workgroup> scores: array<vec4<f32>, WG / TEAM>;
+var<workgroup> weights: array<vec4<f32>, WG / TEAM>;
 const LOWEST: f32 = -3.4028234e38;
+
+fn place(p: u32, table: u32, kv_head: u32) -> u32 {
+    let block = tables[table + p / params.block_tokens];
+    return (block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens;
+}
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
     let d4 = HEAD_DIM / 4u;
-    let row = g / params.n_head;
-    let head = g % params.n_head;
-    let kv_head = head / (params.n_head / params.n_kv);
+    let tile_len = WG / TEAM;
+    let split = g % params.splits;
+    let head_groups = params.n_head / G;
+    let row = g / params.splits / head_groups;
+    let head0 = (g / params.splits % head_groups) * G;
+    let kv_head = head0 / (params.n_head / params.n_kv);
     let pos = rows[row].pos;
     let table = rows[row].slot * params.table_stride;
-    for (var i = t.lid; i < d4; i += WG) { qs[i] = q[g * d4 + i]; }
-    // For the values: thread (group v_group, dimension v_dim) takes every v_groups-th position.
+    var lo = 0u;
+    if (params.window != 0u && pos + 1u > params.window) { lo = pos + 1u - params.window; }
+    let tiles = (pos + tile_len - lo) / tile_len;
+    if (split >= tiles) { return; }
+    let q0 = (row * params.n_head + head0) * d4;
+    for (var i = t.lid; i < d4 * G; i += WG) { qs[i] = q[q0 + i]; }
+    // For the values: thread (v_group, v_dim) takes every v_groups-th position.
     let v_groups = WG / d4;
     let v_dim = t.lid % d4;
     let v_group = t.lid / d4;
-    var top = LOWEST;
-    var total = 0.0;
+    var top = vec4<f32>(LOWEST);
+    // Of the weights that this thread made.
+    var total = vec4<f32>(0.0);
 #if SINKS
-    top = sinks[head];
-    total = 1.0;
+    for (var c = 0u; c < G; c++) { top[c] = sinks[head0 + c]; }
+    if (t.lid == 0u) { total = vec4<f32>(1.0); }
 #endif
-    var acc = vec4<f32>(0.0);
-    var lo = 0u;
-    if (params.window != 0u && pos + 1u > params.window) { lo = pos + 1u - params.window; }
+    var acc: array<vec4<f32>, 4>;
+    for (var c = 0u; c < G; c++) { acc[c] = vec4<f32>(0.0); }
     workgroupBarrier();
-    for (var base = lo; base <= pos; base += WG) {
-        let p = base + t.lid;
-        var score = LOWEST;
-        if (p <= pos) {
-            let block = tables[table + p / params.block_tokens];
-            let at = (block * params.n_kv + kv_head) * params.block_tokens + p % params.block_tokens;
-            index[t.lid] = at;
-            var s = 0.0;
-            for (var i = 0u; i < d4; i++) { s += dot(qs[i], k_load4(at, i)); }
-            s *= params.scale;
-            if (params.softcap > 0.0) { s = params.softcap * safe_tanh(s / params.softcap); }
-            score = s;
+    for (var tile = split; tile < tiles; tile += params.splits) {
+        let base = lo + tile * tile_len;
+        let n = min(pos + 1u - base, tile_len);
+        // Values do not depend on the scores: ask for the first of them now.
+        var v: array<vec4<f32>, AHEAD>;
+        for (var i = 0u; i < AHEAD; i++) {
+            let j = v_group + i * v_groups;
+            v[i] = vec4<f32>(0.0);
+            if (v_group < v_groups && j < n) { v[i] = v_load4(place(base + j, table, kv_head), v_dim); }
         }
-        let new_top = max(top, workgroup_max(score, t));
-        let weight = select(0.0, exp(score - new_top), p <= pos);
-        weights[t.lid] = weight;
+        var s: array<f32, 4>;
+        for (var c = 0u; c < 4u; c++) { s[c] = 0.0; }
+        let member = t.lid % TEAM;
+        if (t.lid / TEAM < n) {
+            let at = place(base + t.lid / TEAM, table, kv_head);
+            for (var round = 0u; round < (d4 + TEAM - 1u) / TEAM; round++) {
+                let i = round * TEAM + member;
+                if (i < d4) {
+                    let k = k_load4(at, i);
+                    for (var c = 0u; c < G; c++) { s[c] += dot(qs[c * d4 + i], k); }
+                }
+            }
+        }
+        scratch[t.lid] = vec4<f32>(s[0], s[1], s[2], s[3]);
+        workgroupBarrier();
+        var score = vec4<f32>(LOWEST);
+        if (t.lid < n) {
+            score = vec4<f32>(0.0);
+            for (var j = 0u; j < TEAM; j++) { score += scratch[t.lid * TEAM + j]; }
+            score *= params.scale;
+            if (params.softcap > 0.0) {
+                for (var c = 0u; c < 4u; c++) { score[c] = params.softcap * safe_tanh(score[c] / params.softcap); }
+            }
+            scores[t.lid] = score;
+        }
+        workgroupBarrier();
+        var new_top = top;
+        for (var j = 0u; j < n; j++) { new_top = max(new_top, scores[j]); }
         let rescale = exp(top - new_top);
-        total = total * rescale + workgroup_sum(weight, t);
-        acc *= rescale;
+        total *= rescale;
+        for (var c = 0u; c < G; c++) { acc[c] *= rescale[c]; }
         top = new_top;
-        workgroupBarrier();
-        let n = min(pos + 1u - base, WG);
-        if (v_group < v_groups) {
-            for (var j = v_group; j < n; j += v_groups) { acc += weights[j] * v_load4(index[j], v_dim); }
+        if (t.lid < n) {
+            let weight = exp(score - top);
+            total += weight;
+            weights[t.lid] = weight;
         }
         workgroupBarrier();
+        if (v_group < v_groups) {
+            for (var i = 0u; i < AHEAD; i++) {
+                let j = v_group + i * v_groups;
+                if (j < n) { for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * v[i]; } }
+            }
+            for (var j = v_group + AHEAD * v_groups; j < n; j += v_groups) {
+                let late = v_load4(place(base + j, table, kv_head), v_dim);
+                for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * late; }
+            }
+        }
     }
-    sums[t.lid] = acc;
     workgroupBarrier();
-    if (t.lid < d4) {
-        var s = vec4<f32>(0.0);
-        for (var j = 0u; j < v_groups; j++) { s += sums[j * d4 + t.lid]; }
-        y[g * d4 + t.lid] = s / total;
+    scratch[t.lid] = total;
+    workgroupBarrier();
+    // Threads beyond the tile made no weights, but the first may hold a sink.
+    var sum_of_weights = vec4<f32>(0.0);
+    for (var j = 0u; j < tile_len; j++) { sum_of_weights += scratch[j]; }
+    for (var c = 0u; c < G; c++) {
+        workgroupBarrier();
+        scratch[t.lid] = acc[c];
+        workgroupBarrier();
+        if (t.lid < d4) {
+            var sum = vec4<f32>(0.0);
+            for (var j = 0u; j < v_groups; j++) { sum += scratch[j * d4 + t.lid]; }
+#if SPLIT
+            let part = (row * params.n_head + head0 + c) * params.splits + split;
+            y[part * d4 + t.lid] = sum;
+            if (t.lid == 0u) { tops[part] = vec2<f32>(top[c], sum_of_weights[c]); }
+#else
+            y[q0 + c * d4 + t.lid] = sum / sum_of_weights[c];
+#endif
+        }
     }
 }

@@ -510,6 +510,8 @@ fn features_that_are_switched_off_stay_off() {
         assert_eq!(f.f16, expected("no f16", a.f16), "{}", v.name);
         assert_eq!(f.timestamps, expected("no timestamps", a.timestamps), "{}", v.name);
         assert_eq!(f.pipeline_cache, expected("no pipeline cache", a.pipeline_cache), "{}", v.name);
+        let cooperative = expected("no cooperative matrix", a.cooperative_matrix) && f.subgroups && f.f16;
+        assert_eq!(f.cooperative_matrix, cooperative, "{}", v.name);
         assert_eq!(v.gpu.pipelines().driver_blob().is_some(), f.pipeline_cache, "{}", v.name);
     }
 }

@@ -271,6 +271,9 @@ fn every_shader_is_valid_and_is_what_its_declaration_says() {
         assert!(!forms.is_empty(), "{}: no form exists, or a slot has no fragment", kernel.name);
         for form in forms {
             for device in subsets(&["SUBGROUPS", "F16"]) {
+                if kernel.is_cooperative() && device.len() < 2 {
+                    continue;
+                }
                 let flags = [form.flags.as_slice(), &device].concat();
                 for immediates in [true, false] {
                     let what = format!("{} {form} {device:?} immediates {immediates}", kernel.name);
@@ -295,6 +298,7 @@ fn check_shader(what: &str, kernel: &Kernel, assembled: &Assembled, flags: &[&st
     capabilities.set(Capabilities::SUBGROUP, flags.contains(&"SUBGROUPS"));
     capabilities.set(Capabilities::SHADER_FLOAT16, flags.contains(&"F16"));
     capabilities.set(Capabilities::IMMEDIATES, immediates);
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, kernel.is_cooperative());
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())

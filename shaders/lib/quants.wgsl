@@ -1,5 +1,6 @@
 // Quants of a block of 32 weights, one a byte: byte e of word c is that of weight 4c + e. src/quant/bits.rs says how they are packed.
 // Weights 0 to 15 and 16 to 31 may have different scales.
+#import bytes
 struct Quants { lo: vec4<u32>, hi: vec4<u32> }
 
 fn quants_of_nibbles(q: vec4<u32>) -> Quants {
@@ -36,3 +37,7 @@ fn weights_above(q: Quants, d: vec2<f32>, m: vec2<f32>) -> array<vec4<f32>, 8> {
         d.y * quants_f32(q.hi.x) + m.y, d.y * quants_f32(q.hi.y) + m.y,
         d.y * quants_f32(q.hi.z) + m.y, d.y * quants_f32(q.hi.w) + m.y);
 }
+
+// The same weights, for products with bytes. Quants have seven bits at most, so each is its own signed byte.
+fn bytes_around(q: Quants, zero: f32, d: vec2<f32>) -> Bytes { return Bytes(q.lo, q.hi, d, -zero * d); }
+fn bytes_above(q: Quants, d: vec2<f32>, m: vec2<f32>) -> Bytes { return Bytes(q.lo, q.hi, d, m); }

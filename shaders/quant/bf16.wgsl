@@ -1,3 +1,4 @@
+#set ELEMENTS
 @group(0) @binding(auto) var<storage, read> w_values: array<vec4<u32>>;
 // A bf16 is the upper half of an f32.
 fn weight_pairs(a: u32, b: u32) -> vec4<f32> {
@@ -9,4 +10,8 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
     return array<vec4<f32>, 8>(
         weight_pairs(w0.x, w0.y), weight_pairs(w0.z, w0.w), weight_pairs(w1.x, w1.y), weight_pairs(w1.z, w1.w),
         weight_pairs(w2.x, w2.y), weight_pairs(w2.z, w2.w), weight_pairs(w3.x, w3.y), weight_pairs(w3.z, w3.w));
+}
+fn weight_eight(i: u32) -> array<vec4<f32>, 2> {
+    let w = w_values[i];
+    return array<vec4<f32>, 2>(weight_pairs(w.x, w.y), weight_pairs(w.z, w.w));
 }

@@ -10,3 +10,9 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
     let q = quants_join(quants_of_pairs(w_quants[b]), quants_of_bits(w_high[b]), 2u);
     return weights_around(q, 4.0, d);
 }
+fn weight_bytes(b: u32) -> Bytes {
+    let s = w_scales[b >> 3u];
+    let d = bitcast<f32>(s.x) * (sub_scales(s, b & 7u) - 32.0);
+    let q = quants_join(quants_of_pairs(w_quants[b]), quants_of_bits(w_high[b]), 2u);
+    return bytes_around(q, 4.0, d);
+}

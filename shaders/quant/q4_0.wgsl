@@ -5,3 +5,7 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
     let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
     return weights_around(quants_of_nibbles(w_quants[b]), 8.0, vec2<f32>(d));
 }
+fn weight_bytes(b: u32) -> Bytes {
+    let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
+    return bytes_around(quants_of_nibbles(w_quants[b]), 8.0, vec2<f32>(d));
+}

@@ -8,3 +8,8 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
     let d = unpack2x16float(s.x) * sub_scales(s, b & 7u);
     return weights_above(quants_of_nibbles(w_quants[b]), d.xx, -d.yy);
 }
+fn weight_bytes(b: u32) -> Bytes {
+    let s = w_scales[b >> 3u];
+    let d = unpack2x16float(s.x) * sub_scales(s, b & 7u);
+    return bytes_above(quants_of_nibbles(w_quants[b]), d.xx, -d.yy);
+}

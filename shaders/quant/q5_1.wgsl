@@ -8,3 +8,8 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
     let q = quants_join(quants_of_nibbles(w_quants[b]), quants_of_bits(w_high[b]), 4u);
     return weights_above(q, s.xx, s.yy);
 }
+fn weight_bytes(b: u32) -> Bytes {
+    let s = unpack2x16float(w_scales[b]);
+    let q = quants_join(quants_of_nibbles(w_quants[b]), quants_of_bits(w_high[b]), 4u);
+    return bytes_above(q, s.xx, s.yy);
+}

@@ -1,7 +1,8 @@
+#import bytes
 @group(0) @binding(auto) var<storage, read> w_quants: array<vec4<u32>>;
 @group(0) @binding(auto) var<storage, read> w_scales: array<u32>;
 // Four signed bytes of a word.
-fn weight_bytes(w: u32, d: f32) -> vec4<f32> {
+fn weight_four(w: u32, d: f32) -> vec4<f32> {
     let v = bitcast<vec4<i32>>(vec4<u32>(w << 24u, w << 16u, w << 8u, w)) >> vec4<u32>(24u);
     return d * vec4<f32>(v);
 }
@@ -9,6 +10,10 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
     let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
     let q0 = w_quants[b * 2u]; let q1 = w_quants[b * 2u + 1u];
     return array<vec4<f32>, 8>(
-        weight_bytes(q0.x, d), weight_bytes(q0.y, d), weight_bytes(q0.z, d), weight_bytes(q0.w, d),
-        weight_bytes(q1.x, d), weight_bytes(q1.y, d), weight_bytes(q1.z, d), weight_bytes(q1.w, d));
+        weight_four(q0.x, d), weight_four(q0.y, d), weight_four(q0.z, d), weight_four(q0.w, d),
+        weight_four(q1.x, d), weight_four(q1.y, d), weight_four(q1.z, d), weight_four(q1.w, d));
+}
+fn weight_bytes(b: u32) -> Bytes {
+    let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
+    return Bytes(w_quants[b * 2u], w_quants[b * 2u + 1u], vec2<f32>(d), vec2<f32>(0.0));
 }

@@ -58,6 +58,7 @@ enum Ability {
     Immediates,
     Timestamps,
     PipelineCache,
+    CooperativeMatrix,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +95,7 @@ impl DeviceArgs {
                 immediates: on(Ability::Immediates),
                 timestamps: on(Ability::Timestamps),
                 pipeline_cache: on(Ability::PipelineCache),
+                cooperative_matrix: on(Ability::CooperativeMatrix),
             },
             memory_budget: self.memory_budget,
             timing: self.gpu_timing,
@@ -198,9 +200,12 @@ pub(super) struct EngineArgs {
     /// Context length; 0 = what the model was trained for, at most 4096
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) ctx: u32,
-    /// Prompt tokens in one submit; 0 = 256
+    /// Prompt tokens in one submit; 0 = as many as suit the device
     #[arg(long, value_name = "N", default_value_t = 0)]
     chunk: u32,
+    /// Keep activations in f32 in every product; decoding quantised weights rounds them to 8 bits otherwise
+    #[arg(long)]
+    exact: bool,
     /// Quantise the weights of a folder of safetensors while they are loaded
     #[arg(long, value_enum, value_name = "FORMAT")]
     quantize: Option<QuantizeArg>,
@@ -224,6 +229,7 @@ impl EngineArgs {
             n_ctx: self.ctx,
             prefill_chunk: self.chunk,
             kv_type: self.kv.into(),
+            exact: self.exact,
             quantize,
             ..Default::default()
         }

@@ -61,6 +61,10 @@ pub struct doppler_adapter_info {
     pub max_binding_bytes: u64,
     /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
+    /// 1 with cooperative matrices of the shape that the library uses (of a context: if they are used).
+    pub cooperative_matrix: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -86,6 +90,7 @@ impl doppler_adapter_info {
             immediates: info.immediates,
             timestamps: info.timestamps,
             pipeline_cache: info.pipeline_cache,
+            cooperative_matrix: info.cooperative_matrix,
         });
         Self {
             struct_size: size_of::<Self>(),
@@ -104,6 +109,8 @@ impl doppler_adapter_info {
             pipeline_cache: has.pipeline_cache.into(),
             max_binding_bytes: info.max_binding_bytes,
             max_buffer_bytes: info.max_buffer_bytes,
+            cooperative_matrix: has.cooperative_matrix.into(),
+            reserved: 0,
         }
     }
 }

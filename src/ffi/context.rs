@@ -96,6 +96,10 @@ pub struct doppler_context_options {
     /// Folder in which compiled pipelines are kept from one process to the next, where the driver can; it is made if it does not exist.
     /// NUL-terminated UTF-8, read during the call. NULL: they are not kept.
     pub cache_dir: *const c_char,
+    /// Not 0: use no cooperative matrices.
+    pub disable_cooperative_matrix: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, numbers and raw pointers.
@@ -121,6 +125,8 @@ impl Default for doppler_context_options {
             gpu_timing: 0,
             guard_mode: doppler_guard_mode::Off as u32,
             cache_dir: std::ptr::null(),
+            disable_cooperative_matrix: 0,
+            reserved: 0,
         }
     }
 }
@@ -276,6 +282,7 @@ unsafe fn convert(o: &doppler_context_options) -> Result<ContextOptions> {
             immediates: o.disable_immediates == 0,
             timestamps: o.disable_timestamps == 0,
             pipeline_cache: o.disable_pipeline_cache == 0,
+            cooperative_matrix: o.disable_cooperative_matrix == 0,
         },
         memory_budget: o.memory_budget,
         timing: o.gpu_timing != 0,

@@ -46,7 +46,7 @@ pub struct doppler_model_options {
     pub struct_size: usize,
     /// Longest context of a session, in tokens. 0: the length the model was trained with, at most 4096.
     pub n_ctx: u32,
-    /// Prompt tokens evaluated in one submit. 0: 256.
+    /// Prompt tokens evaluated in one submit. 0: as many as suit the device, 256 to 2048.
     pub prefill_chunk: u32,
     /// A doppler_kv_type. Default F16.
     pub kv_type: u32,
@@ -56,11 +56,12 @@ pub struct doppler_model_options {
     pub on_progress: doppler_progress_callback,
     /// Handed to `on_progress`.
     pub progress_user: *mut c_void,
+    /// Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
+    /// bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
+    pub exact: u32,
     /// A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
     /// GGUF files.
     pub quantize: u32,
-    /// 0.
-    pub reserved: u32,
 }
 
 /// What weights become while they are loaded.
@@ -101,8 +102,8 @@ impl Default for doppler_model_options {
             prewarm: d.prewarm.into(),
             on_progress: None,
             progress_user: std::ptr::null_mut(),
+            exact: d.exact.into(),
             quantize: doppler_weight_format::AsStored as u32,
-            reserved: 0,
         }
     }
 }
@@ -214,6 +215,7 @@ pub unsafe extern "C" fn doppler_model_load(
             prefill_chunk: o.prefill_chunk,
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
+            exact: o.exact != 0,
             quantize: weight_format(o.quantize)?,
         };
         let mut progress = |done, total| match o.on_progress {

@@ -58,6 +58,8 @@ pub struct AdapterInfo {
     pub timestamps: bool,
     /// The backend can keep compiled pipelines in a blob.
     pub pipeline_cache: bool,
+    /// The adapter multiplies 16×16×16 matrices of f16 with f32 sums, in subgroups of 32 threads.
+    pub cooperative_matrix: bool,
 }
 
 impl AdapterInfo {
@@ -91,8 +93,24 @@ impl AdapterInfo {
             immediates: features.contains(wgpu::Features::IMMEDIATES),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
+            cooperative_matrix: has_cooperative_matrix(adapter),
         }
     }
+}
+
+/// Whether the adapter has the shape of cooperative matrix that the kernels are written for. They lay out their tiles for subgroups of 32
+/// threads, and wgpu has no way to ask for a size where an adapter has several.
+fn has_cooperative_matrix(adapter: &wgpu::Adapter) -> bool {
+    let info = adapter.get_info();
+    let fits = |p: &wgpu::CooperativeMatrixProperties| {
+        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
+            && p.ab_type == wgpu::CooperativeScalarType::F16
+            && p.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    adapter.features().contains(
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16,
+    ) && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && adapter.cooperative_matrix_properties().iter().any(fits)
 }
 
 fn instance() -> wgpu::Instance {
@@ -210,6 +228,7 @@ mod tests {
             immediates: true,
             timestamps: true,
             pipeline_cache: true,
+            cooperative_matrix: false,
         }
     }
 

@@ -35,19 +35,31 @@ pub struct Features {
     pub timestamps: bool,
     /// Compiled pipelines kept by the driver's cache object.
     pub pipeline_cache: bool,
+    /// Products by cooperative matrices (16×16×16, f16 operands and f32 sums); goes with subgroups and f16.
+    pub cooperative_matrix: bool,
 }
 
 impl Features {
     /// Everything on: the adapter's own abilities decide.
-    pub const ALL: Self = Self { subgroups: true, f16: true, immediates: true, timestamps: true, pipeline_cache: true };
+    pub const ALL: Self = Self {
+        subgroups: true,
+        f16: true,
+        immediates: true,
+        timestamps: true,
+        pipeline_cache: true,
+        cooperative_matrix: true,
+    };
 
     fn and(self, other: Self) -> Self {
+        let (subgroups, f16) = (self.subgroups && other.subgroups, self.f16 && other.f16);
         Self {
-            subgroups: self.subgroups && other.subgroups,
-            f16: self.f16 && other.f16,
+            subgroups,
+            f16,
             immediates: self.immediates && other.immediates,
             timestamps: self.timestamps && other.timestamps,
             pipeline_cache: self.pipeline_cache && other.pipeline_cache,
+            // Its shaders number subgroups and hold f16 operands.
+            cooperative_matrix: self.cooperative_matrix && other.cooperative_matrix && subgroups && f16,
         }
     }
 
@@ -63,6 +75,7 @@ impl Features {
             (self.immediates, wgpu::Features::IMMEDIATES),
             (self.timestamps, wgpu::Features::TIMESTAMP_QUERY),
             (self.pipeline_cache, wgpu::Features::PIPELINE_CACHE),
+            (self.cooperative_matrix, wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
         ]
         .into_iter()
         .filter(|f| f.0)
@@ -115,6 +128,16 @@ fn trace(options: &GpuOptions) -> Result<wgpu::Trace> {
         None => Ok(wgpu::Trace::Off),
         Some(_) => bail!(Unsupported, "api_trace: this build lacks the cargo feature api-trace"),
     }
+}
+
+/// Leave to use what wgpu calls experimental, where the device is to have it.
+fn experimental(features: Features) -> wgpu::ExperimentalFeatures {
+    if !features.cooperative_matrix {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: wgpu warns of defects that its validation does not catch. Used are cooperative matrices alone, in the one shape that the
+    // adapter lists, on workgroup memory, in uniform control flow, in this library's own shaders, each checked against a reference.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// The first failure the driver reported outside any scope, and whether the device is lost.
@@ -192,6 +215,7 @@ impl Gpu {
             immediates: adapter.immediates && raw.limits().max_immediate_size as usize >= crate::gpu::MAX_PARAMS,
             timestamps: adapter.timestamps,
             pipeline_cache: adapter.pipeline_cache,
+            cooperative_matrix: adapter.cooperative_matrix,
         };
         let features = options.features.and(present);
         let mut limits = raw.limits();
@@ -200,7 +224,7 @@ impl Gpu {
             label: Some("doppler"),
             required_features: features.wgpu(),
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features: experimental(features),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: trace(options)?,
         }))
@@ -317,6 +341,11 @@ impl Gpu {
 
     pub(crate) fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Passes are timed now: by the context's option, or for a profile.
+    pub fn profiling(&self) -> bool {
+        self.profiler.as_ref().is_some_and(Profiler::on)
     }
 
     pub(crate) fn profiler(&self) -> Option<&Profiler> {

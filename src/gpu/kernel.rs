@@ -89,6 +89,11 @@ impl std::fmt::Display for Variant {
 }
 
 impl Kernel {
+    /// Whether the kernel exists only on devices with [`crate::gpu::Features::cooperative_matrix`]: its text says so by what it enables.
+    pub fn is_cooperative(&self) -> bool {
+        self.source.contains("enable wgpu_cooperative_matrix;")
+    }
+
     /// A variant without sizes, and with everything in the order of the declaration: what two dispatches of one form have in common.
     pub fn form(&self, v: &Variant) -> Variant {
         let paths = self.forms.paths.iter().filter_map(|&(n, _)| Some((n, v.constant(n)?)));

@@ -36,7 +36,7 @@ pub use pipeline::{PipelineCache, PipelineCacheStats};
 pub use pool::{Leak, Lease, Pool, PoolLabelStats, PoolStats};
 pub use profile::{OpTime, Profile, ProfileNode, ProfileRow};
 pub use readback::{Gate, Place, ReadbackClass};
-pub use recorder::{BindGroupCache, Plan, Recorder, RecorderStats, Submission};
+pub use recorder::{BindGroupCache, Encoded, Plan, Recorder, RecorderStats, Submission};
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
 
 pub(crate) use kernel::params;

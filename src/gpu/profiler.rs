@@ -77,7 +77,8 @@ impl Profiler {
         self.detailed.load(Relaxed)
     }
 
-    fn on(&self) -> bool {
+    /// Passes are timed now.
+    pub(crate) fn on(&self) -> bool {
         self.timing || self.detailed()
     }
 

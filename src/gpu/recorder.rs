@@ -409,21 +409,77 @@ impl<'g> Recorder<'g> {
             _ => None,
         };
         let errors = self.gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let (gpu, scope) = (self.gpu, self.scope.clone());
+        let submission = self.encoded(uniforms.as_ref()).hand_over(gpu, &scope);
+        drop(ring);
+        if let Some(e) = pollster::block_on(errors.pop()) {
+            bail!(Gpu, "submit {}: {e}", submission.1);
+        }
+        gpu.check()?;
+        Ok(submission.0)
+    }
+
+    /// Encodes everything, to be submitted later: the work of a submit that can be done while the device is busy with another. For replayed
+    /// plans, copies and fills; own dispatches only where the device has immediates, since the ring of parameters is written at the submit.
+    ///
+    /// # Errors
+    /// [`crate::Error::Gpu`] for commands that do not encode; [`crate::Error::Internal`] for parameters that need the ring.
+    pub fn encode(self) -> Result<Encoded> {
+        if self.gpu.pipelines().params_layout().is_some() && !self.params.is_empty() {
+            bail!(Internal, "{}: dispatches with parameters in a ring cannot be encoded ahead", self.label);
+        }
+        let errors = self.gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let label = self.label;
+        let encoded = self.encoded(None);
+        match pollster::block_on(errors.pop()) {
+            Some(e) => bail!(Gpu, "encode {label}: {e}"),
+            None => Ok(encoded),
+        }
+    }
+
+    fn encoded(self, uniforms: Option<&wgpu::BindGroup>) -> Encoded {
         let mut encoder = Encoder::new(self.gpu, self.label, &self.scope);
-        encoder.commands(&self.commands, &self.params, uniforms.as_ref());
+        encoder.commands(&self.commands, &self.params, uniforms);
         let (buffer, dispatches, passes) = encoder.finish();
         self.scope.recorded(self.started.elapsed().as_nanos() as u64);
-        let submitting = Instant::now();
-        let submission = self.gpu.queue().submit(buffer, self.label, &self.scope, dispatches, passes);
-        drop(ring);
-        if let Some(p) = self.gpu.profiler() {
-            p.submitted(self.label, self.scope.phase, submitting);
-        }
+        Encoded { buffer, label: self.label, dispatches, passes, leases: self.leases }
+    }
+}
+
+/// Commands that the driver has, not yet submitted. Dropping them submits nothing.
+#[derive(Debug)]
+pub struct Encoded {
+    buffer: wgpu::CommandBuffer,
+    label: &'static str,
+    dispatches: u64,
+    passes: u64,
+    leases: Vec<Lease>,
+}
+
+impl Encoded {
+    /// Submits them, charged to `scope`.
+    ///
+    /// # Errors
+    /// As [`Recorder::submit`].
+    pub fn submit(self, gpu: &Gpu, scope: &Scope) -> Result<Submission> {
+        gpu.check()?;
+        gpu.fault(FaultPoint::Submit)?;
+        let errors = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let (submission, label) = self.hand_over(gpu, scope);
         if let Some(e) = pollster::block_on(errors.pop()) {
-            bail!(Gpu, "submit {}: {e}", self.label);
+            bail!(Gpu, "submit {label}: {e}");
+        }
+        gpu.check()?;
+        Ok(submission)
+    }
+
+    fn hand_over(self, gpu: &Gpu, scope: &Scope) -> (Submission, &'static str) {
+        let submitting = Instant::now();
+        let submission = gpu.queue().submit(self.buffer, self.label, scope, self.dispatches, self.passes);
+        if let Some(p) = gpu.profiler() {
+            p.submitted(self.label, scope.phase, submitting);
         }
         drop(self.leases);
-        self.gpu.check()?;
-        Ok(submission)
+        (submission, self.label)
     }
 }

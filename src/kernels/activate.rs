@@ -2,13 +2,13 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Dispatch, Forms, Kernel, linear_grid, params};
-use crate::kernels::Matrix;
 use crate::kernels::constants::THREADS;
+use crate::kernels::{ByteRows, Matrix};
 
 pub(super) static ACTIVATE: Kernel = Kernel {
     name: "activate",
     source: include_str!("../../shaders/activate.wgsl"),
-    flags: &["GELU", "GATED", "CLAMPED"],
+    flags: &["GELU", "GATED", "CLAMPED", "BYTES"],
     constants: &["WG"],
     slots: &[],
     forms: Forms { paths: &[], exists: |v| !v.has("CLAMPED") || (v.has("GATED") && !v.has("GELU")) },
@@ -42,7 +42,13 @@ pub enum Activation {
     },
 }
 
-fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+fn dispatch<'a>(
+    which: Activation,
+    gate: Matrix<'a>,
+    up: Option<u32>,
+    y: Matrix<'a>,
+    bytes: Option<ByteRows<'a>>,
+) -> Result<Dispatch<'a>> {
     gate.check("activation: gate")?;
     y.check("activation: y")?;
     if gate.rows != y.rows || gate.cols != y.cols || y.offset != 0 {
@@ -67,13 +73,21 @@ fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<
         limit,
     };
     let elements = u64::from(y.rows) * u64::from(y.cols);
-    Ok(Dispatch::new(&ACTIVATE, &params, linear_grid(elements.div_ceil(THREADS.into())))
+    let threads = if bytes.is_some() { elements / 4 } else { elements };
+    let d = Dispatch::new(&ACTIVATE, &params, linear_grid(threads.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("GELU", which == Activation::GeluTanh)
         .flag("GATED", up.is_some())
         .flag("CLAMPED", clamp.is_some())
         .bind("x", gate.data)
-        .bind("y", y.data))
+        .bind("y", y.data);
+    match bytes {
+        Some(bytes) => {
+            bytes.check("activation: bytes", y.rows, y.cols)?;
+            Ok(bytes.bind_out(d))
+        }
+        None => Ok(d),
+    }
 }
 
 /// `y = act(x)`.
@@ -81,7 +95,20 @@ fn dispatch<'a>(which: Activation, gate: Matrix<'a>, up: Option<u32>, y: Matrix<
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree or the function needs a gate.
 pub fn activate<'a>(which: Activation, x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
-    dispatch(which, x, None, y)
+    dispatch(which, x, None, y, None)
+}
+
+/// [`activate`] that writes `y` as bytes as well; columns are a multiple of 32.
+///
+/// # Errors
+/// As [`activate`].
+pub fn activate_bytes<'a>(
+    which: Activation,
+    x: Matrix<'a>,
+    y: Matrix<'a>,
+    bytes: ByteRows<'a>,
+) -> Result<Dispatch<'a>> {
+    dispatch(which, x, None, y, Some(bytes))
 }
 
 /// `y = silu(x)`.
@@ -89,7 +116,7 @@ pub fn activate<'a>(which: Activation, x: Matrix<'a>, y: Matrix<'a>) -> Result<D
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn silu<'a>(x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
-    dispatch(Activation::Silu, x, None, y)
+    dispatch(Activation::Silu, x, None, y, None)
 }
 
 /// `y = gelu(x)`, tanh form.
@@ -97,7 +124,7 @@ pub fn silu<'a>(x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn gelu<'a>(x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
-    dispatch(Activation::GeluTanh, x, None, y)
+    dispatch(Activation::GeluTanh, x, None, y, None)
 }
 
 /// `y = act(gate) · up`, where gate and up are columns of one matrix (same buffer and stride).
@@ -105,10 +132,34 @@ pub fn gelu<'a>(x: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn glu<'a>(which: Activation, gate: Matrix<'a>, up: Matrix<'a>, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    gated(which, gate, up, y, None)
+}
+
+/// [`glu`] that writes `y` as bytes as well; columns are a multiple of 32.
+///
+/// # Errors
+/// As [`glu`].
+pub fn glu_bytes<'a>(
+    which: Activation,
+    gate: Matrix<'a>,
+    up: Matrix<'a>,
+    y: Matrix<'a>,
+    bytes: ByteRows<'a>,
+) -> Result<Dispatch<'a>> {
+    gated(which, gate, up, y, Some(bytes))
+}
+
+fn gated<'a>(
+    which: Activation,
+    gate: Matrix<'a>,
+    up: Matrix<'a>,
+    y: Matrix<'a>,
+    bytes: Option<ByteRows<'a>>,
+) -> Result<Dispatch<'a>> {
     up.check("activation: up")?;
     let same = gate.data.buffer.id() == up.data.buffer.id() && gate.data.offset == up.data.offset;
     if !same || gate.stride != up.stride || gate.cols != up.cols || gate.rows != up.rows {
         bail!(InvalidArgument, "activation: gate and up must be columns of one matrix");
     }
-    dispatch(which, gate, Some(up.offset), y)
+    dispatch(which, gate, Some(up.offset), y, bytes)
 }

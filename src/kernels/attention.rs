@@ -1,19 +1,9 @@
-//! Attention over the paged cache: single rows (decode), and runs of rows of one sequence (prefill).
+//! Attention over the paged cache: shapes, and runs of rows of one sequence (prefill).
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params};
-use crate::kernels::Pages;
-use crate::kernels::constants::{ATTENTION_ROWS, KV_BLOCK_TOKENS, THREADS};
-
-pub(super) static ATTENTION_DECODE: Kernel = Kernel {
-    name: "attention_decode",
-    source: include_str!("../../shaders/attention_decode.wgsl"),
-    flags: &["SINKS"],
-    constants: &["WG", "HEAD_DIM"],
-    slots: &["kv"],
-    forms: Forms { paths: &[("WG", &[THREADS, 2 * THREADS, 4 * THREADS])], ..Forms::ALL },
-    params: AttentionParams::FIELDS,
-};
+use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, linear_grid, params};
+use crate::kernels::constants::{ATTENTION_ROWS, COOP_ATTENTION_ROWS, KV_BLOCK_TOKENS};
+use crate::kernels::{KvType, Pages};
 
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     name: "attention_prefill",
@@ -22,6 +12,17 @@ pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     constants: &["HEAD_DIM", "KT"],
     slots: &["kv"],
     forms: Forms::ALL,
+    params: AttentionParams::FIELDS,
+};
+
+pub(super) static ATTENTION_COOP: Kernel = Kernel {
+    name: "attention_coop",
+    source: include_str!("../../shaders/attention_coop.wgsl"),
+    flags: &["SINKS"],
+    constants: &["HEAD_DIM"],
+    slots: &["kv"],
+    // Who keeps keys and values in f32 wants them so.
+    forms: Forms { exists: |v| v.fragment("kv") != Some("kv/f32"), ..Forms::ALL },
     params: AttentionParams::FIELDS,
 };
 
@@ -55,7 +56,8 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// The same attention with one more logit for each query head, `sinks[head]`, that takes part in the softmax as it is and has no value.
+    /// The same attention with one more logit for each query head, `sinks[head]`, that takes part in the softmax as it is and has no value. Of
+    /// split attention, this goes with the dispatch that combines.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if there are too few of them.
@@ -66,8 +68,28 @@ impl AttentionShape {
         Ok(d.flag("SINKS", true).bind("sinks", sinks))
     }
 
-    /// What both kernels have in common: `groups` workgroups over `t_rows` rows.
-    fn dispatch<'a>(
+    /// Fails unless the shape is one that kernels know, and queries and row data are there.
+    pub(super) fn check(&self, t_rows: u32, pages: Pages<'_>, q: BufferSlice<'_>) -> Result<()> {
+        let heads = self.n_kv > 0 && self.n_head.is_multiple_of(self.n_kv) && self.head_dim > 0;
+        if !heads || !self.head_dim.is_multiple_of(4) || self.head_dim > 1024 {
+            bail!(InvalidArgument, "attention: {self:?}");
+        }
+        if q.size < self.bytes(t_rows) || pages.rows.size < u64::from(t_rows) * 8 {
+            bail!(InvalidArgument, "attention: {t_rows} rows, {} bytes of q, {} of rows", q.size, pages.rows.size);
+        }
+        pages.kv_type.check(self.head_dim)
+    }
+
+    /// Fails unless the result has room.
+    pub(super) fn check_out(&self, t_rows: u32, y: BufferSlice<'_>) -> Result<()> {
+        if y.size < self.bytes(t_rows) {
+            bail!(InvalidArgument, "attention: {t_rows} rows with {} bytes of y", y.size);
+        }
+        Ok(())
+    }
+
+    /// A dispatch of one of the kernels for runs of rows.
+    fn run_of_rows<'a>(
         &self,
         kernel: &'static Kernel,
         groups: u32,
@@ -76,15 +98,8 @@ impl AttentionShape {
         q: BufferSlice<'a>,
         y: BufferSlice<'a>,
     ) -> Result<Dispatch<'a>> {
-        let bytes = u64::from(t_rows) * u64::from(self.n_head) * u64::from(self.head_dim) * 4;
-        let heads = self.n_kv > 0 && self.n_head.is_multiple_of(self.n_kv) && self.head_dim > 0;
-        if !heads || !self.head_dim.is_multiple_of(4) || self.head_dim > 1024 {
-            bail!(InvalidArgument, "attention: {self:?}");
-        }
-        if q.size < bytes || y.size < bytes || pages.rows.size < u64::from(t_rows) * 8 {
-            bail!(InvalidArgument, "attention: {t_rows} rows with {} bytes of q, {} of y", q.size, y.size);
-        }
-        pages.kv_type.check(self.head_dim)?;
+        self.check(t_rows, pages, q)?;
+        self.check_out(t_rows, y)?;
         let params = AttentionParams {
             groups,
             t_rows,
@@ -106,23 +121,11 @@ impl AttentionShape {
             .bind("kv_k", pages.k)
             .bind("kv_v", pages.v))
     }
-}
 
-/// Attention of `t_rows` rows, each at its own slot and position: `q` and `y` are dense `[t_rows, n_head, head_dim]`.
-///
-/// # Errors
-/// [`crate::Error::InvalidArgument`] if shapes disagree.
-pub fn attention_decode<'a>(
-    shape: AttentionShape,
-    t_rows: u32,
-    pages: Pages<'a>,
-    q: BufferSlice<'a>,
-    y: BufferSlice<'a>,
-) -> Result<Dispatch<'a>> {
-    // Every four dimensions of a value need a thread.
-    let threads = (shape.head_dim / 4).next_power_of_two().max(THREADS);
-    let dispatch = shape.dispatch(&ATTENTION_DECODE, t_rows * shape.n_head, t_rows, pages, q, y)?;
-    Ok(dispatch.constant("WG", threads))
+    /// Bytes of q, and of y.
+    fn bytes(&self, t_rows: u32) -> u64 {
+        u64::from(t_rows) * u64::from(self.n_head) * u64::from(self.head_dim) * 4
+    }
 }
 
 /// Largest head of the tiled kernel: 16 times `MAX_PIECES` of its shader.
@@ -139,12 +142,12 @@ fn key_tile(gpu: &Gpu, head_dim: u32) -> Option<u32> {
     })
 }
 
-/// True if [`attention_prefill`] can run heads of this size; [`attention_decode`] runs any.
+/// True if [`attention_prefill`] can run heads of this size; [`crate::kernels::attention_decode`] runs any.
 pub fn attention_prefill_fits(gpu: &Gpu, head_dim: u32) -> bool {
     key_tile(gpu, head_dim).is_some()
 }
 
-/// Attention of `t_rows` rows of one sequence at consecutive positions; else as [`attention_decode`].
+/// Attention of `t_rows` rows of one sequence at consecutive positions; else as [`crate::kernels::attention_decode`].
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree, or the head does not fit ([`attention_prefill_fits`]).
@@ -160,5 +163,32 @@ pub fn attention_prefill<'a>(
         bail!(InvalidArgument, "attention: heads of {} do not fit the tiled kernel", shape.head_dim);
     };
     let groups = t_rows.div_ceil(ATTENTION_ROWS) * shape.n_head;
-    Ok(shape.dispatch(&ATTENTION_PREFILL, groups, t_rows, pages, q, y)?.constant("KT", kt))
+    Ok(shape.run_of_rows(&ATTENTION_PREFILL, groups, t_rows, pages, q, y)?.constant("KT", kt))
+}
+
+/// Largest head of the cooperative kernel.
+const COOP_MAX_HEAD: u32 = 128;
+
+/// True if [`attention_coop`] can run heads of this size, stored so, on a device with these abilities.
+pub fn attention_coop_fits(features: Features, head_dim: u32, kv_type: KvType) -> bool {
+    features.cooperative_matrix && head_dim.is_multiple_of(16) && head_dim <= COOP_MAX_HEAD && kv_type != KvType::F32
+}
+
+/// As [`attention_prefill`], by cooperative matrices: queries, keys, weights and values are rounded to f16.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree, or the device, the head or its storage is not fit ([`attention_coop_fits`]).
+pub fn attention_coop<'a>(
+    gpu: &Gpu,
+    shape: AttentionShape,
+    t_rows: u32,
+    pages: Pages<'a>,
+    q: BufferSlice<'a>,
+    y: BufferSlice<'a>,
+) -> Result<Dispatch<'a>> {
+    if !attention_coop_fits(gpu.features(), shape.head_dim, pages.kv_type) {
+        bail!(InvalidArgument, "attention: heads of {} in {} by matrices", shape.head_dim, pages.kv_type.name());
+    }
+    let groups = t_rows.div_ceil(COOP_ATTENTION_ROWS) * shape.n_head;
+    shape.run_of_rows(&ATTENTION_COOP, groups, t_rows, pages, q, y)
 }

@@ -5,14 +5,30 @@
 pub const THREADS: u32 = 64;
 /// Threads of reductions over long rows (logits).
 pub const THREADS_LONG: u32 = 256;
-/// Weight rows that a workgroup of the matrix-vector product makes.
+/// Threads that fill a large device: products of few rows give each weight row so many that they come to this.
+pub const PRODUCT_THREADS: u32 = 1 << 18;
+/// Weight rows that a workgroup of the matrix-vector product with experts makes.
 pub const VEC_ROWS: u32 = 4;
+/// The same where `x` is bytes.
+pub const VEC_ROWS_BYTES: u32 = 2;
+/// Workgroups of decode attention that fill a large device: rows and heads are split over the length until there are about as many.
+pub const DECODE_GROUPS: u32 = 512;
+/// Most splits of a row and head.
+pub const DECODE_SPLITS: u32 = 64;
 /// Rows of activations from which on the tiled product is used.
 pub const TILE_FROM: u32 = 5;
 /// Tile of the tiled product: rows of activations, rows of weights.
 pub const TILE: (u32, u32) = (32, 64);
+/// Tile of the cooperative product: rows of activations (also half of them), rows of weights.
+pub const COOP_TILE: (u32, u32) = (128, 128);
+/// Rows of activations from which on the cooperative product is used, where there is one.
+pub const COOP_FROM: u32 = 16;
+/// Workgroups below which the cooperative product halves its tiles: a large device runs about two on each of its some hundred processors.
+pub const COOP_WAVE: u64 = 256;
 /// Rows of queries in a workgroup of prefill attention.
 pub const ATTENTION_ROWS: u32 = 16;
+/// Rows of queries in a workgroup of cooperative attention, whose step is one block of the KV cache.
+pub const COOP_ATTENTION_ROWS: u32 = 64;
 /// Tokens in a block of the KV cache.
 pub const KV_BLOCK_TOKENS: u32 = 32;
 /// Experts that a mixture may have, and those it may use for one row (`moe_route.wgsl` and `moe_tiles.wgsl` know both).

@@ -1,8 +1,9 @@
 //! Products with weights: `y = x · Wᵀ`.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
-use crate::kernels::constants::{THREADS, TILE, TILE_FROM, VEC_ROWS};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
+use crate::kernels::byte_rows::ByteRows;
+use crate::kernels::constants::{PRODUCT_THREADS, THREADS_LONG, TILE, TILE_FROM};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK, by_name};
@@ -10,11 +11,11 @@ use crate::quant::{Format, GPU_BLOCK, by_name};
 pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
     source: include_str!("../../shaders/matmul_vec.wgsl"),
-    flags: &["BIAS", "ACCUMULATE", "TAIL"],
-    constants: &["WG", "NR", "NT"],
+    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM"],
+    constants: &["WG", "TEAM", "NT"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_only_without_blocks },
-    params: MatmulParams::FIELDS,
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: vec_exists },
+    params: VecParams::FIELDS,
 };
 
 pub(super) static MATMUL_TILE: Kernel = Kernel {
@@ -24,7 +25,7 @@ pub(super) static MATMUL_TILE: Kernel = Kernel {
     constants: &[],
     slots: &["weight"],
     forms: Forms { paths: &[], exists: tail_only_without_blocks },
-    params: MatmulParams::FIELDS,
+    params: TileParams::FIELDS,
 };
 
 /// Rows of a format with blocks are whole blocks, so they have no tail.
@@ -33,7 +34,18 @@ pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
     !(v.has("TAIL") && v.fragment("weight").is_some_and(blocks))
 }
 
-params!(MatmulParams {
+/// As [`tail_only_without_blocks`], and products with bytes are of whole blocks.
+pub(super) fn tail_or_bytes(v: &Variant) -> bool {
+    let bytes = |name| by_name(name).is_some_and(|f| f.has_bytes());
+    tail_only_without_blocks(v) && (!v.has("BYTES") || v.fragment("weight").is_some_and(bytes))
+}
+
+/// What is added to the residual stream was normalised before it came to a block's first product.
+fn vec_exists(v: &Variant) -> bool {
+    tail_or_bytes(v) && !(v.has("NORM") && v.has("ACCUMULATE"))
+}
+
+params!(TileParams {
     groups: u32,
     row_groups: u32,
     n: u32,
@@ -45,6 +57,156 @@ params!(MatmulParams {
     y_stride: u32,
     y_offset: u32,
 });
+params!(VecParams {
+    groups: u32,
+    row_groups: u32,
+    n: u32,
+    t_rows: u32,
+    k4: u32,
+    k_blocks: u32,
+    x_stride4: u32,
+    x_offset4: u32,
+    y_stride: u32,
+    y_offset: u32,
+    eps: f32,
+});
+
+/// A normalisation by the root mean square that rows have still to undergo: products of few rows do it by the way.
+#[derive(Debug, Clone, Copy)]
+pub struct RowNorm<'a> {
+    /// A factor for each column.
+    pub w: BufferSlice<'a>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// `[rows, cols / 32]`, beside rows as bytes: sums of squares of the rows before they were multiplied by `w`.
+    pub sums: Option<BufferSlice<'a>>,
+}
+
+/// Rows that products take: numbers, beside them the same as bytes if products are to take those where the weight has quants, and what is
+/// still to be done to them. Bytes of rows that are to be normalised have the norm's weights in them already; the numbers have not.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// As f32.
+    pub x: Matrix<'a>,
+    /// As bytes.
+    pub bytes: Option<ByteRows<'a>>,
+    /// What is still to be done.
+    pub norm: Option<RowNorm<'a>>,
+}
+
+impl<'a> From<Matrix<'a>> for Input<'a> {
+    fn from(x: Matrix<'a>) -> Self {
+        Self { x, bytes: None, norm: None }
+    }
+}
+
+impl<'a> Input<'a> {
+    /// The rows that a product with `w` reads as f32, if it does not read bytes.
+    pub(super) fn f32_rows(&self, w: &Weight) -> Option<Matrix<'a>> {
+        if self.bytes.is_some() && w.has_bytes() { None } else { Some(self.x) }
+    }
+
+    pub(super) fn eps(&self) -> f32 {
+        self.norm.map_or(0.0, |n| n.eps)
+    }
+
+    /// Rows and columns, if all that a product with `w` reads is there.
+    pub(super) fn check(&self, what: &str, w: &Weight) -> Result<[u32; 2]> {
+        let (rows, cols) = (self.x.rows, self.x.cols);
+        let missing = match (self.f32_rows(w), self.bytes, self.norm) {
+            (None, Some(bytes), norm) => {
+                bytes.check(what, rows, cols)?;
+                let sums = u64::from(rows) * u64::from(cols / GPU_BLOCK as u32) * 4;
+                norm.is_some_and(|n| n.sums.is_none_or(|s| s.size < sums))
+            }
+            (_, _, norm) => {
+                self.x.check_vec4(what)?;
+                norm.is_some_and(|n| n.w.size < u64::from(cols) * 4)
+            }
+        };
+        if missing {
+            bail!(InvalidArgument, "{what}: {rows} x {cols} with a norm of too few numbers: {:?}", self.norm);
+        }
+        Ok([rows, cols])
+    }
+
+    /// Binds what a product with `w` reads, in the order of `lib/team.wgsl`.
+    pub(super) fn bind(self, w: &Weight, d: Dispatch<'a>) -> Result<Dispatch<'a>> {
+        let d = d.flag("NORM", self.norm.is_some());
+        Ok(match (self.f32_rows(w), self.bytes) {
+            (None, Some(bytes)) => {
+                let d = d.flag("BYTES", true).bind("x", bytes.quants).bind("x_scales", bytes.scales);
+                match self.norm.and_then(|n| n.sums) {
+                    Some(sums) => d.bind("row_sums", sums),
+                    None => d,
+                }
+            }
+            _ => {
+                let d = d.flag("TAIL", !(self.x.cols as usize).is_multiple_of(GPU_BLOCK)).bind("x", self.x.data);
+                match self.norm {
+                    Some(n) => d.bind("norm_w", n.w),
+                    None => d,
+                }
+            }
+        })
+    }
+}
+
+/// How the threads of a product of few rows are divided; see `lib/team.wgsl`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Team {
+    /// Threads of a workgroup.
+    threads: u32,
+    /// Of them, those that make one row.
+    team: u32,
+    /// Rows of `x` that a workgroup takes.
+    pub(super) columns: u32,
+}
+
+impl Team {
+    /// For `n` rows of `k`, `values` parts for each row of `x`. The team depends on the weight alone: so results do not depend on how many
+    /// rows are made together.
+    pub(super) fn of(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32) -> Self {
+        let most = gpu.max_workgroup_threads().min(THREADS_LONG);
+        let team = Self::threads_of_row(n, k).min(most);
+        Self { threads: most.max(team), team, columns: 0 }.with_columns(gpu, rows, values)
+    }
+
+    /// The same where a workgroup makes a block of `block` rows.
+    pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32) -> Self {
+        let most = (gpu.max_workgroup_threads() / block).max(1);
+        let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
+        Self { threads: team * block, team, columns: 0 }.with_columns(gpu, rows, values)
+    }
+
+    /// So many threads that a large device is full, and each has at least a block.
+    fn threads_of_row(n: u32, k: u32) -> u32 {
+        let full = (PRODUCT_THREADS / n.max(1)).clamp(16, THREADS_LONG);
+        let blocks = (Format::gpu_blocks(k as usize) as u32).max(4);
+        1 << full.min(blocks).ilog2()
+    }
+
+    fn with_columns(self, gpu: &Gpu, rows: u32, values: u32) -> Self {
+        let wanted = match rows {
+            1 => 1,
+            2 => 2,
+            _ => 4,
+        };
+        // Beside the parts, what results are collected in.
+        let bytes = |columns: u32| (self.threads + self.rows()) * values * columns * 4 + columns * 256;
+        let columns = [4, 2].into_iter().find(|&c| c <= wanted && bytes(c) <= gpu.workgroup_bytes()).unwrap_or(1);
+        Self { columns, ..self }
+    }
+
+    /// Rows that a workgroup makes.
+    pub(super) fn rows(&self) -> u32 {
+        self.threads / self.team
+    }
+
+    pub(super) fn constants<'a>(&self, d: Dispatch<'a>) -> Dispatch<'a> {
+        d.constant("WG", self.threads).constant("TEAM", self.team).constant("NT", self.columns)
+    }
+}
 
 /// Which kernel makes a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +220,14 @@ pub enum MatmulPath {
 }
 
 /// `y[t, r] = Σ_k x[t, k] · W[r, k] (+ bias[r])`, added to `y` if `accumulate`; one dispatch for each part of `w`, which
-/// writes its columns of `y`. The width of `x` is a multiple of 4.
+/// writes its columns of `y`. The width of `x` is a multiple of 4. Rows that are bytes or still to be normalised take the matrix-vector
+/// product, whatever their number.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn matmul<'a>(
     gpu: &Gpu,
-    x: Matrix<'a>,
+    x: impl Into<Input<'a>>,
     w: &'a Weight,
     y: Matrix<'a>,
     accumulate: bool,
@@ -77,53 +240,94 @@ pub fn matmul<'a>(
 /// # Errors
 /// As [`matmul`].
 pub fn matmul_with<'a>(
-    _gpu: &Gpu,
+    gpu: &Gpu,
     path: MatmulPath,
-    x: Matrix<'a>,
+    x: impl Into<Input<'a>>,
     w: &'a Weight,
     y: Matrix<'a>,
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
-    x.check_vec4("matmul: x")?;
+    let x = x.into();
+    let [rows, cols] = x.check("matmul: x", w)?;
     y.check("matmul: y")?;
-    if x.cols != w.k() || y.cols != w.rows() || x.rows != y.rows {
-        bail!(
-            InvalidArgument,
-            "matmul by {}: x {} x {}, W {} x {}, y {} x {}",
-            w.name(),
-            x.rows,
-            x.cols,
-            w.rows(),
-            w.k(),
-            y.rows,
-            y.cols
-        );
+    let (n, k) = (w.rows(), w.k());
+    if cols != k || y.cols != n || rows != y.rows || (accumulate && x.norm.is_some()) {
+        bail!(InvalidArgument, "matmul by {}: x {rows} x {cols}, W {n} x {k}, y {} x {}", w.name(), y.rows, y.cols);
     }
+    let plain = x.f32_rows(w).is_some() && x.norm.is_none();
     let tiled = match path {
-        MatmulPath::Auto => x.rows >= TILE_FROM,
+        MatmulPath::Auto => plain && rows >= TILE_FROM,
         MatmulPath::Vec => false,
-        MatmulPath::Tile => true,
+        MatmulPath::Tile if plain => true,
+        MatmulPath::Tile => bail!(InvalidArgument, "matmul by {}: tiles take plain rows", w.name()),
     };
-    w.parts().iter().map(|part| one_part(x, part, y, accumulate, tiled)).collect()
+    let dispatch = |part: &'a WeightPart| {
+        let d = if tiled { tile(x.x, part, y) } else { vec(gpu, x, w, part, y)? };
+        let mut d = d
+            .flag("BIAS", part.bias.is_some())
+            .flag("ACCUMULATE", accumulate)
+            .slot("weight", weight_fragment(part.format)?);
+        if tiled {
+            d = x.bind(w, d)?.bind("y", y.data);
+        } else {
+            d = d.bind("y", y.data);
+        }
+        if let Some(bias) = &part.bias {
+            d = d.bind("bias", bias);
+        }
+        if !tiled {
+            d = x.bind(w, d)?;
+        }
+        Ok(part.bind(d))
+    };
+    w.parts().iter().map(dispatch).collect()
 }
 
-fn one_part<'a>(
-    x: Matrix<'a>,
-    part: &'a WeightPart,
+/// [`matmul`] with `x` as bytes.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree or `w` has rows without bytes ([`Weight::has_bytes`]).
+pub fn matmul_bytes<'a>(
+    gpu: &Gpu,
+    x: ByteRows<'a>,
+    w: &'a Weight,
     y: Matrix<'a>,
     accumulate: bool,
-    tiled: bool,
-) -> Result<Dispatch<'a>> {
-    let nt = match x.rows {
-        1 => 1,
-        2 => 2,
-        _ => 4,
+) -> Result<Vec<Dispatch<'a>>> {
+    if !w.has_bytes() {
+        bail!(InvalidArgument, "matmul by {}: not all of its rows are quants", w.name());
+    }
+    // Nothing reads the numbers.
+    let numbers = Matrix { data: x.quants, rows: x.rows, cols: x.cols, stride: x.cols, offset: 0 };
+    matmul(gpu, Input { x: numbers, bytes: Some(x), norm: None }, w, y, accumulate)
+}
+
+fn vec<'a>(gpu: &Gpu, x: Input<'a>, w: &Weight, part: &WeightPart, y: Matrix<'a>) -> Result<Dispatch<'a>> {
+    let (rows, cols) = (x.x.rows, x.x.cols);
+    // The team does not depend on how a weight is split.
+    let team = Team::of(gpu, w.rows(), w.k(), rows, 1 + u32::from(x.norm.is_some()));
+    let row_groups = part.rows.div_ceil(team.rows());
+    let f32_rows = x.f32_rows(w);
+    let params = VecParams {
+        groups: row_groups * rows.div_ceil(team.columns),
+        row_groups,
+        n: part.rows,
+        t_rows: rows,
+        k4: cols / 4,
+        k_blocks: Format::gpu_blocks(cols as usize) as u32,
+        x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
+        x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
+        y_stride: y.stride,
+        y_offset: y.offset + part.row_start,
+        eps: x.eps(),
     };
-    let (tile_t, tile_r) = if tiled { TILE } else { (nt, VEC_ROWS) };
-    let row_groups = part.rows.div_ceil(tile_r);
-    let groups = row_groups * x.rows.div_ceil(tile_t);
-    let params = MatmulParams {
-        groups,
+    Ok(team.constants(Dispatch::new(&MATMUL_VEC, &params, linear_grid(params.groups.into()))))
+}
+
+fn tile<'a>(x: Matrix<'a>, part: &WeightPart, y: Matrix<'a>) -> Dispatch<'a> {
+    let row_groups = part.rows.div_ceil(TILE.1);
+    let params = TileParams {
+        groups: row_groups * x.rows.div_ceil(TILE.0),
         row_groups,
         n: part.rows,
         t_rows: x.rows,
@@ -134,19 +338,5 @@ fn one_part<'a>(
         y_stride: y.stride,
         y_offset: y.offset + part.row_start,
     };
-    let kernel = if tiled { &MATMUL_TILE } else { &MATMUL_VEC };
-    let mut d = Dispatch::new(kernel, &params, linear_grid(groups.into()))
-        .flag("BIAS", part.bias.is_some())
-        .flag("ACCUMULATE", accumulate)
-        .flag("TAIL", !(x.cols as usize).is_multiple_of(GPU_BLOCK))
-        .slot("weight", weight_fragment(part.format)?)
-        .bind("x", x.data)
-        .bind("y", y.data);
-    if !tiled {
-        d = d.constant("WG", THREADS).constant("NR", VEC_ROWS).constant("NT", nt);
-    }
-    if let Some(bias) = &part.bias {
-        d = d.bind("bias", bias);
-    }
-    Ok(part.bind(d))
+    Dispatch::new(&MATMUL_TILE, &params, linear_grid(params.groups.into()))
 }

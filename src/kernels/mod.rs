@@ -5,10 +5,14 @@
 
 mod activate;
 mod attention;
+mod attention_decode;
+mod byte_rows;
 mod cast;
 pub mod constants;
 mod gather;
 mod matmul;
+mod matmul_coop;
+mod matmul_fused;
 mod moe;
 mod qk_norm;
 mod residual;
@@ -27,15 +31,22 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Fragment, Kernel};
 use crate::quant::{FORMATS, Format};
 
-pub use activate::{Activation, activate, gelu, glu, silu};
-pub use attention::{AttentionShape, attention_decode, attention_prefill, attention_prefill_fits};
+pub use activate::{Activation, activate, activate_bytes, gelu, glu, glu_bytes, silu};
+pub use attention::{AttentionShape, attention_coop, attention_coop_fits, attention_prefill, attention_prefill_fits};
+pub use attention_decode::{AttentionParts, attention_decode, attention_split, attention_splits};
+pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
 pub use gather::{dequant, gather, gather_positions};
-pub use matmul::{MatmulPath, matmul, matmul_with};
-pub use moe::{Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_route, tile_columns};
+pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
+pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
+pub use matmul_fused::{Next, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
+pub use moe::{
+    Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
+    tile_columns,
+};
 pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
-pub use rmsnorm::{Norm, NormKind, norm, rmsnorm};
+pub use rmsnorm::{Norm, NormKind, norm, norm_bytes, rmsnorm};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
 pub use softcap::softcap;
 pub use softmax::softmax;
@@ -45,11 +56,18 @@ pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
     &activate::ACTIVATE,
-    &attention::ATTENTION_DECODE,
+    &attention::ATTENTION_COOP,
+    &attention_decode::ATTENTION_COMBINE,
+    &attention_decode::ATTENTION_DECODE,
     &attention::ATTENTION_PREFILL,
+    &byte_rows::BYTE_ROWS,
     &cast::CAST,
     &gather::DEQUANT,
     &gather::GATHER,
+    &matmul_coop::HALF_ROWS,
+    &matmul_coop::MATMUL_COOP,
+    &matmul_fused::MATMUL_GLU,
+    &matmul_fused::MATMUL_NEXT,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,

@@ -7,8 +7,11 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Forms, Grid, Kernel, linear_grid, params};
-use crate::kernels::constants::{GROUP_FROM, MAX_EXPERTS, MAX_EXPERTS_USED, THREADS, THREADS_LONG, TILE, VEC_ROWS};
-use crate::kernels::matmul::tail_only_without_blocks;
+use crate::kernels::byte_rows::ByteRows;
+use crate::kernels::constants::{
+    GROUP_FROM, MAX_EXPERTS, MAX_EXPERTS_USED, THREADS, THREADS_LONG, TILE, VEC_ROWS, VEC_ROWS_BYTES,
+};
+use crate::kernels::matmul::{tail_only_without_blocks, tail_or_bytes};
 use crate::kernels::weight::{ExpertWeight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -46,10 +49,10 @@ pub(super) static MOE_TILES: Kernel = Kernel {
 pub(super) static MOE_VEC: Kernel = Kernel {
     name: "moe_vec",
     source: include_str!("../../shaders/moe_vec.wgsl"),
-    flags: &["BIAS", "TAIL"],
+    flags: &["BIAS", "TAIL", "BYTES"],
     constants: &["WG", "NR"],
     slots: &["weight"],
-    forms: Forms { paths: &[], exists: tail_only_without_blocks },
+    forms: Forms { paths: &[], exists: tail_or_bytes },
     params: VecParams::FIELDS,
 };
 
@@ -285,19 +288,45 @@ pub fn moe_matmul<'a>(
     routing: Routing<'a>,
     grouping: Option<Grouping<'a>>,
 ) -> Result<Vec<Dispatch<'a>>> {
-    routing.check()?;
     x.check_vec4("moe_matmul: x")?;
+    let share = check_shapes([x.rows, x.cols], w, y, routing)?;
+    let product = |part| match grouping {
+        Some(g) => tile_part(x, part, y, share, g),
+        None => vec_part(X::Floats(x), part, y, share, routing),
+    };
+    w.parts().iter().map(product).collect()
+}
+
+/// [`moe_matmul`] with `x` as bytes, entry by entry.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree or `w` has rows without bytes ([`ExpertWeight::has_bytes`]).
+pub fn moe_matmul_bytes<'a>(
+    x: ByteRows<'a>,
+    w: &'a ExpertWeight,
+    y: Matrix<'a>,
+    routing: Routing<'a>,
+) -> Result<Vec<Dispatch<'a>>> {
+    x.check("moe_matmul: x", x.rows, x.cols)?;
+    let share = check_shapes([x.rows, x.cols], w, y, routing)?;
+    if !w.has_bytes() {
+        bail!(InvalidArgument, "moe_matmul by {}: not all of its rows are quants", w.name());
+    }
+    w.parts().iter().map(|part| vec_part(X::Bytes(x), part, y, share, routing)).collect()
+}
+
+/// Fails unless the shapes of a product agree; how many entries share a row of `x`.
+fn check_shapes([rows, cols]: [u32; 2], w: &ExpertWeight, y: Matrix<'_>, routing: Routing<'_>) -> Result<u32> {
+    routing.check()?;
     y.check("moe_matmul: y")?;
     let s = routing.shape;
-    let shared = x.rows == s.rows;
-    let rows_fit = (shared || u64::from(x.rows) == s.entries()) && u64::from(y.rows) == s.entries();
-    if !rows_fit || x.cols != w.k() || y.cols != w.rows() || w.n_expert() != s.n_expert {
+    let shared = rows == s.rows;
+    let rows_fit = (shared || u64::from(rows) == s.entries()) && u64::from(y.rows) == s.entries();
+    if !rows_fit || cols != w.k() || y.cols != w.rows() || w.n_expert() != s.n_expert {
         bail!(
             InvalidArgument,
-            "moe_matmul by {}: x {} x {}, {} experts of {} x {}, y {} x {}, {} of {} experts for {} rows",
+            "moe_matmul by {}: x {rows} x {cols}, {} experts of {} x {}, y {} x {}, {} of {} experts for {} rows",
             w.name(),
-            x.rows,
-            x.cols,
             w.n_expert(),
             w.rows(),
             w.k(),
@@ -308,15 +337,17 @@ pub fn moe_matmul<'a>(
             s.rows
         );
     }
-    let share = if shared { s.n_used } else { 1 };
-    let product = |part| match grouping {
-        Some(g) => tile_part(x, part, y, share, g),
-        None => vec_part(x, part, y, share, routing),
-    };
-    w.parts().iter().map(product).collect()
+    Ok(if shared { s.n_used } else { 1 })
 }
 
-/// What both products bind after their own lists, in the shaders' order.
+/// The rows that a product reads.
+#[derive(Clone, Copy)]
+enum X<'a> {
+    Floats(Matrix<'a>),
+    Bytes(ByteRows<'a>),
+}
+
+/// What the tiled product binds after its own lists, in the shader's order.
 fn operands<'a>(d: Dispatch<'a>, x: Matrix<'a>, part: &'a WeightPart, y: Matrix<'a>) -> Result<Dispatch<'a>> {
     let mut d = d
         .flag("BIAS", part.bias.is_some())
@@ -331,13 +362,17 @@ fn operands<'a>(d: Dispatch<'a>, x: Matrix<'a>, part: &'a WeightPart, y: Matrix<
 }
 
 fn vec_part<'a>(
-    x: Matrix<'a>,
+    x: X<'a>,
     part: &'a WeightPart,
     y: Matrix<'a>,
     share: u32,
     routing: Routing<'a>,
 ) -> Result<Dispatch<'a>> {
-    let row_groups = part.rows.div_ceil(VEC_ROWS);
+    let (cols, stride, offset, rows) = match x {
+        X::Floats(x) => (x.cols, x.stride, x.offset, VEC_ROWS),
+        X::Bytes(x) => (x.cols, 0, 0, VEC_ROWS_BYTES),
+    };
+    let row_groups = part.rows.div_ceil(rows);
     let Ok(groups) = u32::try_from(routing.shape.entries() * u64::from(row_groups)) else {
         bail!(InvalidArgument, "moe_matmul: {} entries of {} rows", routing.shape.entries(), part.rows);
     };
@@ -345,21 +380,31 @@ fn vec_part<'a>(
         groups,
         row_groups,
         n: part.rows,
-        k4: x.cols / 4,
-        k_blocks: Format::gpu_blocks(x.cols as usize) as u32,
-        x_stride4: x.stride / 4,
-        x_offset4: x.offset / 4,
+        k4: cols / 4,
+        k_blocks: Format::gpu_blocks(cols as usize) as u32,
+        x_stride4: stride / 4,
+        x_offset4: offset / 4,
         y_stride: y.stride,
         y_offset: y.offset + part.row_start,
         share,
         expert_start: part.expert_start,
         experts: part.experts,
     };
-    let d = Dispatch::new(&MOE_VEC, &params, linear_grid(groups.into()))
+    let mut d = Dispatch::new(&MOE_VEC, &params, linear_grid(groups.into()))
         .constant("WG", THREADS)
-        .constant("NR", VEC_ROWS)
-        .bind("ids", routing.ids);
-    operands(d, x, part, y)
+        .constant("NR", rows)
+        .flag("BIAS", part.bias.is_some())
+        .slot("weight", weight_fragment(part.format)?)
+        .bind("ids", routing.ids)
+        .bind("y", y.data);
+    if let Some(bias) = &part.bias {
+        d = d.bind("bias", bias);
+    }
+    d = match x {
+        X::Floats(x) => d.flag("TAIL", !(cols as usize).is_multiple_of(GPU_BLOCK)).bind("x", x.data),
+        X::Bytes(x) => d.flag("BYTES", true).bind("x", x.quants).bind("x_scales", x.scales),
+    };
+    Ok(part.bind(d))
 }
 
 fn tile_part<'a>(

@@ -2,16 +2,20 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
-use crate::kernels::Matrix;
 use crate::kernels::constants::{THREADS, THREADS_LONG};
+use crate::kernels::{ByteRows, Matrix};
 
 pub(super) static RMSNORM: Kernel = Kernel {
     name: "rmsnorm",
     source: include_str!("../../shaders/rmsnorm.wgsl"),
-    flags: &["CENTER", "BIAS", "ADD"],
+    flags: &["CENTER", "BIAS", "ADD", "BYTES"],
     constants: &["WG"],
     slots: &[],
-    forms: Forms { paths: &[("WG", &[THREADS, THREADS_LONG])], ..Forms::ALL },
+    forms: Forms {
+        paths: &[("WG", &[THREADS, THREADS_LONG])],
+        // What is added to something is no input of a product.
+        exists: |v| !(v.has("ADD") && v.has("BYTES")),
+    },
     params: RmsNormParams::FIELDS,
 };
 
@@ -88,4 +92,13 @@ pub fn norm<'a>(norm: Norm<'a>, x: Matrix<'a>, y: Matrix<'a>, add: bool) -> Resu
 /// As [`norm`].
 pub fn rmsnorm<'a>(x: Matrix<'a>, w: BufferSlice<'a>, y: Matrix<'a>, eps: f32) -> Result<Dispatch<'a>> {
     norm(Norm { kind: NormKind::Rms, eps, w, bias: None }, x, y, false)
+}
+
+/// [`norm`], not added, that writes `y` as bytes as well; columns are a multiple of 32.
+///
+/// # Errors
+/// As [`norm`].
+pub fn norm_bytes<'a>(n: Norm<'a>, x: Matrix<'a>, y: Matrix<'a>, bytes: ByteRows<'a>) -> Result<Dispatch<'a>> {
+    bytes.check("norm: bytes", y.rows, y.cols)?;
+    Ok(bytes.bind_out(norm(n, x, y, false)?))
 }

@@ -79,6 +79,10 @@ impl Weight {
     pub fn parts(&self) -> &[WeightPart] {
         &self.parts
     }
+    /// True if products can take `x` as bytes: all rows are of formats with quants.
+    pub fn has_bytes(&self) -> bool {
+        self.parts.iter().all(|p| p.format.has_bytes())
+    }
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(WeightPart::bytes).sum()
@@ -112,6 +116,10 @@ impl ExpertWeight {
     /// The parts, by rows and then by experts.
     pub fn parts(&self) -> &[WeightPart] {
         &self.stack.parts
+    }
+    /// As [`Weight::has_bytes`].
+    pub fn has_bytes(&self) -> bool {
+        self.stack.has_bytes()
     }
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {

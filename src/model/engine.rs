@@ -7,9 +7,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::gpu::{BindGroupCache, Buffer, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
+use crate::gpu::{
+    BindGroupCache, Buffer, Encoded, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission,
+};
 use crate::kernels::KvType;
-use crate::kernels::constants::TILE_FROM;
+use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
@@ -39,6 +41,8 @@ pub struct EngineOptions {
     pub chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
+    /// Products in f32 alone; else activations are rounded to bytes (few rows, quantised weights) or f16 (many rows) where that is faster.
+    pub exact: bool,
 }
 
 /// Why a sequence stopped drawing, as the device reports it.
@@ -81,6 +85,14 @@ impl Drawn {
     }
 }
 
+/// What a decode batch's commands depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct BatchKind {
+    sequences: u32,
+    tokens: u32,
+    penalties: bool,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Engine {
@@ -95,6 +107,8 @@ pub struct Engine {
     groups: BindGroupCache,
     /// Decode steps by number of sequences and whether logits are changed before drawing.
     plans: HashMap<(u32, bool), Arc<Plan>>,
+    /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
+    ahead: Option<(BatchKind, Encoded)>,
     /// Slots that `scratch.batch_slots` holds.
     batch: Vec<u32>,
     /// [`Engine::prewarm`] was done for the buffers there are.
@@ -117,10 +131,11 @@ impl Engine {
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
-            scratch: Scratch::new(&gpu, &spec, options.chunk, scope)?,
+            scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, scope)?,
             staging,
             groups: BindGroupCache::default(),
             plans: HashMap::new(),
+            ahead: None,
             batch: Vec::new(),
             warm: false,
             purges: gpu.pipelines().purges(),
@@ -148,6 +163,7 @@ impl Engine {
             scratch: &self.scratch,
             slots: &self.slots,
             kv: &self.kv,
+            exact: self.options.exact,
             lens,
         }
     }
@@ -165,6 +181,7 @@ impl Engine {
 
     pub(super) fn forget_plans(&mut self) {
         self.plans.clear();
+        self.ahead = None;
         self.groups.clear();
         self.batch.clear();
         self.warm = false;
@@ -286,7 +303,7 @@ impl Engine {
         let lens = sequence.lens(pos);
         let forward = self.forward(lens);
         let mut recorder = self.record_run(n, lens, scope)?;
-        forward.logits(&mut recorder, n - 1, 1)?;
+        forward.logits(&mut recorder, n - 1, 1, false)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
@@ -329,7 +346,7 @@ impl Engine {
             self.pass_gates(sequence, scope)?;
             let lens = sequence.lens(pos + first);
             let mut recorder = self.recorder("logits", lens, scope);
-            self.forward(lens).logits(&mut recorder, first, rows)?;
+            self.forward(lens).logits(&mut recorder, first, rows, false)?;
             let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
             let submission = recorder.submit()?;
             self.read_probe(sequence, seen, &submission, scope)?;
@@ -355,11 +372,11 @@ impl Engine {
     /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
     fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let forward = self.forward(None);
-        // One, two and more columns of the matrix-vector product, the first size that is tiled, and those whose experts are grouped.
+        // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
-        for n in [1, 2, 3, TILE_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
+        for n in [1, 2, 3, TILE_FROM, COOP_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
             forward.body(recorder, n, Batch::Run)?;
-            forward.logits(recorder, 0, n.min(LOGIT_ROWS))?;
+            forward.logits(recorder, 0, n.min(LOGIT_ROWS), false)?;
         }
         [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
     }
@@ -400,6 +417,36 @@ impl Engine {
         self.decode_plan(sequences, penalties, scope).map(drop)
     }
 
+    /// Copies what step `i` of `n` sequences drew to where it is read.
+    fn hand_out(&self, recorder: &mut Recorder<'_>, n: u32, i: u32) -> Result<()> {
+        let step = u64::from(n) * 8;
+        recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(u64::from(i) * step, step))
+    }
+
+    fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
+        let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+        let mut recorder = self.recorder("decode", None, scope);
+        for i in 0..kind.tokens {
+            recorder.replay(&plan);
+            self.hand_out(&mut recorder, kind.sequences, i)?;
+        }
+        recorder.encode()
+    }
+
+    /// Submits a decode batch, and encodes another of its kind while the device is busy: its commands depend on nothing that this one draws.
+    fn submit_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Submission> {
+        let encoded = match self.ahead.take().filter(|(k, _)| *k == kind) {
+            Some((_, encoded)) => encoded,
+            None => self.encode_batch(kind, scope)?,
+        };
+        let submission = encoded.submit(&self.gpu, scope)?;
+        // Time stamps belong to the submit that was encoded last.
+        if !self.gpu.profiling() {
+            self.ahead = Some((kind, self.encode_batch(kind, scope)?));
+        }
+        Ok(submission)
+    }
+
     /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
     /// the cache. Per step and sequence, in this order: a token, or `None` if the sequence had stopped before.
     ///
@@ -417,7 +464,6 @@ impl Engine {
             bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
         }
         self.gpu.gate(&DECODE_TOKENS, scope)?;
-        let probed = sequences.first().is_some_and(|s| s.is_probed());
         if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
             bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
         }
@@ -434,23 +480,22 @@ impl Engine {
         }
         let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);
-        let plan = if probed { None } else { Some(self.decode_plan(n, penalties, scope)?) };
         if self.batch != slots {
             self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
             self.batch = slots;
         }
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
-        let mut recorder = self.recorder("decode", lens, scope);
-        let step = u64::from(n) * 8;
-        for i in 0..u64::from(tokens) {
-            match &plan {
-                Some(plan) => recorder.replay(plan),
-                None => self.forward(lens).decode_step(&mut recorder, n, penalties)?,
+        let kind = BatchKind { sequences: n, tokens, penalties };
+        let (submission, seen) = match lens {
+            Some(lens) => {
+                let mut recorder = self.recorder("decode", Some(lens), scope);
+                self.forward(Some(lens)).decode_step(&mut recorder, n, penalties)?;
+                self.hand_out(&mut recorder, n, 0)?;
+                let seen = lens.probe.finish(&mut recorder)?;
+                (recorder.submit()?, Some(seen))
             }
-            recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(i * step, step))?;
-        }
-        let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
-        let submission = recorder.submit()?;
+            None => (self.submit_batch(kind, scope)?, None),
+        };
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;

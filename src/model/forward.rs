@@ -2,14 +2,17 @@
 
 use crate::error::Result;
 use crate::gpu::{BufferSlice, Dispatch, Recorder};
+use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    AttentionShape, Matrix, Norm, Pages, RopePairs, RopeShape, Segments, Weight, activate, attention_decode,
-    attention_prefill, attention_prefill_fits, gather, gather_positions, glu, matmul, norm, qk_norm, rope, softcap,
+    Activation, ByteRows, Input, Matrix, Next, Norm, NormKind, Pages, RopePairs, RopeShape, RowNorm, Segments, Weight,
+    activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode, attention_prefill,
+    attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes,
+    matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
-use crate::model::scratch::Scratch;
+use crate::model::scratch::{ByteBuffers, LOGIT_ROWS, Scratch};
 use crate::model::slots::Slots;
 use crate::model::spec::{AttentionSpec, LayerSpec, ModelSpec, QkNorm};
 use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weights};
@@ -23,6 +26,20 @@ pub(crate) enum Batch {
     Rows,
 }
 
+/// When a norm is done: before the product that reads it, or by the way. `ready`: the block before has left what that takes.
+#[derive(Clone, Copy)]
+enum Norms {
+    Now,
+    Later { ready: bool },
+}
+
+/// What comes after a block: the normalisation, and whether the product that reads its result takes bytes.
+#[derive(Clone, Copy)]
+struct After<'a> {
+    norm: Option<&'a NormWeights>,
+    wants_bytes: bool,
+}
+
 /// What the pass reads and writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
@@ -31,6 +48,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) slots: &'a Slots,
     pub(crate) kv: &'a KvPool,
+    /// Products take f32 activations always; else those of few rows with quantised weights take bytes.
+    pub(crate) exact: bool,
     /// Looks at tensors on the way.
     pub(crate) lens: Option<Lens<'a>>,
 }
@@ -38,6 +57,21 @@ pub(crate) struct Forward<'a> {
 impl<'a> Forward<'a> {
     pub(super) fn record_all(r: &mut Recorder<'_>, label: &'static str, dispatches: Vec<Dispatch<'_>>) -> Result<()> {
         dispatches.into_iter().try_for_each(|d| r.record(d.label(label)))
+    }
+
+    /// Products of the rows with `w`, by the fastest means that the number of rows, the weight and the device allow.
+    pub(super) fn product(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        from: Input<'_>,
+        w: &Weight,
+        y: Matrix<'_>,
+        accumulate: bool,
+    ) -> Result<()> {
+        let few = from.norm.is_some() || (from.bytes.is_some() && w.has_bytes());
+        let room = self.scratch.half_room().filter(|_| !few);
+        Self::record_all(r, label, matmul_fast(r.gpu(), room, from, w, y, accumulate)?)
     }
 
     /// Shows a tensor to the probe, if there is one.
@@ -63,8 +97,8 @@ impl<'a> Forward<'a> {
         lens.probe.words(r, point, layer.map(|l| l as u32), lens.position, words, n)
     }
 
-    /// Embedding and all blocks, for the first `n` rows of the scratch.
-    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<()> {
+    /// Embedding and all blocks, for the first `n` rows of the scratch. True if the last block left its result ready for the head.
+    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<bool> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
@@ -72,17 +106,53 @@ impl<'a> Forward<'a> {
             Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
         }
         self.look(r, "embed", None, x)?;
-        for (i, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+        let layers = &self.weights.layers;
+        // Whether the block before left bytes for the next one.
+        let mut ready = false;
+        for (i, (spec, weights)) in self.spec.layers.iter().zip(layers).enumerate() {
             r.set_layer(Some(i as u32));
-            let input = self.attention(r, i, spec, weights, x, batch)?;
-            self.look(r, "attn.residual", Some(i), x)?;
-            let input = if spec.parallel { input } else { self.norm(r, x, weights.ffn_norm.as_ref())? };
-            self.look(r, "ffn.norm", Some(i), input)?;
-            self.feed_forward(r, i, spec, weights, input, x)?;
-            self.look(r, "ffn.residual", Some(i), x)?;
+            let after = match self.spec.layers.get(i + 1).zip(layers.get(i + 1)) {
+                // Blocks side by side share rows that are normalised beforehand.
+                Some((spec, w)) => {
+                    let norm = w.attn_norm.as_ref().filter(|_| !spec.parallel);
+                    After { norm, wants_bytes: w.qkv.has_bytes() }
+                }
+                None => After { norm: Some(&self.weights.output_norm), wants_bytes: self.weights.head().has_bytes() },
+            };
+            ready = self.layer(r, i, spec, weights, x, batch, ready, after)?;
         }
         r.set_layer(None);
-        Ok(())
+        Ok(ready)
+    }
+
+    /// One layer: `x += attention(x)`, `x += feed_forward(x)`. `ready`: what it reads stands as bytes already; returns the same for what
+    /// comes `after` it.
+    #[allow(clippy::too_many_arguments, reason = "a layer's place, its weights and its neighbours")]
+    fn layer(
+        &self,
+        r: &mut Recorder<'_>,
+        i: usize,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        x: Matrix<'_>,
+        batch: Batch,
+        ready: bool,
+        after: After<'_>,
+    ) -> Result<bool> {
+        let dense = matches!(weights.feed_forward, FeedForwardWeights::Dense { .. });
+        let middle = After { norm: weights.ffn_norm.as_ref(), wants_bytes: weights.feed_forward.first_has_bytes() };
+        // Routers and experts take normalised rows; blocks side by side have the same input.
+        let plain = !dense || spec.parallel;
+        let (input, ready) = self.attention(r, i, spec, weights, x, batch, ready, (!plain).then_some(middle))?;
+        self.look(r, "attn.residual", Some(i), x)?;
+        let input = match spec.parallel {
+            true => input,
+            false => self.norm(r, x, middle, if plain { Norms::Now } else { Norms::Later { ready } })?,
+        };
+        self.look(r, "ffn.norm", Some(i), input.x)?;
+        let ready = self.feed_forward(r, i, spec, weights, input, x, after)?;
+        self.look(r, "ffn.residual", Some(i), x)?;
+        Ok(ready)
     }
 
     fn norm_of<'w>(&self, w: &'w NormWeights) -> Norm<'w> {
@@ -90,51 +160,119 @@ impl<'a> Forward<'a> {
         Norm { kind: self.spec.norm, eps: self.spec.norm_eps, w: w.w.whole(), bias }
     }
 
-    /// What a block reads: the normalised residual stream, or without weights the stream itself.
-    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, w: Option<&NormWeights>) -> Result<Matrix<'m>>
+    /// Where `rows` rows of inputs stand as bytes; `wanted` if a product takes them so.
+    fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
+        if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
+    }
+
+    /// Whether products of so many rows take a norm by the way. Who looks at tensors is to find the normalised rows.
+    fn norms_by_the_way(&self, rows: u32, w: &NormWeights) -> bool {
+        rows < TILE_FROM && self.lens.is_none() && self.spec.norm == NormKind::Rms && w.bias.is_none()
+    }
+
+    /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.
+    fn norm<'m>(&self, r: &mut Recorder<'_>, x: Matrix<'m>, what: After<'m>, when: Norms) -> Result<Input<'m>>
     where
         'a: 'm,
     {
-        let Some(w) = w else { return Ok(x) };
+        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
+        if let (Some(w), Norms::Later { ready }) = (what.norm, when)
+            && self.norms_by_the_way(x.rows, w)
+            && (ready || bytes.is_none())
+        {
+            let sums = ready.then(|| self.scratch.block_sums.whole());
+            return Ok(Input { x, bytes, norm: Some(RowNorm { w: w.w.whole(), eps: self.spec.norm_eps, sums }) });
+        }
         let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        r.record(norm(self.norm_of(w), x, normed, false)?)?;
-        Ok(normed)
+        let (x, d) = match (what.norm, bytes) {
+            (Some(w), Some(bytes)) => (normed, norm_bytes(self.norm_of(w), x, normed, bytes)?),
+            (Some(w), None) => (normed, norm(self.norm_of(w), x, normed, false)?),
+            (None, Some(bytes)) => (x, byte_rows(x, bytes)?),
+            (None, None) => return Ok(x.into()),
+        };
+        r.record(d)?;
+        Ok(Input { x, bytes, norm: None })
     }
 
-    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input.
+    /// The activation of a first product's result `up` into `inner`, `act(gate) · up` where it is `gated`; as bytes too if they are `wanted`.
+    pub(super) fn activate(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        (which, gated): (Activation, bool),
+        up: Matrix<'a>,
+        inner: Matrix<'a>,
+        wanted: bool,
+    ) -> Result<Input<'a>> {
+        let n = inner.cols;
+        let bytes = if self.exact || !wanted { None } else { self.scratch.inner_bytes.rows(inner.rows, n) };
+        let halves = || (up.columns(0, n), up.columns(n, n));
+        let d = match (gated.then(halves), bytes) {
+            (Some((gate, up)), Some(bytes)) => glu_bytes(which, gate, up, inner, bytes)?,
+            (Some((gate, up)), None) => glu(which, gate, up, inner)?,
+            (None, Some(bytes)) => activate_bytes(which, up, inner, bytes)?,
+            (None, None) => activate(which, up, inner)?,
+        };
+        r.record(d.label(label))?;
+        Ok(Input { x: inner, bytes, norm: None })
+    }
+
+    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input. True if it
+    /// left what `after` reads as bytes.
+    #[allow(clippy::too_many_arguments, reason = "a product and what stands around it")]
     fn add_block(
         &self,
         r: &mut Recorder<'_>,
         label: &'static str,
-        from: Matrix<'_>,
+        from: Input<'_>,
         w: &Weight,
         post: Option<&NormWeights>,
         x: Matrix<'_>,
-    ) -> Result<()> {
-        let Some(post) = post else { return Self::record_all(r, label, matmul(r.gpu(), from, w, x, true)?) };
-        let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        Self::record_all(r, label, matmul(r.gpu(), from, w, y, false)?)?;
-        r.record(norm(self.norm_of(post), y, x, true)?)
+        after: Option<After<'_>>,
+    ) -> Result<bool> {
+        if let Some(post) = post {
+            let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+            self.product(r, label, from, w, y, false)?;
+            r.record(norm(self.norm_of(post), y, x, true)?)?;
+            return Ok(false);
+        }
+        let bytes =
+            self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.is_some_and(|a| a.wants_bytes));
+        if let (Some(bytes), Some(norm)) = (bytes, after.and_then(|a| a.norm))
+            && self.norms_by_the_way(x.rows, norm)
+            && matmul_next_fits(w)
+        {
+            let next = Next { w: norm.w.whole(), bytes, sums: self.scratch.block_sums.whole() };
+            Self::record_all(r, label, matmul_next(r.gpu(), from, w, x, next)?)?;
+            return Ok(true);
+        }
+        self.product(r, label, from, w, x, true)?;
+        Ok(false)
     }
 
-    /// Adds attention to `x`. Returns what it read, for blocks that share their input.
+    /// Adds attention to `x`. Returns what it read, for blocks that share their input, and whether it left bytes for what comes `after`.
+    #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     fn attention<'m>(
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
-        w: &LayerWeights,
+        w: &'m LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
-    ) -> Result<Matrix<'m>>
+        ready: bool,
+        after: Option<After<'_>>,
+    ) -> Result<(Input<'m>, bool)>
     where
         'a: 'm,
     {
         let (s, a, n) = (self.scratch, &spec.attention, x.rows);
-        let normed = self.norm(r, x, w.attn_norm.as_ref())?;
-        self.look(r, "attn.norm", Some(layer), normed)?;
+        let wants_bytes = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
+        let when = if spec.parallel { Norms::Now } else { Norms::Later { ready } };
+        let normed = self.norm(r, x, After { norm: w.attn_norm.as_ref(), wants_bytes }, when)?;
+        self.look(r, "attn.norm", Some(layer), normed.x)?;
         let qkv = Matrix::new(&s.qkv, n, a.qkv_width());
-        Self::record_all(r, "attn.qkv", matmul(r.gpu(), normed, &w.qkv, qkv, false)?)?;
+        self.product(r, "attn.qkv", normed, &w.qkv, qkv, false)?;
         self.look(r, "attn.qkv", Some(layer), qkv)?;
         self.qk_norm(r, a, w, qkv)?;
         let (k, v) = self.kv.layer(layer)?;
@@ -154,28 +292,37 @@ impl<'a> Forward<'a> {
         r.record(rope(rotation, qkv, pages, angles, q)?.label("attn.rope"))?;
         self.look(r, "attn.q", Some(layer), Matrix::new(&s.q, n, a.q_width()))?;
         self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
-        let shape = AttentionShape {
-            n_head: a.n_head,
-            n_kv: a.n_kv,
-            head_dim: a.head_dim,
-            window: a.window,
-            scale: a.scale,
-            softcap: a.softcap,
-        };
-        let scores = if batch == Batch::Run && n > 1 && attention_prefill_fits(r.gpu(), a.head_dim) {
-            attention_prefill(r.gpu(), shape, n, pages, q, out)?
-        } else {
-            attention_decode(shape, n, pages, q, out)?
-        };
-        let scores = match &w.sinks {
-            Some(sinks) => shape.with_sinks(scores, sinks.whole())?,
-            None => scores,
-        };
-        r.record(scores.label("attn.scores"))?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
+        let bytes = self.bytes(&s.inner_bytes, n, heads.cols, w.attn_out.has_bytes());
+        let (shape, splits) = (a.shape(), attention_splits(&a.shape(), n));
+        // Whether the bytes are written with the rows.
+        let mut written = bytes.is_none();
+        let run = batch == Batch::Run && n > 1;
+        let halves_fit = s.half_room().is_some() && n >= COOP_FROM;
+        let mut scores = if run && halves_fit && attention_coop_fits(r.gpu().features(), a.head_dim, pages.kv_type) {
+            vec![attention_coop(r.gpu(), shape, n, pages, q, out)?]
+        } else if run && attention_prefill_fits(r.gpu(), a.head_dim) {
+            vec![attention_prefill(r.gpu(), shape, n, pages, q, out)?]
+        } else if splits > 1 && n <= LOGIT_ROWS {
+            let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32));
+            written |= with_rows.is_some();
+            attention_split(shape, n, splits, pages, q, s.attn_parts.whole(), out, with_rows)?.into()
+        } else {
+            vec![attention_decode(shape, n, pages, q, out)?]
+        };
+        if let Some(sinks) = &w.sinks
+            && let Some(last) = scores.pop()
+        {
+            scores.push(shape.with_sinks(last, sinks.whole())?);
+        }
+        Self::record_all(r, "attn.scores", scores)?;
+        if let Some(bytes) = bytes.filter(|_| !written) {
+            r.record(byte_rows(heads, bytes)?.label("attn.bytes"))?;
+        }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x)?;
-        Ok(normed)
+        let heads = Input { x: heads, bytes, norm: None };
+        let ready = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, after)?;
+        Ok((normed, ready))
     }
 
     /// Normalises q and k where they stand, if the layer does that.
@@ -189,43 +336,52 @@ impl<'a> Forward<'a> {
         r.record(qk_norm(qkv, q, k, self.spec.norm_eps)?.label("attn.qk_norm"))
     }
 
+    /// Adds the feed-forward half to `x`. True if it left bytes for what comes `after`.
+    #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     fn feed_forward(
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
         spec: &LayerSpec,
         w: &LayerWeights,
-        input: Matrix<'_>,
+        input: Input<'_>,
         x: Matrix<'_>,
-    ) -> Result<()> {
+        after: After<'_>,
+    ) -> Result<bool> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
         let (w_up, w_down) = match &w.feed_forward {
             FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
-                return self.experts(r, layer, &spec.feed_forward, experts, input, x);
+                self.experts(r, layer, &spec.feed_forward, experts, input, x)?;
+                return Ok(false);
             }
         };
-        let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
-        Self::record_all(r, "ffn.gate_up", matmul(r.gpu(), input, w_up, up, false)?)?;
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
-        let which = spec.feed_forward.activation;
-        let act = match spec.feed_forward.gated {
-            true => glu(which, up.columns(0, n_ff), up.columns(n_ff, n_ff), inner)?,
-            false => activate(which, up, inner)?,
+        let (which, gated) = (spec.feed_forward.activation, spec.feed_forward.gated);
+        let wanted = w_down.has_bytes() && x.rows < TILE_FROM;
+        let inner = if gated && x.rows < TILE_FROM && matmul_glu_fits(which, w_up) {
+            let bytes = self.bytes(&s.inner_bytes, x.rows, n_ff, wanted);
+            r.record(matmul_glu(r.gpu(), which, input, w_up, inner, bytes)?.label("ffn.gate_up"))?;
+            Input { x: inner, bytes, norm: None }
+        } else {
+            let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
+            self.product(r, "ffn.gate_up", input, w_up, up, false)?;
+            self.activate(r, "ffn.act", (which, gated), up, inner, wanted)?
         };
-        r.record(act.label("ffn.act"))?;
-        self.look(r, "ffn.inner", Some(layer), inner)?;
-        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x)
+        self.look(r, "ffn.inner", Some(layer), inner.x)?;
+        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x, Some(after))
     }
 
-    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`.
-    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32) -> Result<()> {
+    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`. `ready`: the rows are the first, and the last block has left
+    /// them as bytes.
+    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32, ready: bool) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
-        let normed = self.norm(r, x, Some(&self.weights.output_norm))?;
-        self.look(r, "output.norm", None, normed)?;
+        let what = After { norm: Some(&self.weights.output_norm), wants_bytes: self.weights.head().has_bytes() };
+        let normed = self.norm(r, x, what, Norms::Later { ready })?;
+        self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
-        Self::record_all(r, "head", matmul(r.gpu(), normed, self.weights.head(), logits, false)?)?;
+        self.product(r, "head", normed, self.weights.head(), logits, false)?;
         if self.spec.logit_softcap > 0.0 {
             r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
         }
@@ -264,8 +420,8 @@ impl<'a> Forward<'a> {
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
-        self.body(r, n, Batch::Rows)?;
-        self.logits(r, 0, n)?;
+        let ready = self.body(r, n, Batch::Rows)?;
+        self.logits(r, 0, n, ready)?;
         self.sample(r, n, rows, penalties)
     }
 }

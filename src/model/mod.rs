@@ -29,6 +29,7 @@ pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
+pub use scratch::default_chunk;
 pub use sequence::Sequence;
 pub use spec::{
     AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormNames, QkNorm, RopeDivisors, RopeScaling,

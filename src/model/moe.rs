@@ -3,11 +3,11 @@
 //! Nothing here depends on what the router chooses: the device keeps that to itself, so a decode plan replays as it is.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Buffer, Gpu, Recorder, Scope};
-use crate::kernels::constants::GROUP_FROM;
+use crate::gpu::{Buffer, Dispatch, Gpu, Recorder, Scope};
+use crate::kernels::constants::{GROUP_FROM, TILE_FROM};
 use crate::kernels::{
-    Activation, Grouping, Matrix, MoeShape, Routing, SharedExpert, glu, matmul, moe_combine, moe_group, moe_matmul,
-    moe_route, tile_columns,
+    Activation, ExpertWeight, Grouping, Input, Matrix, MoeShape, Routing, SharedExpert, matmul, moe_combine, moe_group,
+    moe_matmul, moe_matmul_bytes, moe_route, tile_columns,
 };
 use crate::model::forward::Forward;
 use crate::model::scratch::buffer;
@@ -68,7 +68,21 @@ pub(crate) fn grouped_from(e: &ExpertsSpec) -> u32 {
     (GROUP_FROM * e.n_expert).div_ceil(e.n_used)
 }
 
-impl Forward<'_> {
+/// Products with the chosen experts: with bytes where both sides have them and rows are not grouped.
+fn moe_product<'a>(
+    x: Input<'a>,
+    w: &'a ExpertWeight,
+    y: Matrix<'a>,
+    routing: Routing<'a>,
+    grouping: Option<Grouping<'a>>,
+) -> Result<Vec<Dispatch<'a>>> {
+    match x.bytes.filter(|_| grouping.is_none() && w.has_bytes()) {
+        Some(bytes) => moe_matmul_bytes(bytes, w, y, routing),
+        None => moe_matmul(x.x, w, y, routing, grouping),
+    }
+}
+
+impl<'s> Forward<'s> {
     /// `x += Σ weight · expert(normed)` over each row's experts.
     pub(super) fn experts(
         &self,
@@ -76,7 +90,7 @@ impl Forward<'_> {
         layer: usize,
         spec: &FeedForwardSpec,
         w: &ExpertsWeights,
-        normed: Matrix<'_>,
+        normed: Input<'_>,
         x: Matrix<'_>,
     ) -> Result<()> {
         let (Some(s), Some(experts)) = (&self.scratch.moe, spec.experts) else {
@@ -86,7 +100,7 @@ impl Forward<'_> {
         let entries = x.rows * experts.n_used;
         let routing = Routing { shape, ids: s.ids.whole(), weights: s.weights.whole() };
         let logits = Matrix::new(&s.logits, x.rows, experts.n_expert);
-        Self::record_all(r, "moe.router", matmul(r.gpu(), normed, &w.router, logits, false)?)?;
+        Self::record_all(r, "moe.router", matmul(r.gpu(), normed.x, &w.router, logits, false)?)?;
         self.look(r, "moe.router", Some(layer), logits)?;
         r.record(moe_route(logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
         self.look(r, "moe.weights", Some(layer), Matrix::new(&s.weights, x.rows, experts.n_used))?;
@@ -101,13 +115,13 @@ impl Forward<'_> {
             Self::record_all(r, "moe.group", moe_group(routing, grouping)?.into())?;
         }
         let gate_up = Matrix::new(&self.scratch.gate_up, entries, 2 * n_ff);
-        Self::record_all(r, "moe.gate_up", moe_matmul(normed, &w.gate_up, gate_up, routing, grouping)?)?;
+        Self::record_all(r, "moe.gate_up", moe_product(normed, &w.gate_up, gate_up, routing, grouping)?)?;
         let inner = Matrix::new(&self.scratch.ff, entries, n_ff);
-        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
-        r.record(glu(spec.activation, gate, up, inner)?.label("moe.act"))?;
-        self.look(r, "ffn.inner", Some(layer), inner)?;
+        let wanted = grouping.is_none() && w.down.has_bytes();
+        let inner = self.activate(r, "moe.act", (spec.activation, true), gate_up, inner, wanted)?;
+        self.look(r, "ffn.inner", Some(layer), inner.x)?;
         let down = Matrix::new(&s.down, entries, x.cols);
-        Self::record_all(r, "moe.down", moe_matmul(inner, &w.down, down, routing, grouping)?)?;
+        Self::record_all(r, "moe.down", moe_product(inner, &w.down, down, routing, grouping)?)?;
         let shared = match (&w.shared, &s.shared) {
             (Some(w), Some(buffers)) => Some(self.shared_expert(r, spec.activation, w, buffers, normed)?),
             (None, _) => None,
@@ -123,18 +137,18 @@ impl Forward<'_> {
         activation: Activation,
         w: &SharedWeights,
         (gates, out): &'b (Buffer, Buffer),
-        normed: Matrix<'_>,
+        normed: Input<'_>,
     ) -> Result<SharedExpert<'b>> {
-        let (rows, n_ff) = (normed.rows, w.down.k());
+        let (rows, n_ff) = (normed.x.rows, w.down.k());
         let gate_logits = Matrix::new(gates, rows, 1);
-        Self::record_all(r, "moe.shared_gate", matmul(r.gpu(), normed, &w.gate, gate_logits, false)?)?;
+        self.product(r, "moe.shared_gate", normed, &w.gate, gate_logits, false)?;
         let gate_up = Matrix::new(&self.scratch.gate_up, rows, 2 * n_ff);
-        Self::record_all(r, "moe.shared_gate_up", matmul(r.gpu(), normed, &w.gate_up, gate_up, false)?)?;
+        self.product(r, "moe.shared_gate_up", normed, &w.gate_up, gate_up, false)?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
-        let (gate, up) = (gate_up.columns(0, n_ff), gate_up.columns(n_ff, n_ff));
-        r.record(glu(activation, gate, up, inner)?.label("moe.shared_act"))?;
+        let wanted = rows < TILE_FROM && w.down.has_bytes();
+        let inner = self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, wanted)?;
         let y = Matrix::new(out, rows, w.down.rows());
-        Self::record_all(r, "moe.shared_down", matmul(r.gpu(), inner, &w.down, y, false)?)?;
+        self.product(r, "moe.shared_down", inner, &w.down, y, false)?;
         Ok(SharedExpert { gate: gates.whole(), y })
     }
 }

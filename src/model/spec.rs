@@ -1,7 +1,7 @@
 //! What a model is, as data: the pipeline reads a [`ModelSpec`] and knows no architecture by name.
 
 use crate::error::{Result, bail};
-use crate::kernels::{Activation, AngleTable, NormKind, RopePairs};
+use crate::kernels::{Activation, AngleTable, AttentionShape, NormKind, RopePairs};
 
 /// A model's shape and constants, filled by `arch/<name>.rs` from metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -121,6 +121,18 @@ pub enum QkNorm {
 }
 
 impl AttentionSpec {
+    /// What the attention kernels need of it.
+    pub fn shape(&self) -> AttentionShape {
+        AttentionShape {
+            n_head: self.n_head,
+            n_kv: self.n_kv,
+            head_dim: self.head_dim,
+            window: self.window,
+            scale: self.scale,
+            softcap: self.softcap,
+        }
+    }
+
     /// Width of all query heads.
     pub fn q_width(&self) -> u32 {
         self.n_head * self.head_dim

@@ -45,6 +45,16 @@ pub(crate) enum FeedForwardWeights {
     Experts(Box<ExpertsWeights>),
 }
 
+impl FeedForwardWeights {
+    /// Whether the first product takes its input as bytes.
+    pub(crate) fn first_has_bytes(&self) -> bool {
+        match self {
+            Self::Dense { up, .. } => up.has_bytes(),
+            Self::Experts(experts) => experts.gate_up.has_bytes(),
+        }
+    }
+}
+
 /// Weights of a mixture of experts.
 #[derive(Debug)]
 pub(crate) struct ExpertsWeights {

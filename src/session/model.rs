@@ -21,7 +21,6 @@ use crate::text::{ChatTemplate, Markers, Tokenizer, Vocab};
 
 /// Contexts are not made longer than this unless asked for: the trained length of some files would take all memory.
 const DEFAULT_N_CTX: u32 = 4096;
-const DEFAULT_CHUNK: u32 = 256;
 
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -175,11 +174,15 @@ impl Model {
             0 => spec.context_length.min(DEFAULT_N_CTX),
             n => n,
         };
-        let chunk = if options.prefill_chunk == 0 { DEFAULT_CHUNK } else { options.prefill_chunk };
+        let chunk = match options.prefill_chunk {
+            0 => model::default_chunk(context.gpu(), &spec),
+            n => n,
+        };
         if n_ctx > 1 << 22 || chunk > 1 << 14 {
             bail!(InvalidArgument, "n_ctx {n_ctx} and prefill_chunk {chunk}: at most 4194304 and 16384");
         }
-        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type: options.kv_type };
+        let (kv_type, exact) = (options.kv_type, options.exact);
+        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
             let indexing = s.spawn(|| match vocab {

@@ -10,19 +10,22 @@ use crate::sample::SamplingOptions;
 pub struct ModelOptions {
     /// Longest context of a session; 0 = the trained length, at most 4,096.
     pub n_ctx: u32,
-    /// Prompt tokens evaluated in one submit; 0 = 256.
+    /// Prompt tokens evaluated in one submit; 0 = as many as suit the device, 256 to 2,048.
     pub prefill_chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
     /// Compile the pipelines of decoding while loading, so that the first token compiles nothing.
     pub prewarm: bool,
+    /// Products in f32 alone. By default the products of few rows (decoding) with quantised weights round activations to signed bytes, 32
+    /// with a scale, and those of many rows take matrix units where the device has them, which round operands to f16.
+    pub exact: bool,
     /// What the weights of a folder of safetensors are quantised to; `None` leaves them as they are.
     pub quantize: Option<WeightFormat>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, quantize: None }
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, exact: false, quantize: None }
     }
 }
 

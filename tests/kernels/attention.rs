@@ -2,8 +2,12 @@
 
 use doppler::gpu::{Buffer, Gpu};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::kernels::{AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits};
+use doppler::kernels::{
+    AttentionParts, AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits,
+    attention_split, attention_splits,
+};
 
+use crate::bytes::{Bytes, rounded};
 use crate::common::*;
 use crate::rope::{kv_types, kv_values, kv_words, row_words};
 
@@ -144,6 +148,33 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
     let mut want = attention64(&shape, &c, &rows, &q);
     want.push(f64::from(UNTOUCHED).into());
     close(&format!("decode {shape:?} {kv:?} ({})", v.name), &download(gpu, &y, n + 1), &want, 1e-6, 1e-5);
+    // In more splits than there are tiles, in fewer, and in one.
+    for splits in [64, 3, 1] {
+        let what = format!("decode in {splits} splits {shape:?} {kv:?} ({})", v.name);
+        let t = rows.len() as u32;
+        let [sums, tops] = AttentionParts::sizes(&shape, t, splits);
+        // Parts of splits without a tile must not count: they are NaN.
+        let [sums, tops] = [sums, tops].map(|bytes| upload(gpu, &vec![f32::NAN; bytes as usize / 4]));
+        let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
+        let (y, width) = (untouched(gpu, n + 1), (shape.n_head * shape.head_dim) as usize);
+        let bytes = shape.head_dim.is_multiple_of(32).then(|| Bytes::new(gpu, rows.len(), width));
+        let out = bytes.as_ref().map(Bytes::operand);
+        let pages = pages(&c, &rb, kv);
+        run(gpu, attention_split(shape, t, splits, pages, (&qb).into(), parts, (&y).into(), out).unwrap());
+        let got = download(gpu, &y, n + 1);
+        close(&what, &got, &want, 1e-6, 1e-5);
+        if let Some(bytes) = bytes {
+            rounded(&what, &bytes.read(gpu), &got[..n]);
+        }
+    }
+}
+
+#[test]
+fn splits_are_for_few_rows() {
+    let s = shape(32, 8, 128, 0, 0.0);
+    assert!(attention_splits(&s, 1) > attention_splits(&s, 4) && attention_splits(&s, 4) > 1);
+    assert_eq!(attention_splits(&s, 10_000), 1);
+    assert!(attention_splits(&shape(1, 1, 64, 0, 0.0), 1) >= 16);
 }
 
 const HEAD_DIMS: [u32; 5] = [16, 64, 80, 128, 256];
@@ -244,6 +275,14 @@ fn sinks(v: &Variant, shape: AttentionShape, kv: KvType) {
         let (qb, rb) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)));
         let mut want = attention_with_sinks64(&shape, &c, &rows, &q, Some(&values));
         want.push(f64::from(UNTOUCHED).into());
+        let [sums, tops] = AttentionParts::sizes(&shape, t_rows, 5).map(|bytes| untouched(gpu, bytes as usize / 4));
+        let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
+        let y = untouched(gpu, n + 1);
+        let split = attention_split(shape, t_rows, 5, pages(&c, &rb, kv), (&qb).into(), parts, (&y).into(), None);
+        let [rows, combine] = split.expect("dispatches");
+        run(gpu, [rows, shape.with_sinks(combine, (&sinks).into()).expect("sinks")]);
+        let what = format!("sinks, {start}+{t_rows}, split, {shape:?} {kv:?} ({})", v.name);
+        close(&what, &download(gpu, &y, n + 1), &want, 1e-6, 1e-5);
         for prefill in [false, true] {
             let y = untouched(gpu, n + 1);
             let p = pages(&c, &rb, kv);
@@ -355,6 +394,8 @@ fn attention_refuses_shapes_that_disagree() {
         (shape(2, 1, 64, 0, 0.0), 3),
     ] {
         assert!(attention_decode(shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
+        let parts = AttentionParts { sums: s(), tops: s() };
+        assert!(attention_split(shape, rows, 1, pages(), s(), parts, s(), None).is_err(), "{shape:?}");
         assert!(attention_prefill(gpu, shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
     }
     assert!(!attention_prefill_fits(gpu, 20), "the tiled kernel wants multiples of 16");

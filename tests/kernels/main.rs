@@ -4,6 +4,7 @@
 mod common;
 
 mod attention;
+mod bytes;
 mod elementwise;
 mod matmul;
 mod moe;

@@ -8,9 +8,10 @@ use doppler::kernels::sample::{
     Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin,
 };
 use doppler::kernels::{
-    Activation, AngleTable, AttentionShape, Cast, KERNELS, KvType, MatmulPath, Matrix, Pages, RopePairs, RopeShape,
-    STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode, attention_prefill, cast, dequant, gather, gelu, glu,
-    matmul_with, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, tensor_stats,
+    Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, KERNELS, KvType, MatmulPath, Matrix, Next,
+    Pages, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode, attention_prefill,
+    attention_split, byte_rows, cast, dequant, gather, gelu, glu, matmul_bytes, matmul_glu, matmul_next, matmul_with,
+    qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, tensor_stats,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -137,19 +138,24 @@ fn run_and_record_give_the_same_bits() {
         let ids = upload_words(gpu, &[3, 0, 5, 1, 2, 4]);
         let w = weight(gpu, &mut rng, cols as usize, &[(by_name("Q4_0").unwrap(), 64)], true);
         let mx = Matrix::new(&x, rows, cols);
+        let n_bytes = (rows * cols) as usize / 4;
         let row_data = upload_words(gpu, &(0..rows).flat_map(|i| [0, 30 + i]).collect::<Vec<_>>());
         let tables = upload_words(gpu, &[1, 0]);
         let angles = upload_words(gpu, bytemuck::cast_slice(&AngleTable::new(&[0.5; 16], 1.0, 64).values));
         let (k, val) = (upload(gpu, &rng.floats(4096)), upload(gpu, &rng.floats(4096)));
         let (kw, vw) = (untouched(gpu, 4096), untouched(gpu, 4096));
         let sums = untouched(gpu, STATS_PARTIAL_BYTES as usize / 4);
+        let parts = [untouched(gpu, 4096), untouched(gpu, 64)];
+        let parts = AttentionParts { sums: (&parts[0]).into(), tops: (&parts[1]).into() };
+        let (byte_scales, byte_quants) = (untouched(gpu, n_bytes / 4), untouched(gpu, n_bytes));
+        let scales = (&byte_scales).into();
         let heads = AttentionShape { n_head: 2, n_kv: 1, head_dim: 64, window: 0, scale: 0.125, softcap: 0.0 };
         let turn = RopeShape { n_head: 2, n_kv: 1, head_dim: 32, n_rot: 32, pairs: RopePairs::Halves };
         let y_of = |y, n| Matrix::new(y, rows, n);
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..18).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..23).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -190,6 +196,38 @@ fn run_and_record_give_the_same_bits() {
                         attention_decode(heads, rows, pages(&row_data, &tables, &k, &val), (&x).into(), y.into())
                             .unwrap(),
                     ]
+                }),
+            ),
+            (
+                "attention_split",
+                Box::new(|y| {
+                    let pages = pages(&row_data, &tables, &k, &val);
+                    attention_split(heads, rows, 2, pages, (&x).into(), parts, y.into(), None).unwrap().into()
+                }),
+            ),
+            (
+                "byte_rows",
+                Box::new(|y| vec![byte_rows(mx, ByteRows { quants: y.into(), scales, rows, cols }).unwrap()]),
+            ),
+            (
+                "matmul_bytes",
+                Box::new(|y| {
+                    let bytes = ByteRows { quants: (&byte_quants).into(), scales, rows, cols };
+                    let mut all = vec![byte_rows(mx, bytes).unwrap()];
+                    all.extend(matmul_bytes(gpu, bytes, &w.weight, y_of(y, 64), false).unwrap());
+                    all
+                }),
+            ),
+            (
+                "matmul_glu",
+                Box::new(|y| vec![matmul_glu(gpu, Activation::Silu, mx.into(), &w.weight, y_of(y, 32), None).unwrap()]),
+            ),
+            (
+                "matmul_next",
+                Box::new(|y| {
+                    let bytes = ByteRows { quants: (&byte_quants).into(), scales, rows, cols: 64 };
+                    let next = Next { w: (&x).into(), bytes, sums: (&sums).into() };
+                    matmul_next(gpu, mx.into(), &w.weight, y_of(y, 64), next).unwrap()
                 }),
             ),
             (

@@ -29,7 +29,14 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
     for features in [Features::ALL, Features { immediates: false, ..Features::ALL }] {
         let Some(context) = context(features, Guard::default()) else { return };
         let gpu = context.gpu().clone();
-        let options = ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: true, quantize: None };
+        let options = ModelOptions {
+            n_ctx: 96,
+            prefill_chunk: 8,
+            kv_type: KvType::F16,
+            prewarm: true,
+            exact: false,
+            quantize: None,
+        };
         let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap();
         let open = || {
             let mut s = model.open_session(&SessionOptions { tokens_per_submit: 2, ..Default::default() }).unwrap();
@@ -112,8 +119,14 @@ fn a_failure_at_any_step_of_forks_and_snapshots_leaves_everything_consistent() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let gpu = context.gpu().clone();
     let load = || {
-        let options =
-            ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: false, quantize: None };
+        let options = ModelOptions {
+            n_ctx: 96,
+            prefill_chunk: 8,
+            kv_type: KvType::F16,
+            prewarm: false,
+            exact: false,
+            quantize: None,
+        };
         context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap()
     };
     let settle = || {

@@ -570,6 +570,7 @@ fn weights_are_quantised_while_loading() {
             n_ctx: 64,
             kv_type: KvType::F32,
             prewarm: false,
+            exact: true,
             quantize: Some(format),
             ..Default::default()
         };

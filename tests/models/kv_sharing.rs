@@ -156,7 +156,7 @@ fn a_fork_without_room_changes_nothing() {
     let memory_budget = probe.context().stats().memory.total + probe.stats().kv.bytes;
     let adapter = AdapterChoice { allow_software: true, ..Default::default() };
     let context = Context::open(&GpuOptions { adapter, memory_budget, ..Default::default() }).expect("context");
-    let options = ModelOptions { n_ctx: 512, kv_type: KvType::F32, prewarm: false, ..Default::default() };
+    let options = ModelOptions { n_ctx: 512, kv_type: KvType::F32, prewarm: false, exact: true, ..Default::default() };
     let model = context.load_model(&path, &options, &mut |_, _| Ok(())).expect("load");
     let mut s = told(&model, &text(&model, 40));
     let want = generate(&mut s, &greedy(4));

@@ -127,7 +127,9 @@ fn mixed(gpu: &Arc<Gpu>, kv_type: KvType, chunk: u32, windows: &[u32]) -> Result
     for (i, layer) in spec.layers.iter_mut().enumerate() {
         layer.attention.window = windows[i % windows.len()];
     }
-    model::load(gpu, &file, Arc::new(spec), EngineOptions { n_ctx: 512, chunk, kv_type }, &mut |_, _| Ok(()))
+    model::load(gpu, &file, Arc::new(spec), EngineOptions { n_ctx: 512, chunk, kv_type, exact: true }, &mut |_, _| {
+        Ok(())
+    })
 }
 
 /// Prompt in chunks, then `n` greedy tokens, several a submit. After each submit `between` may do something else.
@@ -257,7 +259,7 @@ fn random_histories() {
         for (i, layer) in spec.layers.iter_mut().enumerate() {
             layer.attention.window = windows[i % windows.len()];
         }
-        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32 };
+        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32, exact: true };
         model::load(gpu, &file, Arc::new(spec), options, &mut |_, _| Ok(())).expect("load")
     };
     let scope = gpu.scope(Phase::Other);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use doppler::gpu::{Features, Guard};
 use doppler::model::KvType;
-use doppler::session::{Context, Model};
+use doppler::session::{Context, Model, ModelOptions};
 
 use crate::common::{Reference, context, load, long_tests, session, shared};
 
@@ -164,4 +164,36 @@ fn q8_keys_and_values_against_f16() {
     assert!((p8 / p16 - 1.0).abs() < 0.005, "{p8}, with f16 {p16}");
     assert!(f16.0 != q8.0, "8 bits give the very same losses");
     assert_eq!(q8.1 * 64, f16.1 * 34, "34 bytes for 32 numbers");
+}
+
+/// Products that round activations to bytes cost next to nothing either: within 0.5 % of the exact perplexity for every file, and not the same
+/// numbers. They are for few rows, so the text is read in chunks of four.
+#[test]
+fn activations_as_bytes_against_exact_ones() {
+    let Some(f) = Fixture::open() else { return };
+    let windows = if long_tests() { 8 } else { 1 };
+    let mut wrong = Vec::new();
+    for (format, _) in COLUMN_B.into_iter().filter(|(format, _)| *format != "f16") {
+        let [exact, bytes] = [true, false].map(|exact| {
+            let chunk = if exact { 0 } else { 4 };
+            let options = ModelOptions {
+                n_ctx: WINDOW as u32,
+                prefill_chunk: chunk,
+                prewarm: false,
+                exact,
+                ..Default::default()
+            };
+            let path = f.dir.join(format!("hearth-5m-{format}.gguf"));
+            let model = f.context.load_model(&path, &options, &mut |_, _| Ok(())).expect("load");
+            let ids = f.ids(&model);
+            losses(&model, &ids[..windows * WINDOW])
+        });
+        let (a, b) = (perplexity(&exact), perplexity(&bytes));
+        let off = b / a - 1.0;
+        println!("{format}: perplexity {a:.5} over {windows} windows, {b:.5} with bytes ({:+.3} %)", 100.0 * off);
+        if off.is_nan() || off.abs() >= 0.005 || exact == bytes {
+            wrong.push(format);
+        }
+    }
+    assert!(wrong.is_empty(), "off by more than 0.5 %, or not at all: {wrong:?}");
 }

@@ -7,8 +7,8 @@ use doppler::Result;
 use doppler::gpu::{Buffer, BufferSlice, MemoryClass, Recorder};
 use doppler::kernels::sample::{self as kernel, BIAS_ENTRIES, Chunks, Row, SamplingBuffers};
 use doppler::kernels::{
-    self, Activation, AngleTable, AttentionShape, KvType, Matrix, RopePairs, RopeShape, RowSource, Weight,
-    WeightUploader,
+    self, Activation, AngleTable, AttentionShape, ByteRows, HalfRoom, HalfRows, KvType, Matrix, Norm, NormKind,
+    RopePairs, RopeShape, RowSource, Weight, WeightUploader,
 };
 use doppler::quant::{FORMATS, Format};
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -62,10 +62,25 @@ fn rows_of(n: u32) -> String {
     if n == 1 { "1 row".into() } else { format!("{n} rows") }
 }
 
-fn matmul(format: &'static Format, n: u32, k: u32, rows: u32) -> Case {
+/// Room for rows as bytes.
+struct Bytes([Buffer; 2], u32, u32);
+
+impl Bytes {
+    fn new(bench: &Bench, rows: u32, cols: u32) -> Result<Self> {
+        let [quants, scales] = ByteRows::sizes(rows, cols);
+        Ok(Self([bench.floats(quants / 4)?, bench.floats(scales / 4)?], rows, cols))
+    }
+
+    fn rows(&self) -> ByteRows<'_> {
+        let [quants, scales] = &self.0;
+        ByteRows { quants: quants.into(), scales: scales.into(), rows: self.1, cols: self.2 }
+    }
+}
+
+fn matmul(format: &'static Format, n: u32, k: u32, rows: u32, bytes: bool) -> Case {
     let weight_bytes = format.row_bytes(k as usize) as u64 * u64::from(n);
     let (x, y) = (u64::from(rows) * u64::from(k), u64::from(rows) * u64::from(n));
-    let name = format!("matmul {} {n}x{k}, {}", format.name, rows_of(rows));
+    let name = format!("matmul {} {n}x{k}, {}{}", format.name, rows_of(rows), if bytes { " of bytes" } else { "" });
     case(name, weight_bytes + (x + y) * 4, 2 * y * u64::from(k), move |bench| {
         // Some random rows again and again: reading them takes the same time.
         let (some, _) = random_rows(format, &mut Rng::new(n.into()), 8, k as usize);
@@ -77,22 +92,35 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32) -> Case {
             (0..bench.copies(weight_bytes)).map(|_| up.upload("bench", k, &[source])).collect::<Result<_>>()?;
         up.finish()?;
         let (xb, yb) = (bench.floats(x)?, bench.blank(y)?);
+        let x_bytes = Bytes::new(bench, rows, k)?;
+        let (hb, sb) = (bench.blank(HalfRows::data_bytes(rows.into(), k) / 4)?, bench.blank(rows.into())?);
         Ok(Box::new(move |r, i| {
+            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
-            kernels::matmul(r.gpu(), x, w, y, false)?.into_iter().try_for_each(|d| r.record(d))
+            let dispatches = match bytes {
+                true => kernels::matmul_bytes(r.gpu(), x_bytes.rows(), w, y, false)?,
+                false => kernels::matmul_fast(r.gpu(), Some(room), x, w, y, false)?,
+            };
+            dispatches.into_iter().try_for_each(|d| r.record(d))
         }))
     })
 }
 
-fn rmsnorm(rows: u32, cols: u32) -> Case {
+fn rmsnorm(rows: u32, cols: u32, as_bytes: bool) -> Case {
     let n = u64::from(rows) * u64::from(cols);
     let bytes = (2 * n + u64::from(cols)) * 4;
-    case(format!("rmsnorm {rows}x{cols}"), bytes, 4 * n, move |bench| {
+    let name = format!("rmsnorm {rows}x{cols}{}", if as_bytes { " to bytes" } else { "" });
+    case(name, bytes, 4 * n, move |bench| {
         let (x, w, y) = (bench.floats(n)?, bench.floats(cols.into())?, bench.blank(n)?);
+        let out = Bytes::new(bench, rows, cols)?;
         Ok(Box::new(move |r, _| {
             let (x, y) = (Matrix::new(&x, rows, cols), Matrix::new(&y, rows, cols));
-            r.record(kernels::rmsnorm(x, (&w).into(), y, 1e-5)?)
+            let norm = Norm { kind: NormKind::Rms, eps: 1e-5, w: (&w).into(), bias: None };
+            r.record(match as_bytes {
+                true => kernels::norm_bytes(norm, x, y, out.rows())?,
+                false => kernels::norm(norm, x, y, false)?,
+            })
         }))
     })
 }
@@ -187,14 +215,23 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
         let (qb, yb) = (bench.floats(q)?, bench.blank(q)?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let shape = AttentionShape { n_head, n_kv, head_dim, window: 0, scale, softcap: 0.0 };
+        let coop = prefill && kernels::attention_coop_fits(bench.gpu.features(), head_dim, KvType::F16);
         let tiled = prefill && kernels::attention_prefill_fits(&bench.gpu, head_dim);
+        let splits = kernels::attention_splits(&shape, rows);
+        let [sums, tops] = kernels::AttentionParts::sizes(&shape, if tiled { 0 } else { rows }, splits);
+        let (sums, tops) = (bench.blank(sums / 4)?, bench.blank(tops / 4)?);
         Ok(Box::new(move |r, _| {
             let (pages, q, y): (_, BufferSlice<'_>, BufferSlice<'_>) = (cache.pages(), (&qb).into(), (&yb).into());
-            let d = match tiled {
-                true => kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?,
-                false => kernels::attention_decode(shape, rows, pages, q, y)?,
-            };
-            r.record(d)
+            let parts = kernels::AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
+            match (coop, tiled, splits) {
+                (true, ..) => r.record(kernels::attention_coop(r.gpu(), shape, rows, pages, q, y)?),
+                (_, true, _) => r.record(kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?),
+                (.., 1) => r.record(kernels::attention_decode(shape, rows, pages, q, y)?),
+                _ => {
+                    let both = kernels::attention_split(shape, rows, splits, pages, q, parts, y, None)?;
+                    both.into_iter().try_for_each(|d| r.record(d))
+                }
+            }
         }))
     })
 }
@@ -238,11 +275,14 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
     let draw = || SamplingOptions { top_p: 0.95, top_k: 40, temperature: 0.8, ..SamplingOptions::greedy() };
     let mut all = Vec::new();
     // Each: out, in.
-    let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096)] };
+    let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096), (4096, 14336)] };
     for format in FORMATS.iter().copied() {
         for &(n, k) in weights {
-            for rows in if quick { [1, 16] } else { [1, 512] } {
-                all.push(matmul(format, n, k, rows));
+            for rows in if quick { &[1, 16][..] } else { &[1, 512, 4096] } {
+                all.push(matmul(format, n, k, *rows, false));
+            }
+            if format.has_bytes() {
+                all.push(matmul(format, n, k, 1, true));
             }
         }
     }
@@ -250,10 +290,16 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
         if quick { (256, 512, &[2048], [32, 64], 1) } else { (4096, 14336, &[32_000, 128_256], [512, 4096], 64) };
     let (heads, batch) = if quick { ((4, 2, 64), 8) } else { ((32, 8, 128), 512) };
     for rows in [1, batch] {
-        all.extend([rmsnorm(rows, cols), softmax(rows, cols), glu(rows, inner), rope(rows, heads)]);
+        all.extend([
+            rmsnorm(rows, cols, false),
+            rmsnorm(rows, cols, true),
+            softmax(rows, cols),
+            glu(rows, inner),
+            rope(rows, heads),
+        ]);
     }
     all.extend(lengths.map(|length| attention(heads, length, false)));
-    all.push(attention(heads, lengths[0], true));
+    all.extend(lengths.map(|length| attention(heads, length, true)));
     for &vocab in vocabularies {
         all.extend([softmax(1, vocab), sampling(vocab, SamplingOptions::greedy()), sampling(vocab, draw())]);
     }
@@ -271,7 +317,7 @@ mod tests {
             let names: std::collections::BTreeSet<_> = cases(quick).into_iter().map(|c| c.name).collect();
             assert_eq!(names.len(), cases(quick).len());
         }
-        let c = matmul(doppler::quant::by_name("Q8_0").unwrap(), 14336, 4096, 1);
+        let c = matmul(doppler::quant::by_name("Q8_0").unwrap(), 14336, 4096, 1, false);
         assert_eq!((c.bytes, c.flops), (14336 * 4096 / 32 * 34 + (4096 + 14336) * 4, 2 * 14336 * 4096));
         let c = attention((32, 8, 128), 512, false);
         assert_eq!((c.bytes, c.flops), (2 * 4096 * 4 + 2 * 512 * 1024 * 2, 4 * 512 * 4096));

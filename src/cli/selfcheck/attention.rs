@@ -1,10 +1,11 @@
 //! Rotary embedding with the write to the paged cache, and attention over it.
 
 use doppler::Result;
-use doppler::gpu::Buffer;
-use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::kernels::{self, AngleTable, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
+use doppler::gpu::{Buffer, Variant};
+use doppler::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
+use doppler::kernels::{self, AngleTable, AttentionParts, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
 
+use super::bytes::Bytes;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// The types that can store heads of this size.
@@ -233,23 +234,27 @@ fn attend(
     out
 }
 
-/// Without sinks and with: far below the scores, among and above them.
-fn attention(lab: &Lab, shape: AttentionShape, kv: KvType, positions: &[u32], prefill: bool) -> Result<[Measured; 2]> {
-    let sinks: Vec<f32> = (0..shape.n_head).map(|h| [-90.0, 0.5, 4.0][h as usize % 3]).collect();
-    Ok([
-        attention_case(lab, shape, kv, positions, prefill, None)?,
-        attention_case(lab, shape, kv, positions, prefill, Some(&sinks))?,
-    ])
+/// Which operation is tried: a run of rows, the same by cooperative matrices, rows, or rows in so many splits, as bytes too or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Prefill,
+    Coop,
+    Decode,
+    Split(u32, bool),
 }
 
-fn attention_case(
+/// One case; with sinks, they are far below the scores, among and above them.
+fn attention(
     lab: &Lab,
     shape: AttentionShape,
     kv: KvType,
     positions: &[u32],
-    prefill: bool,
-    sinks: Option<&[f32]>,
-) -> Result<Measured> {
+    way: Way,
+    with_sinks: bool,
+) -> Result<Vec<Measured>> {
+    let sinks: Vec<f32> = (0..shape.n_head).map(|h| [-90.0, 0.5, 4.0][h as usize % 3]).collect();
+    let sb = lab.floats(&sinks)?;
+    let sunk = |d| if with_sinks { shape.with_sinks(d, (&sb).into()) } else { Ok(d) };
     let AttentionShape { n_head, n_kv, head_dim, .. } = shape;
     let mut rng = Rng::new(u64::from(head_dim) + positions.len() as u64);
     let last = positions.iter().copied().max().unwrap_or(0);
@@ -262,26 +267,43 @@ fn attention_case(
     let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
     let t = positions.len() as u32;
     let binding = pages.bind(kv, [&rows, &table, &kb, &vb]);
-    let plain = if prefill {
-        kernels::attention_prefill(&lab.gpu, shape, t, binding, (&qb).into(), (&yb).into())?
-    } else {
-        kernels::attention_decode(shape, t, binding, (&qb).into(), (&yb).into())?
-    };
-    let sb = lab.floats(sinks.unwrap_or_default())?;
-    lab.run([if sinks.is_some() { shape.with_sinks(plain, (&sb).into())? } else { plain }])?;
+    let (qs, y) = ((&qb).into(), (&yb).into());
+    let case = format!(
+        "heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}, {way:?}, sinks: {with_sinks}",
+        shape.window,
+        kv.name()
+    );
+    let mut all = Vec::new();
+    match way {
+        Way::Prefill => lab.run([sunk(kernels::attention_prefill(&lab.gpu, shape, t, binding, qs, y)?)?])?,
+        Way::Coop => lab.run([sunk(kernels::attention_coop(&lab.gpu, shape, t, binding, qs, y)?)?])?,
+        Way::Decode => lab.run([sunk(kernels::attention_decode(shape, t, binding, qs, y)?)?])?,
+        Way::Split(splits, to_bytes) => {
+            let [sums, tops] = AttentionParts::sizes(&shape, t, splits);
+            // Parts without a tile are not written and must not count.
+            let nan = |bytes: u64| lab.floats(&vec![f32::NAN; bytes as usize / 4]);
+            let (sums, tops) = (nan(sums)?, nan(tops)?);
+            let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
+            let bytes = if to_bytes { Some(Bytes::new(lab, positions.len(), width)?) } else { None };
+            let out = bytes.as_ref().map(Bytes::operand);
+            let [rows, combine] = kernels::attention_split(shape, t, splits, binding, qs, parts, y, out)?;
+            lab.run([rows, sunk(combine)?])?;
+            if let Some(bytes) = &bytes {
+                all.push(bytes.compare(lab, format!("{case}, its bytes"), &lab.read(&yb, q.len())?)?);
+            }
+        }
+    }
     let (k, v) = (unpack(kv, head_dim, &kw), unpack(kv, head_dim, &vw));
+    let sinks = with_sinks.then_some(sinks.as_slice());
     let want: Vec<Want> = q
         .chunks_exact(width)
         .zip(positions)
         .flat_map(|(q, &pos)| attend(&shape, &pages, [&k, &v], q, pos, sinks))
         .collect();
-    let with = if sinks.is_some() { ", sinks" } else { "" };
-    let case = format!(
-        "heads {n_head}/{n_kv} of {head_dim}, {t} rows to {last}, window {}, {}{with}",
-        shape.window,
-        kv.name()
-    );
-    Ok(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, 2e-5))
+    // Queries and weights in f16 lose up to 2^-12, and a score's error is that of its weight.
+    let rel = if way == Way::Coop { 4e-3 } else { 2e-5 };
+    all.push(compare(case, &lab.read(&yb, q.len())?, &want, 1e-6, rel));
+    Ok(all)
 }
 
 /// Two shapes: plain, and with everything on.
@@ -297,24 +319,51 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
     [shape(3, 1, first, 0, 0.0), shape(4, 2, 64, 37, 15.0)]
 }
 
+/// Heads of a size that the variant's workgroup is for.
+fn head_for(v: &Variant, usual: u32) -> u32 {
+    if v.constant("WG").is_some_and(|threads| threads > 2 * THREADS) { 544 } else { usual }
+}
+
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    // Large heads take larger workgroups.
-    for shape in shapes(20).into_iter().chain([288, 544].map(|head_dim| shapes(head_dim)[0])) {
-        for kv in kv_types(shape.head_dim) {
-            all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], false)?);
-        }
+    for v in lab.variants("attention_decode") {
+        let together = v.constant("G").unwrap_or(1);
+        let Some(kv) = KvType::ALL.into_iter().find(|kv| v.fragment("kv").is_some_and(|f| f.ends_with(kv.name())))
+        else {
+            continue;
+        };
+        let odd = if kv.check(20).is_ok() { 20 } else { 32 };
+        let head_dim = head_for(&v, [odd, 64, 96][together as usize / 2]);
+        let shape = AttentionShape { n_head: 3 * together, n_kv: 3, ..shapes(head_dim)[0] };
+        let shape = if together == 2 { AttentionShape { window: 37, softcap: 15.0, ..shape } } else { shape };
+        let way = if v.has("SPLIT") { Way::Split(2, false) } else { Way::Decode };
+        all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], way, v.has("SINKS"))?);
+    }
+    for v in lab.variants("attention_combine") {
+        let (shape, way) = (shapes(head_for(&v, 96))[0], Way::Split(4, v.has("BYTES")));
+        all.extend(attention(lab, shape, KvType::F16, &[0, 131, 700], way, v.has("SINKS"))?);
     }
     Ok(all)
 }
 
 pub(super) fn prefill(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    for shape in shapes(80) {
+    for shape in shapes(80).into_iter().chain([shapes(128)[0]]) {
         for kv in kv_types(shape.head_dim) {
             if kernels::attention_prefill_fits(&lab.gpu, shape.head_dim) {
                 for positions in [0..17u32, 55..96] {
-                    all.extend(attention(lab, shape, kv, &positions.collect::<Vec<_>>(), true)?);
+                    for sinks in [false, true] {
+                        let positions: Vec<u32> = positions.clone().collect();
+                        all.extend(attention(lab, shape, kv, &positions, Way::Prefill, sinks)?);
+                    }
+                }
+            }
+            if kernels::attention_coop_fits(lab.gpu.features(), shape.head_dim, kv) {
+                for positions in [0..17u32, 55..96, 30..211] {
+                    let positions: Vec<u32> = positions.collect();
+                    for sinks in [false, true] {
+                        all.extend(attention(lab, shape, kv, &positions, Way::Coop, sinks)?);
+                    }
                 }
             }
         }

@@ -4,6 +4,7 @@ use doppler::Result;
 use doppler::gpu::Dispatch;
 use doppler::kernels::{self, Activation, Cast, Matrix, Norm, NormKind, Segments};
 
+use super::bytes::Bytes;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows and columns, odd where a kernel allows it.
@@ -88,6 +89,23 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
             }
             all.push(compare(format!("{which:?} {rows} x {cols}"), &lab.read(&yb, rows * cols)?, &want, 1e-6, 5e-6));
         }
+        let (rows, cols) = (3, 288);
+        let x = lab.floats(&wide(&mut Rng::new(5), rows * cols * 2))?;
+        let (r, c) = (rows as u32, cols as u32);
+        let both = Matrix::new(&x, r, 2 * c);
+        for gated in [true, false] {
+            if !gated && matches!(which, Activation::ClampedSwiglu { .. }) {
+                continue;
+            }
+            let (yb, bytes) = (lab.blank(rows * cols)?, Bytes::new(lab, rows, cols)?);
+            let (gate, y) = (both.columns(0, c), Matrix::new(&yb, r, c));
+            lab.run([match gated {
+                true => kernels::glu_bytes(which, gate, both.columns(c, c), y, bytes.operand())?,
+                false => kernels::activate_bytes(which, gate, y, bytes.operand())?,
+            }])?;
+            let case = format!("{which:?} {rows} x {cols} to bytes, gated: {gated}");
+            all.push(bytes.compare(lab, case, &lab.read(&yb, rows * cols)?)?);
+        }
     }
     Ok(all)
 }
@@ -166,7 +184,13 @@ pub(super) fn rmsnorm(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for v in lab.variants("rmsnorm") {
         // The width chooses the workgroup.
-        let (rows, cols) = if v.constant("WG") == Some(kernels::constants::THREADS_LONG) { (5, 2052) } else { (3, 36) };
+        let long = v.constant("WG") == Some(kernels::constants::THREADS_LONG);
+        let (rows, cols) = match (long, v.has("BYTES")) {
+            (true, false) => (5, 2052),
+            (true, true) => (5, 2080),
+            (false, false) => (3, 36),
+            (false, true) => (3, 96),
+        };
         let kind = if v.has("CENTER") { NormKind::Layer } else { NormKind::Rms };
         let (bias, add) = (v.has("BIAS"), v.has("ADD"));
         let mut rng = Rng::new(cols as u64);
@@ -174,7 +198,13 @@ pub(super) fn rmsnorm(lab: &Lab) -> Result<Vec<Measured>> {
         let (xb, wb, bb, yb) = (lab.floats(&x)?, lab.floats(&w)?, lab.floats(&b)?, lab.floats(&old)?);
         let m = |buffer| Matrix::new(buffer, rows as u32, cols as u32);
         let norm = Norm { kind, eps: 1e-5, w: (&wb).into(), bias: bias.then(|| (&bb).into()) };
-        lab.run([kernels::norm(norm, m(&xb), m(&yb), add)?])?;
+        if v.has("BYTES") {
+            let bytes = Bytes::new(lab, rows, cols)?;
+            lab.run([kernels::norm_bytes(norm, m(&xb), m(&yb), bytes.operand())?])?;
+            all.push(bytes.compare(lab, format!("{rows} x {cols}, {v}, its bytes"), &lab.read(&yb, rows * cols)?)?);
+        } else {
+            lab.run([kernels::norm(norm, m(&xb), m(&yb), add)?])?;
+        }
         let mut want: Vec<Want> = x.chunks_exact(cols).flat_map(|row| normed(kind, row, &w)).collect();
         for (i, want) in want.iter_mut().enumerate() {
             for term in [bias.then(|| b[i % cols]), add.then(|| old[i])].into_iter().flatten() {

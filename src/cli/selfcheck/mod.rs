@@ -3,8 +3,11 @@
 //! The library's tests go deeper (`tests/kernels`); these run from an installed program, on the machine where it matters.
 
 mod attention;
+mod bytes;
 mod coverage;
 mod elementwise;
+mod fused;
+mod input;
 mod model;
 mod moe;
 mod sampling;
@@ -39,7 +42,11 @@ pub(super) const CHECKS: &[Check] = &[
     check("gather", true, weights::gather),
     check("dequant", false, weights::dequant),
     check("matmul-vec", true, weights::matmul_vec),
+    check("matmul-glu", true, fused::glu),
+    check("matmul-next", true, fused::next),
     check("matmul-tile", true, weights::matmul_tile),
+    check("byte-rows", true, bytes::byte_rows),
+    check("matmul-coop", true, weights::matmul_coop),
     check("rmsnorm", true, elementwise::rmsnorm),
     check("qk-norm", false, elementwise::qk_norm),
     check("softcap", false, elementwise::softcap),
@@ -249,8 +256,15 @@ mod tests {
         // Kernels that are checked under another name.
         let covered = [
             ("activate", "silu"),
+            ("attention_combine", "attention-decode"),
+            ("attention_coop", "attention-prefill"),
             ("attention_decode", "attention-decode"),
             ("attention_prefill", "attention-prefill"),
+            ("byte_rows", "byte-rows"),
+            ("half_rows", "matmul-coop"),
+            ("matmul_coop", "matmul-coop"),
+            ("matmul_glu", "matmul-glu"),
+            ("matmul_next", "matmul-next"),
             ("matmul_tile", "matmul-tile"),
             ("matmul_vec", "matmul-vec"),
             ("moe_combine", "moe-combine"),

@@ -52,7 +52,8 @@ pub(in crate::cli) fn tensor_check(context: &Context, file: &Path) -> Result<Vec
 /// Evaluates one prompt whole, in chunks and token by token, and draws with one and with several tokens a submit.
 pub(in crate::cli) fn model_check(context: &Context, file: &Path) -> Result<Vec<Measured>> {
     let load = |chunk| {
-        let options = ModelOptions { n_ctx: N_CTX, prefill_chunk: chunk, kv_type: KvType::F32, ..Default::default() };
+        let kv_type = KvType::F32;
+        let options = ModelOptions { n_ctx: N_CTX, prefill_chunk: chunk, kv_type, exact: true, ..Default::default() };
         context.load_model(file, &options, &mut |_, _| Ok(()))
     };
     let whole = load(PROMPT as u32)?;

@@ -8,6 +8,7 @@ use doppler::kernels::{
 };
 use doppler::quant::{Format, GPU_BLOCK};
 
+use super::bytes::Bytes;
 use super::weights::{format_of, random_rows, widths};
 use super::{Lab, Measured, Rng, Want, compare};
 
@@ -169,7 +170,17 @@ fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<M
             if let Some(grouping) = grouping {
                 lab.run(kernels::moe_group(m.routing(), grouping)?)?;
             }
-            lab.run(kernels::moe_matmul(mx, &w, my, m.routing(), grouping)?)?;
+            let x = match v.has("BYTES") {
+                true => {
+                    let bytes = Bytes::of(lab, mx)?;
+                    lab.run(kernels::moe_matmul_bytes(bytes.operand(), &w, my, m.routing())?)?;
+                    bytes.read(lab)?
+                }
+                false => {
+                    lab.run(kernels::moe_matmul(mx, &w, my, m.routing(), grouping)?)?;
+                    x
+                }
+            };
             let mut want = Vec::new();
             for (e, &id) in ids.iter().enumerate() {
                 let x = x.chunks_exact(k).nth(e / 2).unwrap_or_default();
@@ -181,7 +192,8 @@ fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<M
                 }));
             }
             let case = format!("{rows} x {k} by {n}, 2 of {n_expert}, {v}");
-            all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
+            let abs = if v.has("BYTES") { 1e-4 } else { 1e-6 };
+            all.push(compare(case, &lab.read(&yb, want.len())?, &want, abs, 5e-6));
         }
     }
     Ok(all)

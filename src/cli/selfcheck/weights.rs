@@ -2,9 +2,10 @@
 
 use doppler::Result;
 use doppler::gpu::Variant;
-use doppler::kernels::{self, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
+use doppler::kernels::{self, CoopTile, HalfRoom, HalfRows, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
 use doppler::quant::{Format, GPU_BLOCK, by_name};
 
+use super::input::InputRows;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
@@ -27,7 +28,7 @@ pub(in crate::cli) fn random_rows(format: &Format, rng: &mut Rng, rows: usize, k
 }
 
 /// A weight on the device and its values.
-fn weight(
+pub(super) fn weight(
     lab: &Lab,
     format: &'static Format,
     rows: usize,
@@ -106,8 +107,16 @@ pub(super) fn dequant(lab: &Lab) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
+/// How a check makes a product, and the error allowed to it, by the sum of the terms' magnitudes.
+#[derive(Clone, Copy)]
+enum Product {
+    By(MatmulPath, f64),
+    /// `x` can be held in f16 and loses nothing; weights lose up to half a unit of 11 bits.
+    Coop(f64),
+}
+
 /// One product in each variant: flags, format and rows of `x` are chosen so that the operation asks for it.
-fn matmul(lab: &Lab, kernel: &str, path: MatmulPath, t_rows: [usize; 3]) -> Result<Vec<Measured>> {
+fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants(kernel).into_iter().enumerate() {
         let format = format_of(&v)?;
@@ -122,32 +131,97 @@ fn matmul(lab: &Lab, kernel: &str, path: MatmulPath, t_rows: [usize; 3]) -> Resu
         };
         let n = 67;
         let mut rng = Rng::new((k * t_rows) as u64);
-        let (bias, x) = (rng.units(n), rng.units(t_rows * k));
+        let (bias, mut x) = (rng.units(n), rng.units(t_rows * k));
+        if let Product::Coop(_) = product {
+            // Rows of very different size, beyond the range of f16.
+            let size = |i: usize| [1.0, 1e6, 1e-7][i / k % 3] / 256.0;
+            x.iter_mut().enumerate().for_each(|(i, v)| *v = (*v * 256.0).round() * size(i));
+        }
         let bias = v.has("BIAS").then_some(bias.as_slice());
         let old = if v.has("ACCUMULATE") { rng.units(t_rows * n) } else { vec![BLANK; t_rows * n] };
         let (w, values) = weight(lab, format, n, k, bias)?;
         let (xb, yb) = (lab.floats(&x)?, lab.floats(&old)?);
         let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
-        lab.run(kernels::matmul_with(&lab.gpu, path, mx, &w, my, v.has("ACCUMULATE"))?)?;
+        let accumulate = v.has("ACCUMULATE");
+        let x = match product {
+            Product::By(path, _) => {
+                let x = InputRows::of(lab, &v, &x, k)?;
+                lab.run(kernels::matmul_with(&lab.gpu, path, x.operand(), &w, my, accumulate)?)?;
+                x.values
+            }
+            Product::Coop(_) => {
+                let bytes = HalfRows::data_bytes(t_rows as u64, k as u32);
+                let (hb, sb) = (lab.blank(bytes as usize / 4)?, lab.blank(t_rows)?);
+                let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
+                let half = room.rows(t_rows as u32, k as u32);
+                let tile = if v.has("ROWS_64") { CoopTile::Half } else { CoopTile::Whole };
+                lab.run([kernels::half_rows(mx, half)?])?;
+                lab.run(kernels::matmul_coop(&lab.gpu, tile, half, &w, my, accumulate)?)?;
+                x.into_iter().map(f64::from).collect::<Vec<_>>()
+            }
+        };
+        let rel = match product {
+            Product::By(_, rel) | Product::Coop(rel) => rel,
+        };
         let mut want = Vec::new();
         for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
             for (r, (w, &o)) in values.chunks_exact(k).zip(old).enumerate() {
-                let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b));
+                let products = x.iter().zip(w).map(|(&a, &b)| a * f64::from(b));
                 let added = [bias.map_or(0.0, |b| b[r]), if v.has("ACCUMULATE") { o } else { 0.0 }];
                 let terms = products.chain(added.map(f64::from));
                 want.push(terms.fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs())));
             }
         }
         let case = format!("{t_rows} x {k} by {n}, {v}");
-        all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 5e-6));
+        // With bytes, offsets and quants cancel in part: the terms are larger than the products.
+        let abs = if v.has("BYTES") { 1e-4 } else { 1e-6 };
+        all.push(compare(case, &lab.read(&yb, want.len())?, &want, abs, rel));
     }
     Ok(all)
 }
 
 pub(super) fn matmul_vec(lab: &Lab) -> Result<Vec<Measured>> {
-    matmul(lab, "matmul_vec", MatmulPath::Vec, [1, 2, 3])
+    matmul(lab, "matmul_vec", Product::By(MatmulPath::Vec, 5e-6), [1, 2, 3])
 }
 
 pub(super) fn matmul_tile(lab: &Lab) -> Result<Vec<Measured>> {
-    matmul(lab, "matmul_tile", MatmulPath::Tile, [5, 35, 32])
+    matmul(lab, "matmul_tile", Product::By(MatmulPath::Tile, 5e-6), [5, 35, 32])
+}
+
+/// Rows in f16: their largest within 2^14 to 2^15, each number within half a unit of 11 bits, or of the smallest step.
+fn half_rows(lab: &Lab, rows: usize, k: usize) -> Result<Measured> {
+    let mut x = Rng::new(k as u64).units(rows * k);
+    let size = [1.0, 3e9, 1e-20, 0.0];
+    x.iter_mut().enumerate().for_each(|(i, v)| *v *= size[i / k % size.len()]);
+    let padded = k.next_multiple_of(GPU_BLOCK);
+    let (xb, hb, sb) = (lab.floats(&x)?, lab.blank(rows * padded / 2)?, lab.blank(rows)?);
+    let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
+    let shape = (rows as u32, k as u32);
+    lab.run([kernels::half_rows(Matrix::new(&xb, shape.0, shape.1), room.rows(shape.0, shape.1))?])?;
+    let words = lab.read_words(&hb, rows * padded / 2)?;
+    let scales = lab.read(&sb, rows)?;
+    let halves: Vec<f32> =
+        words.iter().flat_map(|&w| [w as u16, (w >> 16) as u16]).map(|h| half::f16::from_bits(h).to_f32()).collect();
+    let (mut got, mut want) = (Vec::new(), Vec::new());
+    for ((row, halves), scale) in x.chunks_exact(k).zip(halves.chunks_exact(padded)).zip(&scales) {
+        let top = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let filled = top == 0.0 || (16384.0..32768.0).contains(&(top / scale));
+        for (i, h) in halves.iter().enumerate() {
+            let v = row.get(i).copied().unwrap_or(0.0);
+            got.push(if filled { h * scale } else { f32::NAN });
+            // A step of 2^-24 at the bottom is 2^-38 of the largest.
+            want.push(Want(v.into(), f64::from(v.abs()) + f64::from(top) * 2f64.powi(-27)));
+        }
+    }
+    // Rounding either way is allowed to the device.
+    Ok(compare(format!("rows to f16, {rows} x {k}"), &got, &want, 0.0, 1.001 / 1024.0))
+}
+
+/// Products by cooperative matrices, where the device has them, and what makes their rows.
+pub(super) fn matmul_coop(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = vec![half_rows(lab, 7, 36)?, half_rows(lab, 5, 1024)?];
+    if lab.gpu.features().cooperative_matrix {
+        all.extend(matmul(lab, "matmul_coop", Product::Coop(3e-4), [5, 35, 150])?);
+    }
+    Ok(all)
 }

@@ -1,0 +1,41 @@
+// Rows as signed bytes, for products with whole numbers: 32 neighbouring numbers share a scale, max|x| / 127, and x is about scale * byte.
+// A row is a vec4 of words for the first half of each of its k_blocks blocks, then one for the second half of each; an entry of the scales is
+// the scale's bits and the sums of the bytes of both halves, as two i16. The caller declares
+// `override BYTE_THREADS`, a multiple of 8: threads from there on have nothing to write.
+#import thread
+@group(0) @binding(auto) var<storage, read_write> byte_quants: array<u32>;
+@group(0) @binding(auto) var<storage, read_write> byte_scales: array<vec2<u32>>;
+var<workgroup> byte_tops: array<f32, BYTE_THREADS>;
+var<workgroup> byte_sums: array<i32, BYTE_THREADS>;
+
+// The four numbers v at 4 * i of a row. Eight neighbouring threads hold a block; all threads come here, those with nothing to write with
+// on = false.
+fn byte_store(t: Thread, on: bool, row: u32, k_blocks: u32, i: u32, v: vec4<f32>) {
+    let takes_part = t.lid < BYTE_THREADS;
+    let size = abs(v);
+    if (takes_part) { byte_tops[t.lid] = max(max(size.x, size.y), max(size.z, size.w)); }
+    workgroupBarrier();
+    let first = t.lid & ~7u;
+    var top = 0.0;
+    if (takes_part) {
+        for (var j = 0u; j < 8u; j++) { top = max(top, byte_tops[first + j]); }
+    }
+    let scale = top / 127.0;
+    // Numbers near the smallest there are count as zeros: the inverse of their scale would be infinite.
+    let inverse = select(0.0, 1.0 / scale, scale > 1e-37);
+    let q = vec4<i32>(round(v * inverse));
+    if (takes_part) { byte_sums[t.lid] = q.x + q.y + q.z + q.w; }
+    workgroupBarrier();
+    if (on && takes_part) {
+        let block = i / 8u;
+        let word = i % 8u;
+        byte_quants[((row * 2u + word / 4u) * k_blocks + block) * 4u + word % 4u] = pack4xI8(q);
+        if (word == 0u) {
+            var sums = vec2<i32>(0);
+            for (var j = 0u; j < 4u; j++) { sums += vec2<i32>(byte_sums[first + j], byte_sums[first + 4u + j]); }
+            let packed = (u32(sums.x) & 0xffffu) | (u32(sums.y) << 16u);
+            byte_scales[row * k_blocks + block] = vec2<u32>(bitcast<u32>(scale), packed);
+        }
+    }
+    workgroupBarrier();
+}

@@ -1,0 +1,55 @@
+// y[t, r] = act(sum_k x[t, k] * W[r, k]) * sum_k x[t, k] * W[n + r, k]: gate and up as one product of few rows of x, with the activation.
+// GELU: the tanh form; else SiLU. BYTES and NORM: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well; a workgroup
+// has 32 teams then, a block, and n is a multiple of 32.
+#set PAIR
+override WG: u32 = 64u;
+override TEAM: u32 = 32u;
+override NT: u32 = 1u;
+struct Params {
+    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32, k_blocks: u32,
+    x_stride4: u32, x_offset4: u32, y_stride: u32, eps: f32,
+}
+@group(0) @binding(auto) var<storage, read_write> y: array<f32>;
+#import team
+#import activation
+#if OUT_BYTES
+// Eight for each row of x.
+const BYTE_THREADS: u32 = 32u;
+#import byte_rows
+var<workgroup> block_values: array<f32, 128>;
+#endif
+
+@compute @workgroup_size(WG)
+fn main(t: Thread) {
+    let g = group_index(t);
+    if (g >= params.groups) { return; }
+    let row0 = (g % params.row_groups) * TEAMS;
+    let t0 = (g / params.row_groups) * NT;
+    let gate = min(row0 + t.lid / TEAM, params.n - 1u);
+    team_products(t, vec2<u32>(gate, params.n + gate), t0, params.t_rows - 1u);
+    if (t.lid < TEAMS * NT) {
+        let team = t.lid % TEAMS;
+        let c = t.lid / TEAMS;
+        let scale = team_scale(team, c);
+        let a = team_sum(team, 0u, c) * scale;
+#if GELU
+        let v = gelu_tanh(a) * (team_sum(team, 1u, c) * scale);
+#else
+        let v = silu(a) * (team_sum(team, 1u, c) * scale);
+#endif
+        if (row0 + team < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + row0 + team] = v; }
+#if OUT_BYTES
+        block_values[t.lid] = v;
+#endif
+    }
+#if OUT_BYTES
+    workgroupBarrier();
+    let c = t.lid / 8u;
+    var v = vec4<f32>(0.0);
+    if (c < NT) {
+        let i = c * 32u + t.lid % 8u * 4u;
+        v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
+    }
+    byte_store(t, c < NT && t0 + c < params.t_rows, t0 + c, params.n / 32u, row0 / 4u + t.lid % 8u, v);
+#endif
+}

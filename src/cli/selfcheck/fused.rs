@@ -1,0 +1,105 @@
+//! Products that take the next operation along.
+
+use doppler::Result;
+use doppler::gpu::Variant;
+use doppler::kernels::{self, Activation, Matrix, Next};
+use doppler::quant::GPU_BLOCK;
+
+use super::bytes::Bytes;
+use super::input::InputRows;
+use super::weights::{format_of, weight};
+use super::{Lab, Measured, Rng, Want, compare};
+
+/// Width, and rows of `x`, for the `i`-th variant.
+fn shape(v: &Variant, i: usize) -> Result<[usize; 2]> {
+    let format = format_of(v)?;
+    let k = match v.has("TAIL") {
+        true => [36, 420][i % 2],
+        false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
+    };
+    Ok([k, v.constant("NT").unwrap_or(1).min(3) as usize])
+}
+
+/// `Σ x · w` for each row of `x` and of `w`, and the size of its terms. Of bytes, offsets and quants cancel in part, so that terms are larger.
+fn products(v: &Variant, x: &InputRows, w: &[f32], k: usize) -> Vec<Vec<Want>> {
+    let least = if v.has("BYTES") { 20.0 } else { 0.2 };
+    let one = |x: &[f64], w: &[f32]| {
+        let terms = x.iter().zip(w).map(|(a, &b)| a * f64::from(b));
+        terms.fold(Want(0.0, least), |Want(v, size), t| Want(v + t, size + t.abs()))
+    };
+    x.values.chunks_exact(k).map(|x| w.chunks_exact(k).map(|w| one(x, w)).collect()).collect()
+}
+
+fn act(gelu: bool, x: f64) -> f64 {
+    match gelu {
+        true => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+        false => x / (1.0 + (-x).exp()),
+    }
+}
+
+pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for (i, v) in lab.variants("matmul_glu").into_iter().enumerate() {
+        let [k, t_rows] = shape(&v, i)?;
+        let n = if v.has("OUT_BYTES") { 96 } else { 67 };
+        let mut rng = Rng::new((k * t_rows) as u64);
+        let (w, values) = weight(lab, format_of(&v)?, 2 * n, k, None)?;
+        let x = InputRows::of(lab, &v, &rng.units(t_rows * k), k)?;
+        let yb = lab.blank(t_rows * n)?;
+        let y = Matrix::new(&yb, t_rows as u32, n as u32);
+        let which = if v.has("GELU") { Activation::GeluTanh } else { Activation::Silu };
+        let bytes = v.has("OUT_BYTES").then(|| Bytes::new(lab, t_rows, n)).transpose()?;
+        let out = bytes.as_ref().map(Bytes::operand);
+        lab.run([kernels::matmul_glu(&lab.gpu, which, x.operand(), &w, y, out)?])?;
+        let mut want = Vec::new();
+        for row in products(&v, &x, &values, k) {
+            let (gates, ups) = row.split_at(n);
+            for (&Want(gate, gate_size), &Want(up, up_size)) in gates.iter().zip(ups) {
+                let a = act(v.has("GELU"), gate);
+                // The slope of both functions is below 1.13.
+                want.push(Want(a * up, 1.13 * gate_size * (up.abs() + 5e-6 * up_size) + a.abs() * up_size));
+            }
+        }
+        let case = format!("{t_rows} x {k} by 2 * {n}, {v}");
+        let got = lab.read(&yb, want.len())?;
+        all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
+        if let Some(bytes) = bytes {
+            all.push(bytes.compare(lab, format!("{case}, its bytes"), &got)?);
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for (i, v) in lab.variants("matmul_next").into_iter().enumerate() {
+        let [k, t_rows] = shape(&v, i)?;
+        let n = 96;
+        let mut rng = Rng::new((k * t_rows) as u64);
+        let (bias, next_w, old) = (rng.units(n), rng.units(n), rng.units(t_rows * n));
+        let bias = v.has("BIAS").then_some(bias.as_slice());
+        let (w, values) = weight(lab, format_of(&v)?, n, k, bias)?;
+        let x = InputRows::of(lab, &v, &rng.units(t_rows * k), k)?;
+        let (yb, wb, sb) = (lab.floats(&old)?, lab.floats(&next_w)?, lab.blank(t_rows * n / 32)?);
+        let bytes = Bytes::new(lab, t_rows, n)?;
+        let next = Next { w: (&wb).into(), bytes: bytes.operand(), sums: (&sb).into() };
+        let y = Matrix::new(&yb, t_rows as u32, n as u32);
+        lab.run(kernels::matmul_next(&lab.gpu, x.operand(), &w, y, next)?)?;
+        let mut want = Vec::new();
+        for (row, old) in products(&v, &x, &values, k).iter().zip(old.chunks_exact(n)) {
+            for (r, (&Want(sum, size), &old)) in row.iter().zip(old).enumerate() {
+                let added = [bias.map_or(0.0, |b| b[r]), old].map(f64::from);
+                want.push(added.iter().fold(Want(sum, size), |Want(v, size), t| Want(v + t, size + t.abs())));
+            }
+        }
+        let case = format!("{t_rows} x {k} by {n}, {v}");
+        let got = lab.read(&yb, want.len())?;
+        all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
+        let weighted: Vec<f32> = got.iter().zip(next_w.iter().cycle()).map(|(y, w)| y * w).collect();
+        all.push(bytes.compare(lab, format!("{case}, its bytes"), &weighted)?);
+        let squares: Vec<Want> =
+            got.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
+        all.push(compare(format!("{case}, its squares"), &lab.read(&sb, squares.len())?, &squares, 1e-6, 1e-5));
+    }
+    Ok(all)
+}

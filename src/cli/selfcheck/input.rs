@@ -1,0 +1,70 @@
+//! Rows as products take them: numbers or bytes, whole or still to be normalised.
+
+use doppler::Result;
+use doppler::gpu::{Buffer, Variant};
+use doppler::kernels::{Input, Matrix, RowNorm};
+
+use super::bytes::Bytes;
+use super::{Lab, Rng};
+
+const EPS: f32 = 1e-2;
+
+/// Rows on the device, as a variant of a product reads them, and what they mean.
+pub(super) struct InputRows {
+    x: Buffer,
+    bytes: Option<Bytes>,
+    /// Weights, and sums of squares where there are bytes.
+    norm: Option<(Buffer, Option<Buffer>)>,
+    rows: usize,
+    cols: usize,
+    /// `[rows, cols]` of what is multiplied.
+    pub(super) values: Vec<f64>,
+}
+
+impl InputRows {
+    /// `x` for a variant with BYTES, NORM, both or none.
+    pub(super) fn of(lab: &Lab, v: &Variant, x: &[f32], cols: usize) -> Result<Self> {
+        let rows = x.len() / cols;
+        let mut rng = Rng::new(cols as u64);
+        let xb = lab.floats(x)?;
+        let bytes = v.has("BYTES").then(|| Bytes::of(lab, Matrix::new(&xb, rows as u32, cols as u32))).transpose()?;
+        let mut values: Vec<f64> = match &bytes {
+            Some(bytes) => bytes.read(lab)?,
+            None => x.to_vec(),
+        }
+        .into_iter()
+        .map(f64::from)
+        .collect();
+        let mut norm = None;
+        if v.has("NORM") {
+            let w = rng.units(cols);
+            // Of bytes any sums will do: what they stand for was multiplied by weights before.
+            let sums: Option<Vec<f32>> =
+                bytes.is_some().then(|| rng.units(rows * cols / 32).iter().map(|s| 20.0 * s.abs()).collect());
+            for (r, values) in values.chunks_exact_mut(cols).enumerate() {
+                let squares: f64 = match &sums {
+                    Some(sums) => {
+                        sums.chunks_exact(cols / 32).nth(r).into_iter().flatten().map(|&s| f64::from(s)).sum()
+                    }
+                    None => values.iter().map(|v| v * v).sum(),
+                };
+                let scale = 1.0 / (squares / cols as f64 + f64::from(EPS)).sqrt();
+                for (v, &w) in values.iter_mut().zip(&w) {
+                    *v *= if sums.is_some() { scale } else { scale * f64::from(w) };
+                }
+            }
+            norm = Some((lab.floats(&w)?, sums.map(|s| lab.floats(&s)).transpose()?));
+        }
+        Ok(Self { x: xb, bytes, norm, rows, cols, values })
+    }
+
+    pub(super) fn operand(&self) -> Input<'_> {
+        let norm = self.norm.as_ref().map(|(w, sums)| RowNorm {
+            w: w.into(),
+            eps: EPS,
+            sums: sums.as_ref().map(|s| s.into()),
+        });
+        let x = Matrix::new(&self.x, self.rows as u32, self.cols as u32);
+        Input { x, bytes: self.bytes.as_ref().map(Bytes::operand), norm }
+    }
+}

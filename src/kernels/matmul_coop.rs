@@ -1,0 +1,239 @@
+//! Products with weights by cooperative matrices: many rows, f16 operands, f32 sums.
+//!
+//! Activations are brought to f16 row by row, each with a power of two that keeps it in range ([`half_rows`]); weights are
+//! decoded to f16 on their way to workgroup memory. So a product differs from the one in f32 by the rounding of its operands to
+//! 11 bits, about 2^−12 of the sum of its terms' magnitudes at most. Weights in f32 keep the exact path: who stores them so wants them so.
+
+use crate::error::{Result, bail};
+use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, Variant, linear_grid, params};
+use crate::kernels::constants::{COOP_FROM, COOP_TILE, COOP_WAVE, THREADS_LONG};
+use crate::kernels::weight::{Weight, WeightPart};
+use crate::kernels::{Input, Matrix, matmul, weight_fragment};
+use crate::quant::{Format, GPU_BLOCK};
+
+pub(super) static HALF_ROWS: Kernel = Kernel {
+    name: "half_rows",
+    source: include_str!("../../shaders/half_rows.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    forms: Forms::ALL,
+    params: HalfParams::FIELDS,
+};
+
+pub(super) static MATMUL_COOP: Kernel = Kernel {
+    name: "matmul_coop",
+    source: include_str!("../../shaders/matmul_coop.wgsl"),
+    flags: &["BIAS", "ACCUMULATE", "ROWS_64"],
+    constants: &[],
+    slots: &["weight"],
+    forms: Forms { paths: &[], exists: not_f32 },
+    params: CoopParams::FIELDS,
+};
+
+params!(HalfParams { rows: u32, cols4: u32, padded4: u32, stride4: u32, offset4: u32 });
+params!(CoopParams { groups: u32, row_groups: u32, n: u32, t_rows: u32, k_blocks: u32, y_stride: u32, y_offset: u32 });
+
+/// Formats whose weights lose at most their last bits in f16.
+pub(super) fn not_f32(v: &Variant) -> bool {
+    v.fragment("weight") != Some("F32")
+}
+
+/// Rows in f16, with what each was divided by. Made by [`half_rows`].
+#[derive(Debug, Clone, Copy)]
+pub struct HalfRows<'a> {
+    /// `[rows, cols padded to whole blocks of 32]` of f16.
+    pub data: BufferSlice<'a>,
+    /// One f32 a row.
+    pub scales: BufferSlice<'a>,
+    /// Rows.
+    pub rows: u32,
+    /// Columns in use.
+    pub cols: u32,
+}
+
+impl HalfRows<'_> {
+    /// Bytes of [`HalfRows::data`] for `rows` rows of `cols` columns.
+    pub fn data_bytes(rows: u64, cols: u32) -> u64 {
+        rows * Format::gpu_blocks(cols as usize) as u64 * GPU_BLOCK as u64 * 2
+    }
+
+    /// Bytes of [`HalfRows::scales`].
+    pub fn scales_bytes(rows: u64) -> u64 {
+        rows * 4
+    }
+
+    pub(super) fn check(&self, what: &str) -> Result<()> {
+        let rows = self.rows.into();
+        let (data, scales) = (Self::data_bytes(rows, self.cols), Self::scales_bytes(rows));
+        if self.data.size < data || self.scales.size < scales {
+            bail!(
+                InvalidArgument,
+                "{what}: {} x {} halves in {} bytes, their scales in {}",
+                self.rows,
+                self.cols,
+                self.data.size,
+                self.scales.size
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Brings rows to f16 for [`matmul_coop`]. The width of `x` is a multiple of 4.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn half_rows<'a>(x: Matrix<'a>, half: HalfRows<'a>) -> Result<Dispatch<'a>> {
+    x.check_vec4("half_rows: x")?;
+    half.check("half_rows")?;
+    if (x.rows, x.cols) != (half.rows, half.cols) {
+        bail!(InvalidArgument, "half_rows: x {} x {}, halves {} x {}", x.rows, x.cols, half.rows, half.cols);
+    }
+    let params = HalfParams {
+        rows: x.rows,
+        cols4: x.cols / 4,
+        padded4: (Format::gpu_blocks(x.cols as usize) * GPU_BLOCK / 4) as u32,
+        stride4: x.stride / 4,
+        offset4: x.offset / 4,
+    };
+    Ok(Dispatch::new(&HALF_ROWS, &params, linear_grid(x.rows.into()))
+        .constant("WG", THREADS_LONG)
+        .bind("x", x.data)
+        .bind("h", half.data)
+        .bind("scales", half.scales))
+}
+
+/// True if [`matmul_coop`] can make products with `w` on a device with these abilities.
+pub fn matmul_coop_fits(features: Features, w: &Weight) -> bool {
+    features.cooperative_matrix && w.parts().iter().all(|p| p.format.name != "F32")
+}
+
+/// Rows of activations in a tile of the cooperative product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CoopTile {
+    /// By the number of tiles.
+    Auto,
+    /// 128.
+    Whole,
+    /// 64.
+    Half,
+}
+
+impl CoopTile {
+    /// Whether tiles are halved: where whole ones would leave a large device idle, or would be half empty.
+    fn halved(self, rows: u32, row_groups: u32) -> bool {
+        let whole = u64::from(row_groups) * u64::from(rows.div_ceil(COOP_TILE.0));
+        match self {
+            Self::Auto => whole < COOP_WAVE || rows <= COOP_TILE.0 / 2,
+            Self::Whole => false,
+            Self::Half => true,
+        }
+    }
+}
+
+/// As [`crate::kernels::matmul`], from rows in f16.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree, or the device or the weight's format is not fit ([`matmul_coop_fits`]).
+pub fn matmul_coop<'a>(
+    gpu: &Gpu,
+    tile: CoopTile,
+    x: HalfRows<'a>,
+    w: &'a Weight,
+    y: Matrix<'a>,
+    accumulate: bool,
+) -> Result<Vec<Dispatch<'a>>> {
+    x.check("matmul_coop: x")?;
+    y.check("matmul_coop: y")?;
+    if x.cols != w.k() || y.cols != w.rows() || x.rows != y.rows || !matmul_coop_fits(gpu.features(), w) {
+        bail!(
+            InvalidArgument,
+            "matmul_coop by {}: x {} x {}, W {} x {}, y {} x {}",
+            w.name(),
+            x.rows,
+            x.cols,
+            w.rows(),
+            w.k(),
+            y.rows,
+            y.cols
+        );
+    }
+    w.parts().iter().map(|part| one_part(x, part, y, accumulate, tile)).collect()
+}
+
+fn one_part<'a>(
+    x: HalfRows<'a>,
+    part: &'a WeightPart,
+    y: Matrix<'a>,
+    accumulate: bool,
+    tile: CoopTile,
+) -> Result<Dispatch<'a>> {
+    let (tile_t, tile_r) = COOP_TILE;
+    let row_groups = part.rows.div_ceil(tile_r);
+    let halved = tile.halved(x.rows, row_groups);
+    let groups = row_groups * x.rows.div_ceil(if halved { tile_t / 2 } else { tile_t });
+    let params = CoopParams {
+        groups,
+        row_groups,
+        n: part.rows,
+        t_rows: x.rows,
+        k_blocks: Format::gpu_blocks(x.cols as usize) as u32,
+        y_stride: y.stride,
+        y_offset: y.offset + part.row_start,
+    };
+    let mut d = Dispatch::new(&MATMUL_COOP, &params, linear_grid(groups.into()))
+        .flag("BIAS", part.bias.is_some())
+        .flag("ACCUMULATE", accumulate)
+        .flag("ROWS_64", halved)
+        .slot("weight", weight_fragment(part.format)?)
+        .bind("x", x.data)
+        .bind("scales", x.scales)
+        .bind("y", y.data);
+    if let Some(bias) = &part.bias {
+        d = d.bind("bias", bias);
+    }
+    Ok(part.bind(d))
+}
+
+/// Room for one product's rows in f16, large enough for any product of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct HalfRoom<'a> {
+    /// [`HalfRows::data`].
+    pub data: BufferSlice<'a>,
+    /// [`HalfRows::scales`].
+    pub scales: BufferSlice<'a>,
+}
+
+impl<'a> HalfRoom<'a> {
+    /// The room as rows of this shape.
+    pub fn rows(self, rows: u32, cols: u32) -> HalfRows<'a> {
+        HalfRows { data: self.data, scales: self.scales, rows, cols }
+    }
+}
+
+/// [`crate::kernels::matmul`], by cooperative matrices where there is room for f16 rows, and the device, the weight and the number of
+/// rows are fit for them.
+///
+/// # Errors
+/// As [`crate::kernels::matmul`].
+pub fn matmul_fast<'a>(
+    gpu: &Gpu,
+    room: Option<HalfRoom<'a>>,
+    x: impl Into<Input<'a>>,
+    w: &'a Weight,
+    y: Matrix<'a>,
+    accumulate: bool,
+) -> Result<Vec<Dispatch<'a>>> {
+    let x = x.into();
+    let (rows, cols) = (x.x.rows, x.x.cols);
+    match room {
+        Some(room) if rows >= COOP_FROM && x.norm.is_none() && matmul_coop_fits(gpu.features(), w) => {
+            let half = room.rows(rows, cols);
+            let mut all = vec![half_rows(x.x, half)?];
+            all.extend(matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?);
+            Ok(all)
+        }
+        _ => matmul(gpu, x, w, y, accumulate),
+    }
+}

@@ -1,0 +1,211 @@
+//! Products of few rows that take the next operation along: gate and up with their activation, and the last product of a block with what the
+//! next block reads. A dispatch costs a device some microseconds before its first byte arrives, as much as reading some megabytes.
+
+use crate::error::{Result, bail};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
+use crate::kernels::activate::Activation;
+use crate::kernels::byte_rows::ByteRows;
+use crate::kernels::matmul::{Input, Team, tail_or_bytes};
+use crate::kernels::weight::{Weight, WeightPart};
+use crate::kernels::{Matrix, weight_fragment};
+use crate::quant::{Format, GPU_BLOCK};
+
+pub(super) static MATMUL_GLU: Kernel = Kernel {
+    name: "matmul_glu",
+    source: include_str!("../../shaders/matmul_glu.wgsl"),
+    flags: &["GELU", "TAIL", "BYTES", "NORM", "OUT_BYTES"],
+    constants: &["WG", "TEAM", "NT"],
+    slots: &["weight"],
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: glu_exists },
+    params: GluParams::FIELDS,
+};
+
+pub(super) static MATMUL_NEXT: Kernel = Kernel {
+    name: "matmul_next",
+    source: include_str!("../../shaders/matmul_next.wgsl"),
+    flags: &["BIAS", "TAIL", "BYTES"],
+    constants: &["WG", "TEAM", "NT"],
+    slots: &["weight"],
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_or_bytes },
+    params: NextParams::FIELDS,
+};
+
+params!(GluParams {
+    groups: u32,
+    row_groups: u32,
+    n: u32,
+    t_rows: u32,
+    k4: u32,
+    k_blocks: u32,
+    x_stride4: u32,
+    x_offset4: u32,
+    y_stride: u32,
+    eps: f32,
+});
+params!(NextParams {
+    groups: u32,
+    row_groups: u32,
+    n: u32,
+    t_rows: u32,
+    k4: u32,
+    k_blocks: u32,
+    x_stride4: u32,
+    x_offset4: u32,
+    y_stride: u32,
+    y_offset: u32,
+    out_column: u32,
+    out_blocks: u32,
+});
+
+/// Rows that a workgroup makes where its results are written as bytes: a block.
+const BLOCK: u32 = GPU_BLOCK as u32;
+
+/// The tail is tried with plain results only: bytes do not change how it is read.
+fn glu_exists(v: &Variant) -> bool {
+    tail_or_bytes(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
+}
+
+/// True if [`matmul_glu`] can make this product: gate over up in one part, without bias, and an activation that it knows.
+pub fn matmul_glu_fits(which: Activation, w: &Weight) -> bool {
+    let known = matches!(which, Activation::Silu | Activation::GeluTanh);
+    known && w.rows().is_multiple_of(2) && matches!(w.parts(), [part] if part.bias.is_none())
+}
+
+/// `y[t, r] = act(Σ_k x[t, k] · W[r, k]) · Σ_k x[t, k] · W[n + r, k]` for the `n` columns of `y`, half of the rows of `w`; with `out`, `y` is
+/// written there as well.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree, or `w` or the activation is not fit ([`matmul_glu_fits`]).
+pub fn matmul_glu<'a>(
+    gpu: &Gpu,
+    which: Activation,
+    x: Input<'a>,
+    w: &'a Weight,
+    y: Matrix<'a>,
+    out: Option<ByteRows<'a>>,
+) -> Result<Dispatch<'a>> {
+    let [rows, cols] = x.check("matmul_glu: x", w)?;
+    y.check("matmul_glu: y")?;
+    let (true, [part]) = (matmul_glu_fits(which, w), w.parts()) else {
+        bail!(InvalidArgument, "matmul_glu by {}: {which:?} of {} parts", w.name(), w.parts().len());
+    };
+    let n = part.rows / 2;
+    if cols != w.k() || rows != y.rows || n != y.cols || y.offset != 0 {
+        let k = w.k();
+        bail!(
+            InvalidArgument,
+            "matmul_glu by {}: x {rows} x {cols}, W 2 * {n} x {k}, y {} x {}",
+            w.name(),
+            y.rows,
+            y.cols
+        );
+    }
+    let values = 2 + u32::from(x.norm.is_some());
+    let team = match out {
+        Some(_) => Team::of_block(gpu, n, w.k(), rows, values, BLOCK),
+        None => Team::of(gpu, n, w.k(), rows, values),
+    };
+    let row_groups = n.div_ceil(team.rows());
+    let f32_rows = x.f32_rows(w);
+    let params = GluParams {
+        groups: row_groups * rows.div_ceil(team.columns),
+        row_groups,
+        n,
+        t_rows: rows,
+        k4: cols / 4,
+        k_blocks: Format::gpu_blocks(cols as usize) as u32,
+        x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
+        x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
+        y_stride: y.stride,
+        eps: x.eps(),
+    };
+    let d = Dispatch::new(&MATMUL_GLU, &params, linear_grid(params.groups.into()))
+        .flag("GELU", which == Activation::GeluTanh)
+        .slot("weight", weight_fragment(part.format)?)
+        .bind("y", y.data);
+    let d = part.bind(x.bind(w, team.constants(d))?);
+    match out {
+        Some(out) => {
+            out.check("matmul_glu: bytes", rows, n)?;
+            Ok(d.flag("OUT_BYTES", true).bind("byte_quants", out.quants).bind("byte_scales", out.scales))
+        }
+        None => Ok(d),
+    }
+}
+
+/// What the last product of a block leaves for the next one.
+#[derive(Debug, Clone, Copy)]
+pub struct Next<'a> {
+    /// The next normalisation's weights, one for each column.
+    pub w: BufferSlice<'a>,
+    /// The rows times these weights.
+    pub bytes: ByteRows<'a>,
+    /// `[rows, cols / 32]`: sums of squares of the rows.
+    pub sums: BufferSlice<'a>,
+}
+
+/// True if [`matmul_next`] can make products with `w`: its parts begin and end at whole blocks.
+pub fn matmul_next_fits(w: &Weight) -> bool {
+    w.parts().iter().all(|p| p.row_start.is_multiple_of(BLOCK) && p.rows.is_multiple_of(BLOCK))
+}
+
+/// `y[t, r] += Σ_k x[t, k] · W[r, k] (+ bias[r])`, and from `y` what `next` says; one dispatch for each part of `w`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree, `x` is still to be normalised or `w` is not fit ([`matmul_next_fits`]).
+pub fn matmul_next<'a>(
+    gpu: &Gpu,
+    x: Input<'a>,
+    w: &'a Weight,
+    y: Matrix<'a>,
+    next: Next<'a>,
+) -> Result<Vec<Dispatch<'a>>> {
+    let [rows, cols] = x.check("matmul_next: x", w)?;
+    y.check("matmul_next: y")?;
+    next.bytes.check("matmul_next: bytes", rows, y.cols)?;
+    let sums = u64::from(rows) * u64::from(y.cols / BLOCK) * 4;
+    let room = next.sums.size >= sums && next.w.size >= u64::from(y.cols) * 4;
+    if cols != w.k() || rows != y.rows || w.rows() != y.cols || x.norm.is_some() || !room || !matmul_next_fits(w) {
+        let (n, k) = (w.rows(), w.k());
+        bail!(
+            InvalidArgument,
+            "matmul_next by {}: x {rows} x {cols}, W {n} x {k}, y {} x {}, {} bytes of sums",
+            w.name(),
+            y.rows,
+            y.cols,
+            next.sums.size
+        );
+    }
+    // The team does not depend on how a weight is split.
+    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK);
+    let f32_rows = x.f32_rows(w);
+    let dispatch = |part: &'a WeightPart| {
+        let row_groups = part.rows / BLOCK;
+        let params = NextParams {
+            groups: row_groups * rows.div_ceil(team.columns),
+            row_groups,
+            n: part.rows,
+            t_rows: rows,
+            k4: cols / 4,
+            k_blocks: Format::gpu_blocks(cols as usize) as u32,
+            x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
+            x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
+            y_stride: y.stride,
+            y_offset: y.offset + part.row_start,
+            out_column: part.row_start,
+            out_blocks: y.cols / BLOCK,
+        };
+        let mut d = Dispatch::new(&MATMUL_NEXT, &params, linear_grid(params.groups.into()))
+            .flag("BIAS", part.bias.is_some())
+            .slot("weight", weight_fragment(part.format)?)
+            .bind("y", y.data)
+            .bind("next_w", next.w)
+            .bind("block_sums", next.sums);
+        if let Some(bias) = &part.bias {
+            d = d.bind("bias", bias);
+        }
+        let d = part.bind(x.bind(w, team.constants(d))?);
+        Ok(d.bind("byte_quants", next.bytes.quants).bind("byte_scales", next.bytes.scales))
+    };
+    w.parts().iter().map(dispatch).collect()
+}
