@@ -328,6 +328,35 @@ typedef uint32_t doppler_kv_type;
 #endif // __cplusplus
 
 /**
+ * What weights become while they are loaded.
+ */
+enum doppler_weight_format
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * As they are stored.
+     */
+    DOPPLER_WEIGHT_FORMAT_AS_STORED = 0,
+    /**
+     * 8 bits and a scale for each 32 weights.
+     */
+    DOPPLER_WEIGHT_FORMAT_Q8 = 1,
+    /**
+     * 4 bits and a scale for each 32 weights.
+     */
+    DOPPLER_WEIGHT_FORMAT_Q4 = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_weight_format doppler_weight_format;
+#else
+typedef uint32_t doppler_weight_format;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * What GPU work is for: the index of `phases` in statistics.
  */
 enum doppler_phase
@@ -550,6 +579,39 @@ typedef uint32_t doppler_finish_reason;
 #endif // __cplusplus
 
 /**
+ * What a part of a reply is. Marks of the model's family tell: those that are tokens of its vocabulary or stand in its chat template.
+ */
+enum doppler_segment_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * For the reader.
+     */
+    DOPPLER_SEGMENT_KIND_CONTENT = 0,
+    /**
+     * What the model thinks before it answers.
+     */
+    DOPPLER_SEGMENT_KIND_REASONING = 1,
+    /**
+     * A call of a tool, in the form of the model's family; control tokens within it show.
+     */
+    DOPPLER_SEGMENT_KIND_TOOL_CALL = 2,
+    /**
+     * A mark that begins or ends another part, such as "<think>". Marks that are control tokens have no text.
+     */
+    DOPPLER_SEGMENT_KIND_MARKER = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_segment_kind doppler_segment_kind;
+#else
+typedef uint32_t doppler_segment_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * An open device. Models are loaded into it and keep it alive, so it may be destroyed before them.
  */
 typedef struct doppler_context doppler_context;
@@ -632,6 +694,14 @@ typedef struct doppler_adapter_info {
      * Largest buffer, in bytes.
      */
     uint64_t max_buffer_bytes;
+    /**
+     * 1 with cooperative matrices of the shape that the library uses (of a context: if they are used).
+     */
+    uint32_t cooperative_matrix;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_adapter_info;
 
 /**
@@ -689,6 +759,30 @@ typedef struct doppler_guard {
      */
     struct doppler_budget prefill;
 } doppler_guard;
+
+/**
+ * How conversations are rendered. Fill it with doppler_chat_options_init(). The texts are only read during the call.
+ */
+typedef struct doppler_chat_options {
+    /**
+     * Set by doppler_chat_options_init().
+     */
+    size_t struct_size;
+    /**
+     * NULL (default): the model's own template. Otherwise a name, or a Jinja template itself; NUL-terminated UTF-8. Names are those of further
+     * templates of the model's file, and of the built-in ones: "chatml", "llama2", "llama3", "gemma", "mistral", "mistral-v7", "phi3", "phi4", "zephyr",
+     * "vicuna", "alpaca", "deepseek", "command-r", "granite", "glm4".
+     */
+    const char *chat_template;
+    /**
+     * Tools that the model may call: a JSON array, in the form that the template expects (mostly that of OpenAI); NULL: none. NUL-terminated UTF-8.
+     */
+    const char *tools;
+    /**
+     * Values for the template's own switches: a JSON object such as {"enable_thinking": false}; NULL: none. NUL-terminated UTF-8.
+     */
+    const char *variables;
+} doppler_chat_options;
 
 /**
  * How to open a context. Fill it with doppler_context_options_init().
@@ -753,6 +847,14 @@ typedef struct doppler_context_options {
      * NUL-terminated UTF-8, read during the call. NULL: they are not kept.
      */
     const char *cache_dir;
+    /**
+     * Not 0: use no cooperative matrices.
+     */
+    uint32_t disable_cooperative_matrix;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_context_options;
 
 /**
@@ -1083,13 +1185,22 @@ typedef struct doppler_token_event {
      */
     size_t text_bytes;
     /**
-     * The token; DOPPLER_NONE in a last event that only brings text held back until the end.
+     * The token; DOPPLER_NONE in an event that only brings more text: of another kind than the event before it, or held back until the
+     * end.
      */
     uint32_t token;
     /**
-     * Its place in this generation, from 0.
+     * The event's place in this generation, from 0.
      */
     uint32_t index;
+    /**
+     * What the text is: a doppler_segment_kind.
+     */
+    uint32_t kind;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_token_event;
 
 /**
@@ -1164,7 +1275,7 @@ typedef struct doppler_model_options {
      */
     uint32_t n_ctx;
     /**
-     * Prompt tokens evaluated in one submit. 0: 256.
+     * Prompt tokens evaluated in one submit. 0: as many as suit the device, 256 to 2048.
      */
     uint32_t prefill_chunk;
     /**
@@ -1184,14 +1295,15 @@ typedef struct doppler_model_options {
      */
     void *progress_user;
     /**
-     * Not 0: keep activations in f32 in every product. Default 0: decoding with quantised weights rounds them to signed bytes, 32 with a
-     * scale, which is much faster.
+     * Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
+     * bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
      */
     uint32_t exact;
     /**
-     * 0.
+     * A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
+     * GGUF files.
      */
-    uint32_t reserved;
+    uint32_t quantize;
 } doppler_model_options;
 
 /**
@@ -1870,6 +1982,75 @@ doppler_status doppler_session_set_guard(struct doppler_session *session,
  *
  * Threads: any.
  */
+DOPPLER_API doppler_status doppler_chat_options_init(struct doppler_chat_options *options, size_t struct_size);
+
+/**
+ * Renders a conversation with a template, tools and variables of the caller's choice.
+ *
+ * @param messages               a JSON array of objects with a text as "role" and what else the template knows ("content", "tool_calls", …);
+ *                               UTF-8, not NUL-terminated
+ * @param messages_bytes         its length
+ * @param options                NULL: defaults
+ * @param add_generation_prompt  not 0: open the assistant's turn at the end
+ * @param buffer                 gets the text, NUL-terminated UTF-8; NULL (with `capacity` 0) to ask for the size
+ * @param capacity               bytes that fit
+ * @param needed                 gets the bytes of the text, NUL included, also when they do not fit; may be NULL
+ * @return                       DOPPLER_STATUS_INVALID_ARGUMENT for what is no such JSON, or an unknown name of a template;
+ *                               DOPPLER_STATUS_UNSUPPORTED if there is no template, DOPPLER_STATUS_TEMPLATE if it fails (the error text is the template's
+ *                               own message, where it has one), DOPPLER_STATUS_BUFFER_TOO_SMALL (nothing but `needed` is written)
+ *
+ * Threads: any.
+ */
+DOPPLER_API
+doppler_status doppler_model_render_chat(const struct doppler_model *model,
+                                         const char *messages,
+                                         size_t messages_bytes,
+                                         const struct doppler_chat_options *options,
+                                         uint32_t add_generation_prompt,
+                                         char *buffer,
+                                         size_t capacity,
+                                         size_t *needed);
+
+/**
+ * Chooses the template, the tools and the variables that a session's conversation is rendered with, from the next message on. What the session
+ * holds already stays; the next rendering keeps as much of it as is the same. Forks take the choice over, snapshots do not hold it.
+ *
+ * @param options  NULL: the model's own template, no tools, no variables
+ * @return         as doppler_model_render_chat(); the choice is then as before
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_set_chat_options(struct doppler_session *session,
+                                                const struct doppler_chat_options *options);
+
+/**
+ * As doppler_session_append_messages(), with messages as JSON: they may have more than a text, such as the results of tools.
+ *
+ * @param messages               a JSON array of objects with a text as "role" and what else the template knows ("content", "tool_calls", …);
+ *                               UTF-8, not NUL-terminated
+ * @param messages_bytes         its length
+ * @param add_generation_prompt  not 0: open the assistant's turn, as is wanted before doppler_session_generate()
+ * @param n_added                gets the number of tokens that are new; may be NULL
+ * @return                       DOPPLER_STATUS_INVALID_ARGUMENT for what is no such JSON; else as doppler_session_append_messages()
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_append_messages_json(struct doppler_session *session,
+                                                    const char *messages,
+                                                    size_t messages_bytes,
+                                                    uint32_t add_generation_prompt,
+                                                    uint32_t *n_added);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
 DOPPLER_API doppler_status doppler_context_options_init(struct doppler_context_options *options, size_t struct_size);
 
 /**
@@ -1964,7 +2145,8 @@ doppler_status doppler_session_generate(struct doppler_session *session,
 DOPPLER_API doppler_status doppler_model_options_init(struct doppler_model_options *options, size_t struct_size);
 
 /**
- * Loads a model from a GGUF file. The file is only needed during the call.
+ * Loads a model from a GGUF file, or from a folder with config.json, tokenizer.json and model.safetensors (or shards with their index). They are
+ * only needed during the call.
  *
  * @param context  into which device
  * @param path     NUL-terminated UTF-8

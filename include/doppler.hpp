@@ -52,8 +52,9 @@ inline std::string version() { return doppler_version_string(); }
 /** One token as it arrives; valid during the callback. */
 struct TokenEvent {
     std::string_view text; /**< whole UTF-8 characters, possibly none */
-    std::uint32_t token;   /**< DOPPLER_NONE in a last event that only brings text held back */
+    std::uint32_t token;   /**< DOPPLER_NONE in an event that only brings more text */
     std::uint32_t index;   /**< from 0 */
+    std::uint32_t kind;    /**< a doppler_segment_kind */
 };
 
 /** Hears each token; false ends the generation. */
@@ -65,6 +66,23 @@ using OnProgress = std::function<bool(std::uint64_t, std::uint64_t)>;
 struct Message {
     std::string role;
     std::string content;
+};
+
+/** How conversations are rendered; what is empty is left to the model. */
+struct ChatOptions {
+    std::string chat_template; /**< a name, or a Jinja template */
+    std::string tools;         /**< a JSON array */
+    std::string variables;     /**< a JSON object */
+
+    /** For functions of doppler.h; it points into this object. */
+    doppler_chat_options raw() const {
+        doppler_chat_options options;
+        check(doppler_chat_options_init(&options, sizeof options));
+        options.chat_template = chat_template.empty() ? nullptr : chat_template.c_str();
+        options.tools = tools.empty() ? nullptr : tools.c_str();
+        options.variables = variables.empty() ? nullptr : variables.c_str();
+        return options;
+    }
 };
 
 /** doppler_context_options with their defaults. */
@@ -137,7 +155,7 @@ extern "C" inline int doppler_hpp_on_token(void *user, const doppler_token_event
     try {
         const std::string_view text(event->text, event->text_bytes);
         call.text->append(text);
-        return !call.function || call.function(TokenEvent{text, event->token, event->index}) ? 0 : 1;
+        return !call.function || call.function(TokenEvent{text, event->token, event->index, event->kind}) ? 0 : 1;
     } catch (...) {
         call.thrown = std::current_exception();
         return 1;
@@ -207,6 +225,18 @@ class Session {
         std::uint32_t added = 0;
         check(doppler_session_append_messages(get(), raw.data(), raw.size(), add_generation_prompt, &added));
         return added;
+    }
+    /** doppler_session_append_messages_json() */
+    std::uint32_t append_json(std::string_view messages, bool add_generation_prompt = true) {
+        std::uint32_t added = 0;
+        check(doppler_session_append_messages_json(get(), messages.data(), messages.size(), add_generation_prompt,
+                                                   &added));
+        return added;
+    }
+    /** doppler_session_set_chat_options() */
+    void set_chat_options(const ChatOptions &options = ChatOptions()) {
+        const auto raw = options.raw();
+        check(doppler_session_set_chat_options(get(), &raw));
     }
     /** doppler_session_generate(); throws what `on_token` threw. */
     Generated generate(const GenerateOptions &options = GenerateOptions(), const OnToken &on_token = OnToken()) {
@@ -398,6 +428,15 @@ class Model {
         return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
             return doppler_model_format_chat(get(), raw.data(), raw.size(), add_generation_prompt, to, capacity,
                                              needed);
+        });
+    }
+    /** doppler_model_render_chat(); messages are JSON. */
+    std::string render_chat(std::string_view messages, const ChatOptions &options = ChatOptions(),
+                            bool add_generation_prompt = true) const {
+        const auto raw = options.raw();
+        return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_render_chat(get(), messages.data(), messages.size(), &raw, add_generation_prompt, to,
+                                             capacity, needed);
         });
     }
 

@@ -1,22 +1,31 @@
 //! `doppler chat`: a conversation, one line a turn.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use doppler::session::{FinishReason, Message, Session};
+use doppler::session::{ChatOptions, FinishReason, Message, Session};
 
 use super::open::{self, DeviceArgs, EngineArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
-use super::{generate, interrupt};
+use super::{generate, input, interrupt};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// GGUF file with a chat template
+    /// GGUF file, or folder of safetensors, with a chat template
     model: PathBuf,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Chat template, instead of the file's: a name, such as chatml, or a file
+    #[arg(long, value_name = "NAME|FILE")]
+    template: Option<String>,
+    /// JSON file with an array of tools
+    #[arg(long, value_name = "FILE")]
+    tools: Option<PathBuf>,
+    /// Values for the template's own switches, such as {"enable_thinking": false}
+    #[arg(long, value_name = "JSON")]
+    set: Option<String>,
     /// Tokens of a reply, at most; 0 = as many as the context holds
     #[arg(short, long = "tokens", value_name = "N", default_value_t = 0)]
     n: u32,
@@ -30,6 +39,17 @@ pub(super) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
+}
+
+impl Args {
+    fn chat_options(&self) -> Outcome<ChatOptions> {
+        let template = match &self.template {
+            Some(file) if Path::new(file).is_file() => Some(input::text(Path::new(file))?),
+            name => name.clone(),
+        };
+        let tools = self.tools.as_deref().map(input::text).transpose()?;
+        Ok(ChatOptions::from_texts(template.as_deref(), tools.as_deref(), self.set.as_deref())?)
+    }
 }
 
 /// What a person needs to know, on a terminal only.
@@ -76,9 +96,9 @@ impl Chat<'_> {
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
+    let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
     // Fails here, not at the first line, for a file without a usable template.
-    model.chat_template()?;
-    let session = model.open_session(&open::session_options(args.tokens_per_submit))?;
+    session.set_chat_options(args.chat_options()?)?;
     interrupt::watch(session.cancel_handle());
     let mut chat = Chat { args, session, begun: false };
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();

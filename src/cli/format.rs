@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use doppler::session::chat_template_of;
-use doppler::text::ChatTemplate;
+use doppler::text::{ChatTemplate, builtin_template};
 use serde_json::{Map, Value, json};
 
 use super::input;
@@ -12,11 +12,11 @@ use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// GGUF file with a chat template
+    /// GGUF file, or folder of safetensors, with a chat template
     #[arg(required_unless_present = "template", conflicts_with = "template")]
     model: Option<PathBuf>,
-    /// File with a Jinja template, instead of a model
-    #[arg(long, value_name = "FILE")]
+    /// File with a Jinja template, or the name of a built-in one (such as chatml), instead of a model
+    #[arg(long, value_name = "FILE|NAME")]
     template: Option<PathBuf>,
     /// JSON file: an array of messages, or an object with `messages`, `tools` and values for the template's own switches
     #[arg(long, value_name = "FILE")]
@@ -68,7 +68,11 @@ pub(super) fn run(args: &Args) -> Outcome {
     let opened = extra.shift_remove("add_generation_prompt").and_then(|v| v.as_bool()).unwrap_or(true);
     let template = match (&args.model, &args.template) {
         (Some(model), _) => chat_template_of(model)?,
-        (_, Some(file)) => ChatTemplate::new(&input::text(file)?, args.bos.as_deref(), args.eos.as_deref())?,
+        (_, Some(file)) => {
+            let built_in = file.to_str().filter(|_| !file.exists()).and_then(builtin_template);
+            let source = built_in.map_or_else(|| input::text(file), |t| Ok(t.to_string()))?;
+            ChatTemplate::new(&source, args.bos.as_deref(), args.eos.as_deref())?
+        }
         _ => return Err(Failure::Usage("a model or --template is needed".into())),
     };
     let opened = opened && !args.no_generation_prompt;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use doppler::session::{FinishReason, GenerateOptions, Generated, Session};
+use doppler::session::{FinishReason, GenerateOptions, Generated, Piece, SegmentKind, Session};
 use serde_json::json;
 
 use super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
@@ -14,7 +14,7 @@ use super::{input, report};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// GGUF file
+    /// GGUF file, or folder of safetensors
     model: PathBuf,
     /// The prompt; without any of the three it is read from stdin
     #[arg(long, short, value_name = "TEXT", group = "source")]
@@ -101,6 +101,17 @@ pub(super) fn stream(session: &mut Session, options: &GenerateOptions) -> Outcom
     Ok(generated)
 }
 
+/// A stretch of the reply, with its kind.
+fn segment(piece: &Piece) -> serde_json::Value {
+    let kind = match piece.kind {
+        SegmentKind::Content => "content",
+        SegmentKind::Reasoning => "reasoning",
+        SegmentKind::ToolCall => "tool_call",
+        SegmentKind::Marker => "marker",
+    };
+    json!({"kind": kind, "text": piece.text})
+}
+
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let prompt = args.read_prompt()?;
     let context = device.open()?;
@@ -134,6 +145,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
         input::print_json(&json!({
             "ids": generated.tokens,
             "text": generated.text,
+            "segments": generated.pieces.iter().map(segment).collect::<Vec<_>>(),
             "reason": reason_name(generated.reason),
             "stop_string": generated.stop_string,
             "prompt_tokens": prompt_tokens,

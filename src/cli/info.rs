@@ -8,7 +8,7 @@ use doppler::Result;
 use doppler::format::{Array, Gguf, Value, type_name};
 use doppler::kernels::KvType;
 use doppler::model::{LoadedSizes, ModelSpec, arch, measure};
-use doppler::session::tokenizer_of;
+use doppler::session::{open_model_file, tokenizer_of};
 use serde_json::{Map, json};
 
 use super::input;
@@ -16,7 +16,7 @@ use super::outcome::Outcome;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// GGUF file
+    /// GGUF file, or folder of safetensors
     file: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -193,6 +193,6 @@ fn print_text(file: &Gguf, args: &Args) -> Outcome {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let file = Gguf::open(&args.file)?;
+    let file = open_model_file(&args.file, None)?;
     if args.json { print_json(&file, args) } else { print_text(&file, args) }
 }

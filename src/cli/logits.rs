@@ -10,7 +10,7 @@ use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// GGUF file
+    /// GGUF file, or folder of safetensors
     model: PathBuf,
     /// JSON file with token ids, fed as they are
     #[arg(long, value_name = "FILE")]

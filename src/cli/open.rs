@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
 use doppler::kernels::KvType;
-use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions};
+use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outcome::Outcome;
@@ -206,12 +206,33 @@ pub(super) struct EngineArgs {
     /// Keep activations in f32 in every product; decoding quantised weights rounds them to 8 bits otherwise
     #[arg(long)]
     exact: bool,
+    /// Quantise the weights of a folder of safetensors while they are loaded
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    quantize: Option<QuantizeArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum QuantizeArg {
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 impl EngineArgs {
     pub(super) fn model_options(&self) -> ModelOptions {
-        let (kv_type, exact) = (self.kv.into(), self.exact);
-        ModelOptions { n_ctx: self.ctx, prefill_chunk: self.chunk, kv_type, exact, ..Default::default() }
+        let quantize = self.quantize.map(|q| match q {
+            QuantizeArg::Q8_0 => WeightFormat::Q8_0,
+            QuantizeArg::Q4_0 => WeightFormat::Q4_0,
+        });
+        ModelOptions {
+            n_ctx: self.ctx,
+            prefill_chunk: self.chunk,
+            kv_type: self.kv.into(),
+            exact: self.exact,
+            quantize,
+            ..Default::default()
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// GGUF file
+    /// GGUF file, or folder of safetensors
     model: PathBuf,
     /// File with the text; control tokens in it are recognised
     #[arg(long, value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]

@@ -9,7 +9,9 @@ use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, output, read};
 use crate::ffi::text::{c_texts_in, slice_in};
 use crate::ffi::{DOPPLER_NONE, guard};
-use crate::session::{FinishReason, GenerateOptions, SamplingOptions, Session, Timings, TokenEvent};
+use crate::session::{
+    FinishReason, GenerateOptions, Piece, SamplingOptions, SegmentKind, Session, Timings, TokenEvent,
+};
 
 /// Added to the logit of one token.
 #[repr(C)]
@@ -136,10 +138,39 @@ pub struct doppler_token_event {
     pub text: *const c_char,
     /// Its length in bytes, without the NUL.
     pub text_bytes: usize,
-    /// The token; DOPPLER_NONE in a last event that only brings text held back until the end.
+    /// The token; DOPPLER_NONE in an event that only brings more text: of another kind than the event before it, or held back until the
+    /// end.
     pub token: u32,
-    /// Its place in this generation, from 0.
+    /// The event's place in this generation, from 0.
     pub index: u32,
+    /// What the text is: a doppler_segment_kind.
+    pub kind: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// What a part of a reply is. Marks of the model's family tell: those that are tokens of its vocabulary or stand in its chat template.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum doppler_segment_kind {
+    /// For the reader.
+    Content = 0,
+    /// What the model thinks before it answers.
+    Reasoning = 1,
+    /// A call of a tool, in the form of the model's family; control tokens within it show.
+    ToolCall = 2,
+    /// A mark that begins or ends another part, such as "<think>". Marks that are control tokens have no text.
+    Marker = 3,
+}
+
+fn segment_kind(kind: SegmentKind) -> u32 {
+    let number = match kind {
+        SegmentKind::Content => doppler_segment_kind::Content,
+        SegmentKind::Reasoning => doppler_segment_kind::Reasoning,
+        SegmentKind::ToolCall => doppler_segment_kind::ToolCall,
+        SegmentKind::Marker => doppler_segment_kind::Marker,
+    };
+    number as u32
 }
 
 /// Hears each token of a generation, on the thread that generates. Not 0 ends the generation (reason CALLBACK); the token it was called for
@@ -254,7 +285,8 @@ struct Listener {
     user: *mut c_void,
     /// Text of the present event and its NUL; kept, so that it is not allocated for each token.
     text: Vec<u8>,
-    delivered: usize,
+    /// Of the newest text.
+    kind: SegmentKind,
     index: u32,
 }
 
@@ -262,11 +294,21 @@ impl Listener {
     /// # Safety
     /// `function` is NULL or may be called with `user`, as long as this lives.
     unsafe fn new(function: doppler_token_callback, user: *mut c_void) -> Self {
-        Self { function, user, text: Vec::new(), delivered: 0, index: 0 }
+        Self { function, user, text: Vec::new(), kind: SegmentKind::Content, index: 0 }
     }
 
-    fn hear(&mut self, token: u32, text: &str) -> ControlFlow<()> {
-        self.delivered += text.len();
+    /// A token and its text; each stretch of another kind is an event of its own.
+    fn hear(&mut self, token: u32, pieces: &[Piece]) -> ControlFlow<()> {
+        let none = Piece { kind: self.kind, text: String::new() };
+        let pieces = if pieces.is_empty() && token != DOPPLER_NONE { std::slice::from_ref(&none) } else { pieces };
+        for (i, piece) in pieces.iter().enumerate() {
+            self.kind = piece.kind;
+            self.tell(if i == 0 { token } else { DOPPLER_NONE }, &piece.text)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn tell(&mut self, token: u32, text: &str) -> ControlFlow<()> {
         let Some(function) = self.function else { return ControlFlow::Continue(()) };
         self.text.clear();
         self.text.extend_from_slice(text.as_bytes());
@@ -277,6 +319,8 @@ impl Listener {
             text_bytes: text.len(),
             token,
             index: self.index,
+            kind: segment_kind(self.kind),
+            reserved: 0,
         };
         self.index += 1;
         // SAFETY: by the contract of `new`.
@@ -289,11 +333,9 @@ impl Listener {
 
 fn generate(session: &mut Session, options: &GenerateOptions, mut to: Listener) -> Result<doppler_generate_result> {
     let (started, before) = (Instant::now(), session.timings());
-    let generated = session.generate(options, &mut |event: &TokenEvent| to.hear(event.token, &event.text))?;
+    let generated = session.generate(options, &mut |event: &TokenEvent| to.hear(event.token, &event.pieces))?;
     // Text held back for a stop string that did not come, when there was no token left to bring it.
-    if let Some(rest) = generated.text.get(to.delivered..).filter(|rest| !rest.is_empty()) {
-        let _ = to.hear(DOPPLER_NONE, rest);
-    }
+    let _ = to.hear(DOPPLER_NONE, &generated.held);
     let now = session.timings();
     let since = |f: fn(&Timings) -> u64| f(&now).saturating_sub(f(&before));
     let reason = match generated.reason {

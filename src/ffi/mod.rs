@@ -21,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod adapter;
 pub mod budget;
+pub mod chat;
 pub mod context;
 pub mod generate;
 mod handle;

@@ -10,7 +10,7 @@ use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, output, read, slot};
 use crate::ffi::text::{buffer_out, c_text_in, doppler_message, fixed, messages_in, slice_in, text_in};
 use crate::ffi::{DOPPLER_NONE, guard};
-use crate::session::{KvType, Model, ModelOptions};
+use crate::session::{KvType, Model, ModelOptions, WeightFormat};
 
 /// A loaded model. Sessions keep it alive, so it may be destroyed before them.
 #[derive(Debug)]
@@ -59,8 +59,30 @@ pub struct doppler_model_options {
     /// Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
     /// bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
     pub exact: u32,
-    /// 0.
-    pub reserved: u32,
+    /// A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
+    /// GGUF files.
+    pub quantize: u32,
+}
+
+/// What weights become while they are loaded.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum doppler_weight_format {
+    /// As they are stored.
+    AsStored = 0,
+    /// 8 bits and a scale for each 32 weights.
+    Q8 = 1,
+    /// 4 bits and a scale for each 32 weights.
+    Q4 = 2,
+}
+
+fn weight_format(number: u32) -> Result<Option<WeightFormat>> {
+    match number {
+        n if n == doppler_weight_format::AsStored as u32 => Ok(None),
+        n if n == doppler_weight_format::Q8 as u32 => Ok(Some(WeightFormat::Q8_0)),
+        n if n == doppler_weight_format::Q4 as u32 => Ok(Some(WeightFormat::Q4_0)),
+        n => Err(Failure::new(doppler_status::InvalidArgument, format!("quantize is {n}"))),
+    }
 }
 
 // SAFETY: `repr(C)`, numbers, raw pointers and an optional function.
@@ -81,7 +103,7 @@ impl Default for doppler_model_options {
             on_progress: None,
             progress_user: std::ptr::null_mut(),
             exact: d.exact.into(),
-            reserved: 0,
+            quantize: doppler_weight_format::AsStored as u32,
         }
     }
 }
@@ -164,7 +186,8 @@ pub unsafe extern "C" fn doppler_model_options_init(
     guard(|| unsafe { init(options, struct_size, doppler_model_options::default()) })
 }
 
-/// Loads a model from a GGUF file. The file is only needed during the call.
+/// Loads a model from a GGUF file, or from a folder with config.json, tokenizer.json and model.safetensors (or shards with their index). They are
+/// only needed during the call.
 ///
 /// @param context  into which device
 /// @param path     NUL-terminated UTF-8
@@ -193,6 +216,7 @@ pub unsafe extern "C" fn doppler_model_load(
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
             exact: o.exact != 0,
+            quantize: weight_format(o.quantize)?,
         };
         let mut progress = |done, total| match o.on_progress {
             // SAFETY: the caller vouches for the function, and that it takes its own `progress_user`.

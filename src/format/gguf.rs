@@ -15,6 +15,7 @@ use super::cursor::Cursor;
 use super::ggml_type::{ggml_type, type_name};
 use super::value::Value;
 use crate::error::{Error, Result, bail};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
@@ -51,17 +52,41 @@ impl TensorInfo {
     }
 }
 
+/// Makes the bytes of tensors that are not in a GGUF file.
+pub trait TensorSource: Send + Sync {
+    /// The bytes of the tensor with this number, as many as its type and shape say.
+    fn data(&self, index: usize) -> Cow<'_, [u8]>;
+
+    /// At most `n` bytes that tell the tensor from another one, without making all of it.
+    fn sample(&self, index: usize, n: usize) -> Vec<u8>;
+}
+
+/// A tensor of [`Gguf::assemble`].
+#[derive(Debug, Clone)]
+pub struct MadeTensor {
+    /// The name it is found by.
+    pub name: String,
+    /// The name it has where it comes from, for messages.
+    pub shown: String,
+    /// Dimensions, the contiguous one first.
+    pub dims: Vec<u64>,
+    /// The element type's number.
+    pub ggml_type: u32,
+}
+
 enum Backing {
     Map(memmap2::Mmap),
     Owned(Vec<u8>),
+    /// Offsets of tensors are their numbers here.
+    Made(Box<dyn TensorSource>),
 }
 
-impl std::ops::Deref for Backing {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
+impl Backing {
+    fn bytes(&self) -> &[u8] {
         match self {
             Self::Map(m) => m,
             Self::Owned(v) => v,
+            Self::Made(_) => &[],
         }
     }
 }
@@ -95,7 +120,7 @@ impl std::fmt::Debug for Gguf {
 
 /// Maps a file for reading.
 #[allow(unsafe_code, reason = "mapping a file is unsafe in every API: another process may change it")]
-fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
+pub(super) fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
     // SAFETY: the map is private to this process and only ever read, as plain bytes that are checked like any other
     // input. If someone overwrites the file while it is open, weights change (wrong numbers, no memory error: names
     // and ranges were copied out and checked at open). If someone shortens it, reading a page past the new end raises
@@ -126,8 +151,42 @@ impl Gguf {
     }
 
     fn new(name: String, backing: Backing) -> Result<Self> {
-        let header = Header::read(&backing).map_err(|e| e.within(&name))?;
+        let header = Header::read(backing.bytes()).map_err(|e| e.within(&name))?;
         Ok(Self { name, backing, header })
+    }
+
+    /// What stands for a GGUF file: keys and tensors made of something else. The number of a tensor in
+    /// the list is what `source` gets.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] naming a tensor of an impossible shape or type, or a key or name that appears twice.
+    pub fn assemble(
+        name: &str,
+        metadata: Vec<(String, Value)>,
+        tensors: Vec<MadeTensor>,
+        source: Box<dyn TensorSource>,
+    ) -> Result<Self> {
+        let mut header = Header {
+            version: 3,
+            alignment: DEFAULT_ALIGNMENT,
+            keys: HashMap::with_capacity(metadata.len()),
+            metadata,
+            tensors: Vec::with_capacity(tensors.len()),
+            names: HashMap::with_capacity(tensors.len()),
+        };
+        for (i, (key, _)) in header.metadata.iter().enumerate() {
+            if header.keys.insert(key.clone(), i).is_some() {
+                bail!(BadFile, "{name}: key {key:?} appears twice");
+            }
+        }
+        for (i, MadeTensor { name: key, shown, dims, ggml_type }) in tensors.into_iter().enumerate() {
+            let bytes = tensor_bytes(&dims, ggml_type).map_err(|e| e.within(&format!("{name}: tensor {shown:?}")))?;
+            if header.names.insert(key, i).is_some() {
+                bail!(BadFile, "{name}: tensor {shown:?} appears twice");
+            }
+            header.tensors.push(TensorInfo { name: shown, dims, ggml_type, offset: i as u64, bytes });
+        }
+        Ok(Self { name: name.to_owned(), backing: Backing::Made(source), header })
     }
 
     /// The file's path, or the name given to [`Gguf::from_bytes`].
@@ -172,12 +231,24 @@ impl Gguf {
     }
 
     /// A tensor's bytes. They begin at a multiple of [`Gguf::alignment`] in the file, which for a file given as a
-    /// `Vec<u8>` says nothing about the address. Empty for a `TensorInfo` of another file that does not fit this one.
+    /// `Vec<u8>` says nothing about the address. Made anew at each call where the file is not a GGUF file. Empty for a `TensorInfo` of another file that does not fit this one.
     #[must_use]
-    pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
+    pub fn data(&self, tensor: &TensorInfo) -> Cow<'_, [u8]> {
+        if let Backing::Made(source) = &self.backing {
+            return source.data(usize::try_from(tensor.offset).unwrap_or(usize::MAX));
+        }
         let range = usize::try_from(tensor.offset).ok().zip(usize::try_from(tensor.bytes).ok());
         let range = range.and_then(|(at, n)| Some(at..at.checked_add(n)?));
-        range.and_then(|r| self.backing.get(r)).unwrap_or_default()
+        Cow::Borrowed(range.and_then(|r| self.backing.bytes().get(r)).unwrap_or_default())
+    }
+
+    /// At most `n` bytes that tell a tensor from another one: its first ones.
+    #[must_use]
+    pub fn sample(&self, tensor: &TensorInfo, n: usize) -> Vec<u8> {
+        match &self.backing {
+            Backing::Made(source) => source.sample(usize::try_from(tensor.offset).unwrap_or(usize::MAX), n),
+            _ => self.data(tensor).iter().take(n).copied().collect(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod gguf;
 pub mod gguf_write;
+pub mod safetensors;
 
 mod cursor;
 mod getters;
@@ -14,6 +15,7 @@ mod ggml_type;
 mod value;
 
 pub use ggml_type::{GGML_TYPES, GgmlType, ggml_type, type_name};
-pub use gguf::{Gguf, TensorInfo};
+pub use gguf::{Gguf, MadeTensor, TensorInfo, TensorSource};
 pub use gguf_write::GgufWriter;
+pub use safetensors::{ElementType, SafetensorsFolder, StoredTensor, read_json};
 pub use value::{Array, Value};

@@ -5,6 +5,7 @@
 pub mod arch;
 mod engine;
 mod forward;
+pub mod hf;
 mod kv_blocks;
 mod kv_cache;
 mod kv_state;

@@ -57,9 +57,10 @@ pub fn verify_weights(gpu: &Gpu, file: &Gguf, each: &mut dyn FnMut(TensorCheck) 
         let piece = (CHUNK_ELEMENTS / cols).max(1);
         let row_bytes = format.row_bytes(cols as usize);
         let mut want = vec![0.0f32; cols as usize];
+        let whole = file.data(tensor);
         for first in (0..rows).step_by(piece as usize) {
             let n = piece.min(rows - first);
-            let data = &file.data(tensor)[first as usize * row_bytes..(first + n) as usize * row_bytes];
+            let data = &whole[first as usize * row_bytes..(first + n) as usize * row_bytes];
             let mut progress = |_| Ok(());
             let mut uploader = WeightUploader::new(gpu, &scope, &mut progress);
             let source = RowSource { format, rows: n as u32, data, bias: None };

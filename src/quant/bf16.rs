@@ -16,4 +16,5 @@ pub(super) static BF16: Format = Format {
         }
     },
     repack: repack_plain,
+    quantize: None,
 };

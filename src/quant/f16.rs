@@ -16,4 +16,5 @@ pub(super) static F16: Format = Format {
         }
     },
     repack: repack_plain,
+    quantize: None,
 };

@@ -32,6 +32,7 @@ pub(super) static IQ4_NL: Format = Format {
         }
     },
     repack: repack_scale_first::<{ size_of::<Block>() }, 2>,
+    quantize: None,
 };
 
 #[cfg(test)]

@@ -55,4 +55,5 @@ pub(super) static IQ4_XS: Format = Format {
             s[8..].copy_from_slice(&half(b.d).to_le_bytes());
         }
     },
+    quantize: None,
 };

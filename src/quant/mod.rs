@@ -64,6 +64,9 @@ impl Plane {
     }
 }
 
+/// Encodes whole blocks of weights and adds their bytes.
+pub type Quantize = fn(src: &[f32], dst: &mut Vec<u8>);
+
 /// A weight format. Two formats are the same if their names are.
 #[derive(Debug)]
 pub struct Format {
@@ -83,6 +86,9 @@ pub struct Format {
     pub dequantize: fn(src: &[u8], dst: &mut [f32]),
     /// Spreads one row (whole file blocks) over its planes. The planes are zeroed and long enough for the padded row.
     pub repack: fn(row: &[u8], planes: &mut [&mut [u8]]),
+    /// Encodes whole blocks as GGML's reference does, bit for bit, where this library makes the format: `src.len() / block_len * block_bytes`
+    /// bytes are added to `dst`.
+    pub quantize: Option<Quantize>,
 }
 
 impl PartialEq for Format {

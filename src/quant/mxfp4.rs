@@ -41,6 +41,7 @@ pub(super) static MXFP4: Format = Format {
         }
     },
     repack: repack_scale_first::<{ size_of::<Block>() }, 1>,
+    quantize: None,
 };
 
 #[cfg(test)]

@@ -46,4 +46,5 @@ pub(super) static Q2_K: Format = Format {
             s[18..].copy_from_slice(&b.dmin);
         }
     },
+    quantize: None,
 };

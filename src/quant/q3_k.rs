@@ -52,4 +52,5 @@ pub(super) static Q3_K: Format = Format {
             bits::put(s, &sub_scales::pack(half(b.d).to_bits(), &scales_of_q3(&b.scales)));
         }
     },
+    quantize: None,
 };

@@ -29,4 +29,20 @@ pub(super) static Q4_0: Format = Format {
         }
     },
     repack: repack_scale_first::<{ size_of::<Block>() }, 2>,
+    quantize: Some(quantize),
 };
+
+fn quantize(src: &[f32], dst: &mut Vec<u8>) {
+    for block in src.chunks_exact(32) {
+        // The weight of the largest size, with its sign, becomes −8 exactly.
+        let (_, extreme) = block
+            .iter()
+            .fold((0.0f32, 0.0f32), |(size, extreme), &x| if x.abs() > size { (x.abs(), x) } else { (size, extreme) });
+        let d = extreme / -8.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        dst.extend(::half::f16::from_f32(d).to_le_bytes());
+        let (low, high) = block.split_at(16);
+        let quant = |x: f32| ((x * inverse + 8.5) as i8).clamp(0, 15) as u8;
+        dst.extend(low.iter().zip(high).map(|(&a, &b)| quant(a) | quant(b) << 4));
+    }
+}

@@ -30,4 +30,5 @@ pub(super) static Q4_1: Format = Format {
         }
     },
     repack: repack_scale_first::<{ size_of::<Block>() }, 4>,
+    quantize: None,
 };

@@ -46,4 +46,5 @@ pub(super) static Q4_K: Format = Format {
             bits::put(s, &sub_scales::pack(first, &scales_and_mins(&b.scales)));
         }
     },
+    quantize: None,
 };

@@ -31,4 +31,5 @@ pub(super) static Q5_0: Format = Format {
         }
     },
     repack: repack_five_bits::<{ size_of::<Block>() }, 2>,
+    quantize: None,
 };

@@ -32,4 +32,5 @@ pub(super) static Q5_1: Format = Format {
         }
     },
     repack: repack_five_bits::<{ size_of::<Block>() }, 4>,
+    quantize: None,
 };

@@ -52,4 +52,5 @@ pub(super) static Q5_K: Format = Format {
             bits::put(s, &sub_scales::pack(first, &scales_and_mins(&b.scales)));
         }
     },
+    quantize: None,
 };

@@ -54,4 +54,5 @@ pub(super) static Q6_K: Format = Format {
             s[16..].copy_from_slice(&half(b.d).to_le_bytes());
         }
     },
+    quantize: None,
 };

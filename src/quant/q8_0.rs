@@ -28,4 +28,14 @@ pub(super) static Q8_0: Format = Format {
         }
     },
     repack: repack_scale_first::<{ size_of::<Block>() }, 2>,
+    quantize: Some(quantize),
 };
+
+fn quantize(src: &[f32], dst: &mut Vec<u8>) {
+    for block in src.chunks_exact(32) {
+        let d = block.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        dst.extend(::half::f16::from_f32(d).to_le_bytes());
+        dst.extend(block.iter().map(|x| (x * inverse).round() as i8 as u8));
+    }
+}

@@ -12,7 +12,7 @@ use crate::gpu::Phase;
 use crate::model::{Drawn, Stop};
 use crate::session::options::GenerateOptions;
 use crate::session::state::Session;
-use crate::text::{StopMatcher, Utf8Stream};
+use crate::text::{Piece, ReplyStream, Said, SegmentKind, add_piece};
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct TokenEvent {
     pub token: u32,
     /// Text that became certain with it: whole UTF-8, possibly empty, never part of a stop string.
     pub text: String,
+    /// The same text by segments: content, reasoning, calls of tools.
+    pub pieces: Vec<Piece>,
 }
 
 /// The outcome of a generation.
@@ -51,6 +53,14 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// The text, without stop string.
     pub text: String,
+    /// The same text by segments.
+    pub pieces: Vec<Piece>,
+    /// The end of it that came with no token: it was held back until nothing more could follow.
+    pub held: Vec<Piece>,
+}
+
+fn joined(pieces: &[Piece]) -> String {
+    pieces.iter().map(|p| p.text.as_str()).collect()
 }
 
 /// A generation under way.
@@ -58,13 +68,14 @@ pub struct Generated {
 pub(super) struct Generation {
     max_tokens: u32,
     render_special: bool,
-    utf8: Utf8Stream,
-    stops: StopMatcher,
+    /// Present until the generation has ended.
+    reply: Option<ReplyStream>,
     started: Instant,
     /// The first token was drawn: the device goes on by itself.
     decoding: bool,
     tokens: Vec<u32>,
-    text: String,
+    pieces: Vec<Piece>,
+    held: Vec<Piece>,
     events: VecDeque<TokenEvent>,
     finished: Option<(FinishReason, Option<u32>)>,
 }
@@ -85,12 +96,14 @@ impl Session {
         let generation = self.generation.take();
         let (reason, stop_string) = result?;
         let Some(generation) = generation else { bail!(Internal, "a generation ended without its state") };
-        if generation.render_special {
-            self.remember_reply(&self.model.tokenizer().decode(&generation.tokens, false)?);
+        let Generation { tokens, pieces, held, render_special, .. } = generation;
+        if render_special {
+            let text = self.model.tokenizer().decode(&tokens, false)?;
+            self.remember_reply(&[Piece { kind: SegmentKind::Content, text }]);
         } else {
-            self.remember_reply(&generation.text);
+            self.remember_reply(&pieces);
         }
-        Ok(Generated { reason, stop_string, tokens: generation.tokens, text: generation.text })
+        Ok(Generated { reason, stop_string, tokens, text: joined(&pieces), pieces, held })
     }
 
     /// Sets a generation up; nothing is submitted yet.
@@ -105,17 +118,18 @@ impl Session {
         self.model.0.engine.lock().configure(sequence, &options.sampling, eog, &scope)?;
         // The last token's logits are needed: it is evaluated again if its keys and values are there already.
         self.forget_from(self.tokens.len() as u32 - 1);
+        let reply = ReplyStream::new(self.segmenter()?, options.stop.clone());
         // Every drawn token needs a place, if only in the next evaluation.
         let full = self.tokens.len() >= self.n_ctx as usize;
         self.generation = Some(Generation {
             max_tokens: if options.max_tokens == 0 { u32::MAX } else { options.max_tokens },
             render_special: options.render_special,
-            utf8: Utf8Stream::new(),
-            stops: StopMatcher::new(options.stop.clone()),
+            reply: Some(reply),
             started: Instant::now(),
             decoding: false,
             tokens: Vec::new(),
-            text: String::new(),
+            pieces: Vec::new(),
+            held: Vec::new(),
             events: VecDeque::new(),
             finished: full.then_some((FinishReason::ContextFull, None)),
         });
@@ -129,7 +143,7 @@ impl Session {
         loop {
             while let Some(event) = self.generation.as_mut().and_then(|g| g.events.pop_front()) {
                 let Some(g) = &mut self.generation else { break };
-                g.text.push_str(&event.text);
+                event.pieces.iter().for_each(|p| add_piece(&mut g.pieces, p.kind, &p.text));
                 if on_token(&event).is_break() {
                     let dropped: usize = g.events.len();
                     g.tokens.truncate(g.tokens.len() - dropped);
@@ -234,15 +248,18 @@ impl Session {
             let ends = d.stop == Stop::Token;
             // An end token is not part of the text, unless special tokens are shown; a row of the table that the tokenizer
             // does not know (padding of the vocabulary) has no text.
-            let bytes = if ends && !g.render_special {
-                Vec::new()
+            let Some(reply) = &mut g.reply else { bail!(InvalidState, "the generation has ended") };
+            let said = if ends && !g.render_special {
+                Said::default()
             } else {
-                tokenizer.token_bytes(d.token, g.render_special).unwrap_or_default()
+                match tokenizer.token_bytes(d.token, g.render_special).unwrap_or_default() {
+                    bytes if bytes.is_empty() => reply.push_hidden(tokenizer.token_text(d.token).unwrap_or_default()),
+                    bytes => reply.push(&bytes),
+                }
             };
-            let matched = g.stops.push(&g.utf8.push(&bytes));
-            g.events.push_back(TokenEvent { token: d.token, text: matched.text });
+            g.events.push_back(TokenEvent { token: d.token, text: joined(&said.pieces), pieces: said.pieces });
             let n = g.tokens.len() as u32;
-            if let Some(stop) = matched.stop {
+            if let Some(stop) = said.stop {
                 return self.finish(FinishReason::StopString, Some(stop as u32));
             }
             if ends {
@@ -261,16 +278,19 @@ impl Session {
     /// Ends the generation; text held back comes out with the last event.
     fn finish(&mut self, reason: FinishReason, stop: Option<u32>) -> Result<()> {
         let Some(g) = &mut self.generation else { bail!(InvalidState, "no generation is running") };
-        if stop.is_none() {
-            let mut rest = String::new();
-            let flushed = g.stops.push(&g.utf8.flush());
-            rest.push_str(&flushed.text);
-            rest.push_str(&g.stops.flush());
+        if let Some((rest, segments)) = g.reply.take().map(ReplyStream::finish).filter(|_| stop.is_none()) {
             match g.events.back_mut() {
-                Some(last) => last.text.push_str(&rest),
+                Some(last) => {
+                    last.text.push_str(&joined(&rest));
+                    rest.iter().for_each(|p| add_piece(&mut last.pieces, p.kind, &p.text));
+                }
                 // Nothing is waiting to be delivered: the text goes to the result alone.
-                None => g.text.push_str(&rest),
+                None => {
+                    rest.iter().for_each(|p| add_piece(&mut g.pieces, p.kind, &p.text));
+                    g.held = rest;
+                }
             }
+            self.segment = Some((self.tokens.len(), segments));
         }
         g.finished = Some((reason, stop));
         Ok(())

@@ -3,6 +3,7 @@
 //! This layer knows positions, the token loop, cancellation, threads and budgets; not shapes of weights, not WGSL, not pointers.
 //! A context and a model may be used from any thread; a session from one thread at a time (its [`CancelHandle`] from any).
 
+mod chat;
 mod context;
 mod file;
 mod generation;
@@ -13,14 +14,17 @@ mod state;
 mod stats;
 mod summary;
 
+pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
     KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats, TensorStats,
 };
 pub use crate::sample::SamplingOptions;
+pub use crate::text::{Piece, SegmentKind};
+pub use chat::{ChatOptions, Message};
 pub use context::{Context, ContextOptions};
-pub use file::{chat_template_of, tokenizer_of};
+pub use file::{chat_template_of, open_model_file, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
 pub use model::{Model, ModelInfo};
-pub use options::{GenerateOptions, Message, ModelOptions, SessionOptions};
+pub use options::{GenerateOptions, ModelOptions, SessionOptions};
 pub use state::{CancelHandle, Session};
 pub use stats::{ContextStats, ModelStats, SessionStats, Timings};

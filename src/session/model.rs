@@ -11,11 +11,13 @@ use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
 use crate::gpu::{Mutex, MutexGuard, Phase, Scope};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
+use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::context::Context;
-use crate::session::options::{Message, ModelOptions, SessionOptions};
+use crate::session::file;
+use crate::session::options::{ModelOptions, SessionOptions};
 use crate::session::state::Session;
 use crate::session::stats::ModelStats;
-use crate::text::{ChatTemplate, Tokenizer, Vocab};
+use crate::text::{ChatTemplate, Markers, Tokenizer, Vocab};
 
 /// Contexts are not made longer than this unless asked for: the trained length of some files would take all memory.
 const DEFAULT_N_CTX: u32 = 4096;
@@ -26,9 +28,10 @@ pub(super) struct Inner {
     pub(super) spec: Arc<ModelSpec>,
     pub(super) tokenizer: Tokenizer,
     pub(super) engine: Mutex<Engine>,
-    template_source: Option<String>,
+    /// Names and chat templates of the file; the usual one has no name.
+    pub(super) templates: Vec<(String, String)>,
     /// Compiled at first use: a file whose template is broken can still be used without it.
-    template: OnceCell<ChatTemplate>,
+    chat: OnceCell<Arc<Chat>>,
     options: EngineOptions,
     sizes: LoadedSizes,
     /// Of the file's tensors: snapshots belong to one set of weights.
@@ -105,6 +108,24 @@ pub(crate) fn read_vocab(file: &Gguf) -> Result<Vocab> {
     })
 }
 
+/// The chat templates of a file, with their names; the usual one has an empty name.
+///
+/// # Errors
+/// [`Error::BadFile`] naming a key of a wrong type.
+pub(crate) fn read_templates(file: &Gguf) -> Result<Vec<(String, String)>> {
+    const KEY: &str = "tokenizer.chat_template";
+    let mut templates = Vec::new();
+    for (key, _) in file.metadata() {
+        let Some(name) =
+            key.strip_prefix(KEY).and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix('.') })
+        else {
+            continue;
+        };
+        templates.extend(file.get_str(key)?.map(|source| (name.to_string(), source.to_string())));
+    }
+    Ok(templates)
+}
+
 /// A number that other weights do not have: of all tensors' names, types and shapes, and the beginnings of their bytes.
 fn fingerprint(file: &Gguf) -> u64 {
     let mut hash = Checksum::default();
@@ -112,8 +133,7 @@ fn fingerprint(file: &Gguf) -> u64 {
         hash.write(tensor.name.as_bytes());
         hash.write(&tensor.ggml_type.to_le_bytes());
         tensor.dims.iter().for_each(|d| hash.write(&d.to_le_bytes()));
-        let bytes = file.data(tensor);
-        hash.write(&bytes[..bytes.len().min(64)]);
+        hash.write(&file.sample(tensor, 64));
     }
     hash.value()
 }
@@ -136,19 +156,20 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Self> {
         let started = Instant::now();
-        let file = Gguf::open(path)?;
+        let file = file::open_model_file(path, options.quantize)?;
+        let folder = path.is_dir();
         let spec = Arc::new(model::arch::read_spec(&file)?);
         let sizes = model::measure(&file, &spec)?;
-        let vocab = read_vocab(&file)?;
-        if vocab.tokens.len() as u64 > u64::from(spec.n_vocab) {
-            bail!(
-                BadFile,
-                "{}: the tokenizer has {} tokens, the embedding table {} rows",
-                file.name(),
-                vocab.tokens.len(),
-                spec.n_vocab
-            );
-        }
+        let too_many = |tokens: usize| -> Result<()> {
+            if tokens as u64 > u64::from(spec.n_vocab) {
+                let (file, rows) = (file.name(), spec.n_vocab);
+                bail!(BadFile, "{file}: the tokenizer has {tokens} tokens, the embedding table {rows} rows");
+            }
+            Ok(())
+        };
+        let vocab = if folder { None } else { Some(read_vocab(&file)?) };
+        too_many(vocab.as_ref().map_or(0, |v| v.tokens.len()))?;
+        let templates = if folder { file::folder_templates(path)? } else { read_templates(&file)? };
         let n_ctx = match options.n_ctx {
             0 => spec.context_length.min(DEFAULT_N_CTX),
             n => n,
@@ -164,18 +185,22 @@ impl Model {
         let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
-            let indexing = s.spawn(|| Tokenizer::new(vocab));
+            let indexing = s.spawn(|| match vocab {
+                Some(vocab) => Tokenizer::new(vocab).map_err(|e| e.within(file.name())),
+                None => file::folder_tokenizer(path),
+            });
             let engine = Self::load_engine(context, &file, &spec, engine_options, options.prewarm, progress);
             let tokenizer = indexing.join().unwrap_or_else(|_| Err(Error::Internal("the tokenizer panicked".into())));
             (tokenizer, engine)
         });
-        let (engine, tokenizer) = (engine?, tokenizer.map_err(|e| e.within(file.name()))?);
+        let (engine, tokenizer) = (engine?, tokenizer?);
+        too_many(tokenizer.vocab_size())?;
         Ok(Self(Arc::new(Inner {
             context: context.clone(),
             tokenizer,
             engine: Mutex::new(engine),
-            template_source: file.get_str("tokenizer.chat_template")?.map(str::to_string),
-            template: OnceCell::new(),
+            templates,
+            chat: OnceCell::new(),
             options: engine_options,
             sizes,
             fingerprint: fingerprint(&file),
@@ -235,7 +260,7 @@ impl Model {
             n_ctx: i.options.n_ctx,
             n_ctx_train: i.spec.context_length,
             kv_type: i.options.kv_type,
-            has_chat_template: i.template_source.is_some(),
+            has_chat_template: i.templates.iter().any(|(name, _)| name.is_empty()),
         }
     }
 
@@ -251,12 +276,18 @@ impl Model {
     /// # Errors
     /// [`Error::Unsupported`] if the file has none, [`Error::Template`] if it does not compile.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        let Some(source) = &self.0.template_source else {
-            bail!(Unsupported, "the file has no chat template (key tokenizer.chat_template)");
-        };
-        let t = &self.0.tokenizer;
-        let text = |id: Option<u32>| id.and_then(|id| t.token_text(id));
-        self.0.template.get_or_try_init(|| ChatTemplate::new(source, text(t.bos()), text(t.eos())))
+        Ok(self.chat()?.template())
+    }
+
+    /// The file's template, without tools and variables.
+    pub(super) fn chat(&self) -> Result<&Arc<Chat>> {
+        self.0.chat.get_or_try_init(|| Chat::new(self, ChatOptions::default()).map(Arc::new))
+    }
+
+    /// The marks that replies may have where no template was chosen; one that does not compile is only text here.
+    pub(super) fn markers(&self) -> Markers {
+        let template = self.0.templates.iter().find(|(name, _)| name.is_empty()).map(|(_, source)| source.as_str());
+        Markers::find(|mark| self.tokenizer().find(mark).is_some(), template)
     }
 
     /// Renders a conversation through the file's chat template.
@@ -264,8 +295,20 @@ impl Model {
     /// # Errors
     /// As [`Model::chat_template`]; [`Error::Template`] with the template's own message.
     pub fn format_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages = crate::text::messages_from(messages.iter().map(|m| (m.role.as_str(), m.content.as_str())));
-        self.chat_template()?.render(&messages, None, add_generation_prompt, &serde_json::Map::new())
+        self.chat()?.render(messages, add_generation_prompt)
+    }
+
+    /// Renders a conversation with a template, tools and variables of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Model::format_chat`]; [`Error::InvalidArgument`] for the name of a template that is not known.
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        options: &ChatOptions,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        Chat::new(self, options.clone())?.render(messages, add_generation_prompt)
     }
 
     /// Tokens of a rendered conversation: special tokens parsed, and a BOS in front only if the template wrote none.

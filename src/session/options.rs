@@ -2,6 +2,7 @@
 
 use crate::gpu::Guard;
 use crate::model::KvType;
+use crate::model::hf::WeightFormat;
 use crate::sample::SamplingOptions;
 
 /// How to load a model.
@@ -18,11 +19,13 @@ pub struct ModelOptions {
     /// Products in f32 alone. By default the products of few rows (decoding) with quantised weights round activations to signed bytes, 32
     /// with a scale, and those of many rows take matrix units where the device has them, which round operands to f16.
     pub exact: bool,
+    /// What the weights of a folder of safetensors are quantised to; `None` leaves them as they are.
+    pub quantize: Option<WeightFormat>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, exact: false }
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, exact: false, quantize: None }
     }
 }
 
@@ -56,20 +59,4 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Show control tokens in the text.
     pub render_special: bool,
-}
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// Text.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
 }

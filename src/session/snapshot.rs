@@ -5,12 +5,14 @@
 //! recurrent states.
 //! Whatever does not fit the model, the session or its own checksum is refused before anything is changed.
 
+use serde_json::Value;
+
 use crate::checksum::checksum;
 use crate::error::{Result, bail};
 use crate::gpu::Phase;
 use crate::model::{KvExtent, Mixer, RopeScaling};
+use crate::session::chat::Message;
 use crate::session::model::Model;
-use crate::session::options::Message;
 use crate::session::state::Session;
 
 /// How a snapshot begins.
@@ -132,8 +134,7 @@ impl Session {
         w.u32(c.cached);
         w.u64(c.messages.len() as u64);
         for m in &c.messages {
-            w.text(&m.role);
-            w.text(&m.content);
+            w.text(&Value::Object(m.fields().clone()).to_string());
         }
         w.u32(c.extents.len() as u32);
         for e in &c.extents {
@@ -254,7 +255,10 @@ impl Session {
         let n_messages = r.u64()?;
         let mut messages = Vec::new();
         for _ in 0..n_messages {
-            messages.push(Message { role: r.text()?, content: r.text()? });
+            match serde_json::from_str(&r.text()?) {
+                Ok(json) => messages.extend(Message::from_json(Value::Array(vec![json]))?),
+                Err(e) => bail!(InvalidArgument, "snapshot: a message is not JSON: {e}"),
+            }
         }
         let groups = r.u32()?;
         let mut extents = Vec::new();

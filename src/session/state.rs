@@ -10,10 +10,15 @@ use std::time::Instant;
 use crate::error::{Error, Result, bail};
 use crate::gpu::{BatchingSaving, Counters, Guard, Phase, PhaseSnapshot, Scope};
 use crate::model::{MAX_TOKENS_PER_SUBMIT, ProbeOptions, ProbeReading, Sequence};
+use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::generation::Generation;
 use crate::session::model::Model;
-use crate::session::options::{Message, SessionOptions};
+use crate::session::options::SessionOptions;
 use crate::session::stats::SessionStats;
+use crate::text::{Piece, Segmenter};
+
+/// Tokens at the end of a prompt that may have begun a segment of the reply.
+const PROMPT_TAIL: usize = 32;
 
 /// Ends a running call of its session from any thread; it takes effect within one submit.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +64,10 @@ pub struct Session {
     pub(super) cancel: CancelHandle,
     pub(super) generation: Option<Generation>,
     pub(super) messages: Vec<Message>,
+    /// `None`: the file's template alone.
+    pub(super) chat: Option<Arc<Chat>>,
+    /// The segment that the last generation ended in, and the number of tokens then: the next one may go on with it.
+    pub(super) segment: Option<(usize, Segmenter)>,
 }
 
 impl Session {
@@ -85,6 +94,8 @@ impl Session {
             cancel: CancelHandle::default(),
             generation: None,
             messages: Vec::new(),
+            chat: None,
+            segment: None,
         })
     }
 
@@ -113,6 +124,8 @@ impl Session {
             cancel: CancelHandle::default(),
             generation: None,
             messages: self.messages.clone(),
+            chat: self.chat.clone(),
+            segment: self.segment.clone(),
         })
     }
 
@@ -179,6 +192,7 @@ impl Session {
             );
         }
         self.tokens.extend_from_slice(tokens);
+        self.segment = None;
         Ok(())
     }
 
@@ -211,8 +225,44 @@ impl Session {
         added
     }
 
+    /// Chooses the template, the tools and the variables that the conversation is rendered with from the next
+    /// [`Session::append_messages`] on. They are no part of snapshots; forks have them too.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the file has no template and none is chosen, [`Error::Template`] if it does not compile,
+    /// [`Error::InvalidArgument`] for an unknown name, [`Error::InvalidState`] while generating. The options are then as before.
+    pub fn set_chat_options(&mut self, options: ChatOptions) -> Result<()> {
+        self.idle()?;
+        self.chat = Some(Arc::new(Chat::new(&self.model, options)?));
+        Ok(())
+    }
+
+    /// How a reply to the tokens so far is cut into segments.
+    pub(super) fn segmenter(&mut self) -> Result<Segmenter> {
+        if let Some((_, segment)) = self.segment.take().filter(|(n, _)| *n == self.tokens.len()) {
+            return Ok(segment);
+        }
+        let markers = match &self.chat {
+            Some(chat) => chat.markers.clone(),
+            None => Arc::new(self.model.markers()),
+        };
+        let tail = self.tokens.len().saturating_sub(PROMPT_TAIL);
+        Ok(Segmenter::after(markers, &self.known_text(&self.tokens[tail..])?))
+    }
+
+    /// The text of tokens, without those that the tokenizer does not know (rows that only pad the table).
+    fn known_text(&self, tokens: &[u32]) -> Result<String> {
+        let t = self.model.tokenizer();
+        let known: Vec<u32> = tokens.iter().copied().filter(|&id| t.token_text(id).is_some()).collect();
+        t.decode(&known, true)
+    }
+
     fn render_messages(&mut self, add_generation_prompt: bool) -> Result<u32> {
-        let rendered = self.model.format_chat(&self.messages, add_generation_prompt)?;
+        let chat = match &self.chat {
+            Some(chat) => chat,
+            None => self.model.chat()?,
+        };
+        let rendered = chat.render(&self.messages, add_generation_prompt)?;
         let wanted = self.model.tokenize_chat(&rendered)?;
         if wanted.len() > self.n_ctx as usize {
             bail!(ContextFull, "a conversation of {} tokens does not fit in a context of {}", wanted.len(), self.n_ctx);
@@ -224,9 +274,9 @@ impl Session {
     }
 
     /// The assistant's reply becomes part of the conversation, so that the next rendering contains it.
-    pub(super) fn remember_reply(&mut self, text: &str) {
-        if self.messages.last().is_some_and(|m| m.role != "assistant") {
-            self.messages.push(Message::new("assistant", text));
+    pub(super) fn remember_reply(&mut self, pieces: &[Piece]) {
+        if self.messages.last().is_some_and(|m| m.role() != "assistant") {
+            self.messages.push(Message::reply(pieces));
         }
     }
 
@@ -245,6 +295,7 @@ impl Session {
     }
 
     pub(super) fn truncate_tokens(&mut self, n: u32) {
+        self.segment = None;
         self.tokens.truncate(n as usize);
         self.forget_from(n);
     }

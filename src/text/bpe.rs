@@ -31,12 +31,15 @@ struct Cut {
     leaves_space: bool,
     /// White space up to a line end is a piece of its own, and leaves nothing.
     keeps_lines: bool,
+    /// Matches are numbers, and groups of three digits from their right end are pieces.
+    thirds: bool,
 }
 
 impl Cut {
     fn new(pattern: &str) -> std::result::Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let (leaves_space, keeps_lines) = (pattern.ends_with(r"|\s+"), pattern.contains(r"\s*[\r\n]"));
-        Ok(Self { regex: SysRegex::new(pattern)?, leaves_space, keeps_lines })
+        let thirds = pattern.starts_with(r"\d+");
+        Ok(Self { regex: SysRegex::new(pattern)?, leaves_space, keeps_lines, thirds })
     }
 
     /// Cuts `text` at the matches; what is between them is a piece as well.
@@ -53,7 +56,11 @@ impl Cut {
                     out.extend(text.get(start..done));
                     continue 'restart;
                 }
-                out.extend(text.get(start..end).filter(|found| !found.is_empty()));
+                if self.thirds {
+                    from_the_right(found, out);
+                } else {
+                    out.extend(Some(found).filter(|found| !found.is_empty()));
+                }
                 done = end;
             }
             out.extend(text.get(done..).filter(|rest| !rest.is_empty()));
@@ -67,6 +74,17 @@ impl Cut {
         let whole = self.keeps_lines && matches!(last, '\r' | '\n');
         let leaves = self.leaves_space && !whole && found.len() > last.len_utf8();
         (leaves && found.chars().all(char::is_whitespace)).then_some(last.len_utf8())
+    }
+}
+
+/// Cuts a number into groups of three digits, of which the first may be shorter.
+fn from_the_right<'t>(number: &'t str, out: &mut Vec<&'t str>) {
+    let starts: Vec<usize> = number.char_indices().map(|(at, _)| at).collect();
+    let first = starts.len() % 3;
+    let mut from = 0;
+    for at in starts.iter().skip(first).step_by(3).filter(|&&at| at > 0).chain([&number.len()]) {
+        out.extend(number.get(from..*at));
+        from = *at;
     }
 }
 
@@ -198,6 +216,18 @@ impl Bpe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_grouped_from_the_right() {
+        let cut = |pattern: &str, text: &'static str| {
+            let mut pieces = Vec::new();
+            Cut::new(pattern).unwrap().apply(text, &mut pieces);
+            pieces
+        };
+        assert_eq!(cut(r"\d+\b", "a 1234567, 12 123"), ["a ", "1", "234", "567", ", ", "12", " ", "123"]);
+        assert_eq!(cut(r"\d+\b", "1234x 4321"), ["1234x ", "4", "321"], "only numbers that end a word");
+        assert_eq!(cut(r"\d+", "1234x"), ["1", "234", "x"]);
+    }
 
     #[test]
     fn byte_characters_are_distinct_and_as_published() {

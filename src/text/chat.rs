@@ -7,12 +7,12 @@
 //! tokenizer's business. Invariant: every failure of a template is [`Error::Template`]; one that the template raises itself
 //! carries exactly its own message.
 
-use super::json::{Style, python_float, to_json};
+use super::python;
 use super::strftime::Moment;
 use crate::error::{Error, Result, bail};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, Tuple, ValueKind, from_args};
-use minijinja::{Environment, ErrorKind, State, UndefinedBehavior, Value};
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use std::sync::{Arc, Mutex, PoisonError};
 
 type JinjaError = minijinja::Error;
@@ -44,18 +44,9 @@ impl ChatTemplate {
         env.set_syntax(syntax);
         env.set_undefined_behavior(UndefinedBehavior::Lenient);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(python_method);
         env.set_fuel(Some(FUEL));
         env.set_debug(false);
-        minijinja_contrib::add_to_environment(&mut env);
-        env.add_filter("tojson", tojson);
-        env.set_formatter(|out, state, value| {
-            // Python writes large and small floats with an exponent.
-            if value.kind() == ValueKind::Number && !value.is_integer() {
-                return Ok(out.write_str(&python_float(f64::try_from(value.clone())?))?);
-            }
-            minijinja::escape_formatter(out, state, value)
-        });
+        python::add_to(&mut env);
         // Jinja2 sees line ends of one kind only.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         env.add_template_owned(NAME, without_generation_tags(&source)).map_err(|e| told(&e))?;
@@ -168,104 +159,6 @@ fn without_generation_tags(source: &str) -> String {
     }
     out.push_str(rest);
     out
-}
-
-/// `tojson` with the signature that transformers gives it: `(value, ensure_ascii, indent, separators, sort_keys)`.
-fn tojson(value: &Value, args: Rest<Value>, named: Kwargs) -> std::result::Result<Value, JinjaError> {
-    let option = |place: usize, name: &str| -> std::result::Result<Option<Value>, JinjaError> {
-        let given = args.get(place).cloned().map_or_else(|| named.get::<Option<Value>>(name), |v| Ok(Some(v)))?;
-        Ok(given.filter(|v| !v.is_none() && !v.is_undefined()))
-    };
-    let truth = |v: Option<Value>| v.is_some_and(|v| v.is_true());
-    let ascii = truth(option(0, "ensure_ascii")?);
-    let indent = match option(1, "indent")? {
-        None => None,
-        Some(v) if v.as_str().is_some() => v.as_str().map(str::to_owned),
-        Some(v) => Some(" ".repeat(usize::try_from(i64::try_from(v)?.clamp(0, 64)).unwrap_or(0))),
-    };
-    let (mut item_separator, mut key_separator) =
-        (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
-    if let Some(separators) = option(2, "separators")? {
-        item_separator = separators.get_item_by_index(0)?.to_string();
-        key_separator = separators.get_item_by_index(1)?.to_string();
-    }
-    let sort_keys = truth(option(3, "sort_keys")?);
-    named.assert_all_used()?;
-    to_json(value, &Style { ascii, sort_keys, indent, item_separator, key_separator }).map(Value::from)
-}
-
-/// Methods that Python's values have. Most are `minijinja-contrib`'s; these are the ones it lacks.
-fn python_method(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> std::result::Result<Value, JinjaError> {
-    if let Some(text) = value.as_str() {
-        match method {
-            "removeprefix" | "removesuffix" => {
-                let (part,): (&str,) = from_args(args)?;
-                let cut = if method == "removeprefix" { text.strip_prefix(part) } else { text.strip_suffix(part) };
-                return Ok(Value::from(cut.unwrap_or(text)));
-            }
-            "partition" | "rpartition" => {
-                let (by,): (&str,) = from_args(args)?;
-                let parts = if method == "partition" { text.split_once(by) } else { text.rsplit_once(by) };
-                let (a, b, c) = match parts {
-                    Some((a, c)) => (a, by, c),
-                    None if method == "partition" => (text, "", ""),
-                    None => ("", "", text),
-                };
-                return Ok(Value::from(Tuple::from([a, b, c].map(Value::from))));
-            }
-            "rsplit" => {
-                let (by, most): (Option<&str>, Option<i64>) = from_args(args)?;
-                let most = usize::try_from(most.unwrap_or(-1)).unwrap_or(usize::MAX).saturating_add(1);
-                let mut parts: Vec<&str> = match by {
-                    Some(by) => text.rsplitn(most, by).collect(),
-                    None => rsplit_white_space(text, most),
-                };
-                parts.reverse();
-                return Ok(parts.into_iter().map(Value::from).collect());
-            }
-            "index" => {
-                let (part,): (&str,) = from_args(args)?;
-                return match text.find(part) {
-                    Some(at) => Ok(Value::from(text.get(..at).unwrap_or_default().chars().count())),
-                    None => Err(JinjaError::new(ErrorKind::InvalidOperation, "substring not found")),
-                };
-            }
-            _ => {}
-        }
-    }
-    if value.kind() == ValueKind::Seq && method == "index" {
-        let (wanted,): (Value,) = from_args(args)?;
-        return match value.try_iter()?.position(|v| v == wanted) {
-            Some(at) => Ok(Value::from(at)),
-            None => Err(JinjaError::new(ErrorKind::InvalidOperation, "the value is not in the list")),
-        };
-    }
-    if value.kind() == ValueKind::Map && method == "copy" && args.is_empty() {
-        return Ok(value.clone());
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
-}
-
-/// Words from the end, at most `most` parts; the last part is what is left of the text.
-fn rsplit_white_space(text: &str, most: usize) -> Vec<&str> {
-    let mut parts = Vec::new();
-    let mut rest = text.trim_end();
-    while !rest.is_empty() {
-        let cut = if parts.len() + 1 == most { None } else { rest.rfind(char::is_whitespace) };
-        let Some(at) = cut else {
-            parts.push(rest);
-            break;
-        };
-        let (before, after) = rest.split_at_checked(at).unwrap_or((rest, ""));
-        parts.push(after.trim_start());
-        rest = before.trim_end();
-    }
-    parts
 }
 
 #[cfg(test)]

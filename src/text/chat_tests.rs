@@ -78,3 +78,69 @@ fn templates_are_confined() {
         assert!(matches!(render(source, json!([])), Err(Error::Template(_))), "{source}");
     }
 }
+
+/// `tests/data/jinja.py` has written what Jinja2 makes of these.
+#[test]
+fn as_jinja2_renders() {
+    let file: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/jinja.json")).unwrap();
+    let mut context = file["context"].as_object().unwrap().clone();
+    let messages = context.remove("messages").unwrap();
+    let mut bad = 0;
+    for case in file["cases"].as_array().unwrap() {
+        let source = case["source"].as_str().unwrap();
+        let got = ChatTemplate::new(source, None, None)
+            .and_then(|t| t.render_at(&messages, None, true, &context, Some(1_768_478_400)));
+        let fine = match (&got, case["expected"].as_str()) {
+            (Ok(text), Some(wanted)) => text == wanted,
+            (Err(_), None) => true,
+            _ => false,
+        };
+        if !fine {
+            bad += 1;
+            println!("{source}\n   got    {got:?}\n   wanted {}{}", case["expected"], case["error"]);
+        }
+    }
+    assert_eq!(bad, 0);
+}
+
+#[test]
+fn built_in_templates_open_and_close_turns() {
+    let talk = |last: &str| messages_from([("system", "S"), ("user", "U1"), ("assistant", "A1"), ("user", last)]);
+    let shown = |name: &str| {
+        let t = ChatTemplate::new(crate::text::builtin_template(name).unwrap(), Some("<s>"), Some("</s>")).unwrap();
+        t.render(&talk("U2"), None, true, &serde_json::Map::new()).unwrap()
+    };
+    let wanted = [
+        (
+            "chatml",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nU2<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ("llama2", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU1 [/INST] A1 </s><s>[INST] U2 [/INST]"),
+        (
+            "llama3",
+            "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            "gemma",
+            "<s><start_of_turn>user\nS\n\nU1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n<start_of_turn>user\nU2<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        ("mistral", "<s>[INST] S\n\nU1 [/INST] A1</s>[INST] U2 [/INST]"),
+        (
+            "phi3",
+            "<|system|>\nS<|end|>\n<|user|>\nU1<|end|>\n<|assistant|>\nA1<|end|>\n<|user|>\nU2<|end|>\n<|assistant|>\n",
+        ),
+        ("zephyr", "<|system|>\nS</s>\n<|user|>\nU1</s>\n<|assistant|>\nA1</s>\n<|user|>\nU2</s>\n<|assistant|>\n"),
+        (
+            "granite",
+            "<|start_of_role|>system<|end_of_role|>S<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>U1<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>A1<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>U2<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        ),
+    ];
+    for (name, text) in wanted {
+        assert_eq!(shown(name), text, "{name}");
+    }
+    for name in crate::text::builtin_names() {
+        let text = shown(name);
+        assert!(["S", "U1", "A1", "U2"].iter().all(|part| text.contains(part)), "{name}: {text}");
+    }
+    assert!(crate::text::builtin_template("nope").is_none());
+}

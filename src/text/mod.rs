@@ -8,14 +8,24 @@ pub mod stream;
 pub mod tokenizer;
 
 mod bpe;
+mod builtin;
+mod hf;
 mod json;
 mod pre;
+mod python;
+mod reply;
+mod segments;
 mod special;
 mod spm;
 mod strftime;
 mod vocab;
 
+pub use builtin::{builtin_names, builtin_template};
 pub use chat::{ChatTemplate, messages_from};
+pub use hf::HfFiles;
+pub use reply::{ReplyStream, Said};
+pub(crate) use segments::add_piece;
+pub use segments::{Markers, Piece, SegmentKind, Segmenter};
 pub use stream::{Matched, StopMatcher, Utf8Stream};
 pub use tokenizer::Tokenizer;
 pub use vocab::Vocab;

@@ -12,6 +12,7 @@ use crate::error::{Result, bail};
 /// What the `pre` name of a file says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pre {
+    /// A pattern that begins with `\d+` finds numbers, which are cut into groups of three digits from the right.
     pub patterns: &'static [&'static str],
     /// A piece that is a token as a whole is taken without trying merges.
     pub ignore_merges: bool,
@@ -52,8 +53,21 @@ const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[
 const SEED_CODER: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+";
 
+const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+";
+// As QWEN2, without the English contractions.
+const NO_CONTRACTIONS: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+// As GPT4O, with Han apart from other letters.
+const KIMI: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const YOUTU_SCRIPTS: &str = "[\u{ac00}-\u{d7a3}\u{3131}-\u{318e}]+|[！…“”‘’—：；，\u{3001}-\u{303f}\u{fe30}-\u{fe4f}]+|\
+    [\u{3105}-\u{312f}]+|[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+";
+const YOUTU: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
+
 const fn cut(patterns: &'static [&'static str]) -> Pre {
     Pre { patterns, ignore_merges: false, add_bos: false }
+}
+
+const fn whole_without_bos(patterns: &'static [&'static str]) -> Pre {
+    Pre { patterns, ignore_merges: true, add_bos: false }
 }
 
 const fn whole_first(patterns: &'static [&'static str]) -> Pre {
@@ -90,6 +104,7 @@ const NAMES: &[(&[&str], Pre)] = &[
             "exaone4",
             "a.x-4.0",
             "mellum",
+            "modern-bert",
             "roberta-bpe",
             "jina-es",
             "jina-de",
@@ -116,6 +131,14 @@ const NAMES: &[(&[&str], Pre)] = &[
     (&["viking"], cut(&[BLOOM, r"\p{N}"])),
     (&["bailingmoe", "bailingmoe2", "llada-moe"], cut(&[BAILING])),
     (&["seed-coder"], cut(&[SEED_CODER])),
+    (&["exaone-moe"], cut(&[EXAONE_MOE])),
+    (&["ufakzeka"], cut(&[NO_CONTRACTIONS])),
+    (&["laguna"], cut(&[r"[^\n]+|[\n]+", QWEN2])),
+    (&["kimi-k2"], cut(&[KIMI])),
+    (&["granite-embed-multi-97m"], whole_without_bos(&[GPT4O])),
+    (&["youtu"], whole_without_bos(&[YOUTU_SCRIPTS, YOUTU])),
+    (&["tiny_aya", "cohere2moe"], cut(&[r"\d+\b", GPT4O])),
+    (&["superbpe"], cut(&[r"\p{N}+", r"\d+"])),
 ];
 
 /// What a file's `pre` name means.

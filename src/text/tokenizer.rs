@@ -4,6 +4,7 @@
 //! gives the text again. A [`Tokenizer`] is immutable and may be used from many threads.
 
 use super::bpe::{Bpe, byte_char};
+use super::hf::{self, Hf, HfFiles};
 use super::pre;
 use super::special::Finder;
 use super::spm::Spm;
@@ -18,6 +19,7 @@ const SPACE: &str = "\u{2581}";
 enum Engine {
     Bpe(Box<Bpe>),
     Spm(Spm),
+    Hf(Box<Hf>),
 }
 
 /// A model's tokenizer.
@@ -48,7 +50,19 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Builds a tokenizer. `Unsupported` names a `model` or `pre` that is not known, `BadFile` the key that is broken.
-    pub fn new(mut vocab: Vocab) -> Result<Self> {
+    pub fn new(vocab: Vocab) -> Result<Self> {
+        Self::build(vocab, None, &[])
+    }
+
+    /// Builds the tokenizer of a `tokenizer.json` and of what stands beside it. `name` stands for the file in messages. `Unsupported`
+    /// names a kind of model that is not known, `BadFile` what is broken.
+    pub fn from_json(name: &str, json: &[u8], files: &HfFiles) -> Result<Self> {
+        let read = hf::read(name, json, files)?;
+        Self::build(read.vocab, Some(Engine::Hf(Box::new(read.hf))), &read.ends).map_err(|e| e.within(name))
+    }
+
+    /// With an engine that is there already, or the one that the vocabulary asks for; `ends` are more tokens that end a reply.
+    fn build(mut vocab: Vocab, engine: Option<Engine>, ends: &[u32]) -> Result<Self> {
         let count = vocab.tokens.len();
         if count == 0 || u32::try_from(count).is_err() {
             bail!(BadFile, "the vocabulary (key tokenizer.ggml.tokens) has {count} tokens");
@@ -61,7 +75,7 @@ impl Tokenizer {
             }
         }
         let spm = vocab.model == "llama";
-        if spm {
+        if spm && engine.is_none() {
             // What SentencePiece itself numbers them when a file does not say.
             vocab.unk = vocab.unk.or(Some(0));
             vocab.bos = vocab.bos.or(Some(1));
@@ -84,31 +98,34 @@ impl Tokenizer {
         let tokens: Vec<Arc<str>> = vocab.tokens.iter().map(|t| Arc::from(t.as_str())).collect();
         let mut by_text = HashMap::with_capacity(count);
         for (id, token) in tokens.iter().enumerate() {
-            if by_text.contains_key(token) {
+            if token.is_empty() && engine.is_some() {
+                // A number without a token.
+            } else if by_text.contains_key(token) {
                 log::warn!("token {id} {token:?} is a repeat; the first one stands for the text");
             } else {
                 by_text.insert(token.clone(), id as u32);
             }
         }
-        let kinds = Kinds::new(&vocab, &by_text);
-        let (engine, add_bos) = match vocab.model.as_str() {
-            "gpt2" => {
+        let kinds = Kinds::new(&vocab, &by_text, ends);
+        let (engine, add_bos) = match (engine, vocab.model.as_str()) {
+            (Some(engine), _) => (engine, false),
+            (None, "gpt2") => {
                 let pre = pre::by_name(vocab.pre.as_deref().unwrap_or("default"))?;
                 (Engine::Bpe(Box::new(Bpe::new(&tokens, &kinds.kinds, &vocab.merges, pre, true)?)), pre.add_bos)
             }
-            "gemma4" => {
+            (None, "gemma4") => {
                 let bpe = Bpe::new(&tokens, &kinds.kinds, &vocab.merges, pre::LINES, false)?;
                 // Files of this family say no, but the models were trained with it.
                 vocab.add_bos = Some(true);
                 (Engine::Bpe(Box::new(bpe)), true)
             }
-            "llama" => {
+            (None, "llama") => {
                 let Some(scores) = &vocab.scores else {
                     bail!(BadFile, "missing key \"tokenizer.ggml.scores\", which a \"llama\" vocabulary needs");
                 };
                 (Engine::Spm(Spm::new(&tokens, &kinds.kinds, scores, vocab.unk)), true)
             }
-            other => bail!(Unsupported, "the tokenizer {other:?} (key tokenizer.ggml.model)"),
+            (None, other) => bail!(Unsupported, "the tokenizer {other:?} (key tokenizer.ggml.model)"),
         };
         if matches!(engine, Engine::Bpe(_)) && vocab.merges.is_empty() {
             bail!(BadFile, "missing key \"tokenizer.ggml.merges\", which a {:?} vocabulary needs", vocab.model);
@@ -159,6 +176,13 @@ impl Tokenizer {
         if add_special && self.add_bos {
             out.extend(self.bos);
         }
+        if let Engine::Hf(hf) = &self.engine {
+            out.extend(hf.encode(text, parse_special)?);
+            if add_special && self.add_eos {
+                out.extend(self.eos);
+            }
+            return Ok(out);
+        }
         let finder = if parse_special { &self.special } else { &self.always };
         let mut at = 0;
         let mut first = true;
@@ -187,6 +211,10 @@ impl Tokenizer {
     fn encode_plain(&self, text: &str, first: bool, out: &mut Vec<u32>) -> Result<()> {
         match &self.engine {
             Engine::Bpe(bpe) => bpe.encode(text, out),
+            Engine::Hf(hf) => {
+                out.extend(hf.encode(text, false)?);
+                Ok(())
+            }
             Engine::Spm(spm) => {
                 let mut marked = if self.space_prefix && first { SPACE.to_owned() } else { String::new() };
                 marked.push_str(&text.replace(' ', SPACE));

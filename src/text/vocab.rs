@@ -102,7 +102,8 @@ const ENDS: &[&str] = &[
 const HARMONY_SHOWN: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 impl Kinds {
-    pub(super) fn new(vocab: &Vocab, by_text: &HashMap<Arc<str>, u32>) -> Self {
+    /// `further` are more tokens that end a reply.
+    pub(super) fn new(vocab: &Vocab, by_text: &HashMap<Arc<str>, u32>, further: &[u32]) -> Self {
         let types = vocab.token_types.as_deref().unwrap_or_default();
         let mut kinds: Vec<Kind> = (0..vocab.tokens.len())
             .map(|i| match types.get(i) {
@@ -126,6 +127,7 @@ impl Kinds {
             }
         }
         ends.extend([vocab.eos, vocab.eot, vocab.eom].into_iter().flatten());
+        ends.extend(further);
         ends.sort_unstable();
         ends.dedup();
         ends.retain(|&id| (id as usize) < kinds.len());
@@ -145,6 +147,11 @@ impl Kinds {
         ends.retain(|id| !not_ends.contains(id) || [vocab.eos, vocab.eot, vocab.eom].contains(&Some(*id)));
         Self { kinds, shown, end_of_generation: ends }
     }
+}
+
+/// Whether a token of this text ends a turn or a document.
+pub(super) fn is_end(text: &str) -> bool {
+    ENDS.contains(&text)
 }
 
 /// The byte that a `<0xNN>` token stands for.

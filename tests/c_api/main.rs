@@ -177,6 +177,7 @@ programs! {
     threads: "c/threads.c",
     callbacks: "c/callbacks.c",
     text: "c/text.c",
+    chat: "c/chat.c",
     eval: "c/eval.c",
     fork: "c/fork.c",
     observe: "c/observe.c",

@@ -52,7 +52,16 @@ int main(int argc, char **argv) {
         REQUIRE(model.detokenize(tokens) == "Hello there" && model.is_end_of_generation(2));
         REQUIRE(model.token_text(2) == "<|im_end|>" && model.token_bytes(2).empty() && model.tokenize("").empty());
         REQUIRE(!model.format_chat({{"user", "Hi!"}}).empty());
+        doppler::ChatOptions brief;
+        brief.chat_template = "{{ x }}{{ tools | length }}";
+        brief.tools = "[1]";
+        brief.variables = "{\"x\": 7}";
+        REQUIRE(model.render_chat("[]", brief) == "71");
         session = model.session();
+        session.set_chat_options(brief);
+        REQUIRE(session.append_json("[]") > 0);
+        session.set_chat_options();
+        session.reset();
         REQUIRE(session.eval(tokens, model.info().n_vocab).size() == tokens.size() * 2048);
         session.reset();
     }

@@ -18,7 +18,14 @@ fn strict_guards_pass_whatever_happens_in_between() {
     for (name, features) in feature_sets() {
         let Some(context) = context(features, Guard::PRODUCTION) else { return };
         for prewarm in [true, false] {
-            let options = ModelOptions { n_ctx: 128, prefill_chunk: 8, kv_type: KvType::F16, prewarm, exact: false };
+            let options = ModelOptions {
+                n_ctx: 128,
+                prefill_chunk: 8,
+                kv_type: KvType::F16,
+                prewarm,
+                exact: false,
+                quantize: None,
+            };
             let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap();
             let open = |tokens_per_submit| {
                 model.open_session(&SessionOptions { tokens_per_submit, ..Default::default() }).unwrap()

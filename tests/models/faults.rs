@@ -38,7 +38,14 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
     for (features, file) in files().into_iter().map(|f| (Features::ALL, f)).chain([without]) {
         let Some(context) = context(features, Guard::default()) else { return };
         let gpu = context.gpu().clone();
-        let options = ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: true, exact: false };
+        let options = ModelOptions {
+            n_ctx: 96,
+            prefill_chunk: 8,
+            kv_type: KvType::F16,
+            prewarm: true,
+            exact: false,
+            quantize: None,
+        };
         let model = context.load_model(&file, &options, &mut |_, _| Ok(())).unwrap();
         let open = || {
             let mut s = model.open_session(&SessionOptions { tokens_per_submit: 2, ..Default::default() }).unwrap();
@@ -127,7 +134,14 @@ fn fail_errands(file: &Path) {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let gpu = context.gpu().clone();
     let load = || {
-        let options = ModelOptions { n_ctx: 96, prefill_chunk: 8, kv_type: KvType::F16, prewarm: false, exact: false };
+        let options = ModelOptions {
+            n_ctx: 96,
+            prefill_chunk: 8,
+            kv_type: KvType::F16,
+            prewarm: false,
+            exact: false,
+            quantize: None,
+        };
         context.load_model(file, &options, &mut |_, _| Ok(())).unwrap()
     };
     let settle = || {

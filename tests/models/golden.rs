@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
 
 /// Folders of `shared/golden`, in the order of the table.
-const FAMILIES: [&str; 28] = [
+pub const FAMILIES: [&str; 28] = [
     "llama2",
     "llama3",
     "mistral",

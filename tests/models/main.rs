@@ -4,6 +4,7 @@ mod batch;
 mod budgets;
 mod common;
 mod faults;
+mod folders;
 mod golden;
 mod hearth;
 mod kv_sharing;

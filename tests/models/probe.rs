@@ -164,7 +164,7 @@ fn what_is_not_finite_is_found_with_layer_and_position() {
     let mut bytes = std::fs::read(asset()).unwrap();
     let file = Gguf::open(&asset()).unwrap();
     let norm = file.data(file.tensor("blk.3.ffn_norm.weight").unwrap());
-    let at = bytes.windows(norm.len()).position(|w| w == norm).unwrap();
+    let at = bytes.windows(norm.len()).position(|w| *w == *norm).unwrap();
     bytes[at + 40..at + 44].copy_from_slice(&f32::NAN.to_le_bytes());
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("nan.gguf");
     std::fs::write(&path, bytes).unwrap();

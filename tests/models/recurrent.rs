@@ -396,7 +396,14 @@ fn strict_guards_pass() {
     for family in FAMILIES {
         let Some(dir) = shared(&format!("golden/{family}")) else { return };
         for prewarm in [true, false] {
-            let options = ModelOptions { n_ctx: 128, prefill_chunk: 8, kv_type: KvType::F16, prewarm, exact: false };
+            let options = ModelOptions {
+                n_ctx: 128,
+                prefill_chunk: 8,
+                kv_type: KvType::F16,
+                prewarm,
+                exact: false,
+                quantize: None,
+            };
             let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");
             let mut s = told(&model, &ids(21));
             let want = generate(&mut s, &greedy(9));

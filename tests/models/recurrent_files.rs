@@ -140,7 +140,14 @@ fn quantised_weights_by_both_paths() {
         });
         let evaluate = |path: &Path, exact: bool| {
             // Few rows at a time: those are taken as bytes.
-            let options = ModelOptions { n_ctx: 64, prefill_chunk: 2, kv_type: KvType::F32, prewarm: false, exact };
+            let options = ModelOptions {
+                n_ctx: 64,
+                prefill_chunk: 2,
+                kv_type: KvType::F32,
+                prewarm: false,
+                exact,
+                quantize: None,
+            };
             let model = context.load_model(path, &options, &mut |_, _| Ok(())).expect("load");
             let ids: Vec<u32> = (0..24).map(|i| 20 + i * 37 % 900).collect();
             logits(&mut session(&model), &ids)

@@ -4,11 +4,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use doppler::format::Gguf;
 use doppler::gpu::{MemoryClass, Phase, PhaseSnapshot};
 use doppler::model::arch;
 use doppler::sample::SamplingOptions;
-use doppler::session::{Context, GenerateOptions, Model, Session, SessionStats};
+use doppler::session::{Context, GenerateOptions, Model, Session, SessionStats, open_model_file};
 use serde_json::{Value, json};
 
 use super::super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
@@ -277,7 +276,7 @@ fn print_row(w: &Workload, numbers: &[f64], last: &Run, args: &Args) -> Outcome 
 }
 
 fn one_model(context: &Context, file: &Path, args: &Args, copy: &CopySpeed) -> Outcome<(Value, bool)> {
-    let trained = arch::read_spec(&Gguf::open(file)?)?.context_length;
+    let trained = arch::read_spec(&open_model_file(file, None)?)?.context_length;
     let longest = if args.engine.ctx == 0 { trained } else { args.engine.ctx };
     let list = workloads(args, longest);
     let Some(n_ctx) = list.iter().map(|w| w.prompt + w.generate).max() else {

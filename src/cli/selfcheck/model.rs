@@ -4,11 +4,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use doppler::Result;
-use doppler::format::Gguf;
 use doppler::kernels::KvType;
 use doppler::model::verify_weights;
 use doppler::sample::SamplingOptions;
-use doppler::session::{Context, GenerateOptions, Model, ModelOptions, SessionOptions};
+use doppler::session::{Context, GenerateOptions, Model, ModelOptions, SessionOptions, open_model_file};
 
 use super::{Measured, Rng, Want, compare};
 
@@ -42,7 +41,7 @@ fn generated(model: &Model, ids: &[u32], tokens_per_submit: u32) -> Result<Vec<u
 /// an addition: hence a bound, which no wrong bit stays under.
 pub(in crate::cli) fn tensor_check(context: &Context, file: &Path) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
-    verify_weights(context.gpu(), &Gguf::open(file)?, &mut |t| {
+    verify_weights(context.gpu(), &open_model_file(file, None)?, &mut |t| {
         let case = format!("{} {} {} x {}, {} differ", t.name, t.format, t.rows, t.cols, t.differing);
         all.push(Measured { case, error: t.max_error, bound: t.largest * 2e-7 });
         Ok(())

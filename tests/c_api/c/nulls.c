@@ -100,6 +100,11 @@ int main(int argc, char **argv) {
     OK(doppler_model_options_init(&load, sizeof load));
     load.kv_type = 99;
     EXPECT(doppler_model_load(context, argv[1], &load, &no_model), DOPPLER_STATUS_INVALID_ARGUMENT);
+    load.kv_type = DOPPLER_KV_TYPE_F16;
+    load.quantize = 99;
+    EXPECT(doppler_model_load(context, argv[1], &load, &no_model), DOPPLER_STATUS_INVALID_ARGUMENT);
+    load.quantize = DOPPLER_WEIGHT_FORMAT_Q8;
+    EXPECT(doppler_model_load(context, argv[1], &load, &no_model), DOPPLER_STATUS_INVALID_ARGUMENT);
     EXPECT(doppler_model_load(context, "\xff\xfe", NULL, &no_model), DOPPLER_STATUS_BAD_UTF8);
     REQUIRE(no_model == NULL);
     OK(doppler_model_destroy(NULL));
@@ -158,6 +163,16 @@ int main(int argc, char **argv) {
     tokens[0] = 3;
     NULLED(doppler_session_append_messages(NULL, &message, 1, 1, &number));
     NULLED(doppler_session_append_messages(session, NULL, 1, 1, &number));
+    NULLED(doppler_chat_options_init(NULL, sizeof(doppler_chat_options)));
+    NULLED(doppler_model_render_chat(NULL, "[]", 2, NULL, 1, text, sizeof text, &needed));
+    NULLED(doppler_model_render_chat(model, NULL, 2, NULL, 1, text, sizeof text, &needed));
+    NULLED(doppler_model_render_chat(model, "[]", 2, NULL, 1, NULL, 0, NULL));
+    FOREIGN(doppler_model_render_chat(fake_model, "[]", 2, NULL, 1, text, sizeof text, &needed));
+    NULLED(doppler_session_set_chat_options(NULL, NULL));
+    FOREIGN(doppler_session_set_chat_options(fake_session, NULL));
+    NULLED(doppler_session_append_messages_json(NULL, "[]", 2, 1, &number));
+    NULLED(doppler_session_append_messages_json(session, NULL, 2, 1, &number));
+    FOREIGN(doppler_session_append_messages_json(fake_session, "[]", 2, 1, &number));
     message.content = NULL;
     NULLED(doppler_session_append_messages(session, &message, 1, 1, &number));
     NULLED(doppler_session_generate(NULL, NULL, NULL, NULL, NULL));
