@@ -52,8 +52,6 @@ const LOWEST: f32 = -3.4028234e38;
 #if FRESH
 // The G heads of q, then the head of k and that of v.
 var<workgroup> fresh: array<f32, (G + 2u) * HEAD_DIM>;
-var<workgroup> fresh_k: array<vec4<f32>, HEAD_DIM / 4u>;
-var<workgroup> fresh_v: array<vec4<f32>, HEAD_DIM / 4u>;
 fn heads_four(i: u32) -> vec4<f32> {
     return vec4<f32>(fresh[i * 4u], fresh[i * 4u + 1u], fresh[i * 4u + 2u], fresh[i * 4u + 3u]);
 }
@@ -130,7 +128,7 @@ fn place(p: u32, table: u32, kv_head: u32) -> u32 {
 // Four dimensions of the value at position p.
 fn value_at(p: u32, pos: u32, table: u32, kv_head: u32, d4: u32) -> vec4<f32> {
 #if FRESH
-    if (p == pos) { return fresh_v[d4]; }
+    if (p == pos) { return kv_fresh(1u, d4); }
 #endif
     return v_load4(place(p, table, kv_head), d4);
 }
@@ -158,8 +156,8 @@ fn main(t: Thread) {
     for (var i = t.lid; i < d4 * G; i += WG) { qs[i] = heads_four(i); }
     // The new position is in the last tile.
     if (split == (tiles - 1u) % params.splits && t.lid < d4) {
-        fresh_k[t.lid] = kv_fresh(0u, t.lid);
-        fresh_v[t.lid] = kv_fresh(1u, t.lid);
+        kv_round(0u, t.lid);
+        kv_round(1u, t.lid);
         // One of those that share the head writes it. A stopped sequence stays at its end, which may lie beyond its table.
         if (head0 % (params.n_head / params.n_kv) == 0u && pos / params.block_tokens < params.table_stride) {
             kv_keep(place(pos, table, kv_head), t.lid);
@@ -202,8 +200,8 @@ fn main(t: Thread) {
                 let i = round * TEAM + member;
                 if (i < d4) {
 #if FRESH
-                    var k = fresh_k[i];
-                    if (p != pos) { k = k_load4(at, i); }
+                    var k: vec4<f32>;
+                    if (p == pos) { k = kv_fresh(0u, i); } else { k = k_load4(at, i); }
 #else
                     let k = k_load4(at, i);
 #endif

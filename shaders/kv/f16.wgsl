@@ -11,18 +11,20 @@ fn kv_store(t: Thread, kind: u32, row: u32, d: u32, v: vec2<f32>) {
 #if FRESH
 @group(0) @binding(auto) var<storage, read_write> kv_k: array<vec2<u32>>;
 @group(0) @binding(auto) var<storage, read_write> kv_v: array<vec2<u32>>;
-fn kv_packed(j: u32, d4: u32) -> vec2<u32> {
+// The new key (j = 0) and value (1), packed: in workgroup memory, since a compiler may drop a rounding that is undone at once.
+var<workgroup> kv_packed: array<vec2<u32>, HEAD_DIM / 2u>;
+fn kv_round(j: u32, d4: u32) {
     let v = fresh_four(j, d4);
-    return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+    kv_packed[j * (HEAD_DIM / 4u) + d4] = vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
 }
-// What the cache gives back of the new key (j = 0) or value (1), and its write.
+// What the cache gives back of them, after a barrier.
 fn kv_fresh(j: u32, d4: u32) -> vec4<f32> {
-    let w = kv_packed(j, d4);
+    let w = kv_packed[j * (HEAD_DIM / 4u) + d4];
     return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
 }
 fn kv_keep(row: u32, d4: u32) {
-    kv_k[row * (HEAD_DIM / 4u) + d4] = kv_packed(0u, d4);
-    kv_v[row * (HEAD_DIM / 4u) + d4] = kv_packed(1u, d4);
+    kv_k[row * (HEAD_DIM / 4u) + d4] = kv_packed[d4];
+    kv_v[row * (HEAD_DIM / 4u) + d4] = kv_packed[HEAD_DIM / 4u + d4];
 }
 #else
 @group(0) @binding(auto) var<storage, read> kv_k: array<vec2<u32>>;

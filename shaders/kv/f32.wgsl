@@ -11,6 +11,7 @@ fn kv_store(t: Thread, kind: u32, row: u32, d: u32, v: vec2<f32>) {
 #if FRESH
 @group(0) @binding(auto) var<storage, read_write> kv_k: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read_write> kv_v: array<vec4<f32>>;
+fn kv_round(j: u32, d4: u32) {}
 fn kv_fresh(j: u32, d4: u32) -> vec4<f32> { return fresh_four(j, d4); }
 fn kv_keep(row: u32, d4: u32) {
     kv_k[row * (HEAD_DIM / 4u) + d4] = fresh_four(0u, d4);

@@ -66,7 +66,10 @@ fn kv_word(j: u32, d4: u32) -> u32 {
 fn kv_new_scales(j: u32, d4: u32) -> u32 {
     return pack2x16float(vec2<f32>(kv_new_scale(j, d4 / 16u * 2u), kv_new_scale(j, d4 / 16u * 2u + 1u)));
 }
-fn kv_fresh(j: u32, d4: u32) -> vec4<f32> { return kv_bytes(kv_word(j, d4), kv_new_scales(j, d4), d4); }
+// The new key (j = 0) and value (1) as they come back, after a barrier.
+var<workgroup> kv_new: array<vec4<f32>, HEAD_DIM / 2u>;
+fn kv_round(j: u32, d4: u32) { kv_new[j * (HEAD_DIM / 4u) + d4] = kv_bytes(kv_word(j, d4), kv_new_scales(j, d4), d4); }
+fn kv_fresh(j: u32, d4: u32) -> vec4<f32> { return kv_new[j * (HEAD_DIM / 4u) + d4]; }
 fn kv_keep(row: u32, d4: u32) {
     let at = kv_row(row);
     kv_k[at + d4] = kv_word(0u, d4);
