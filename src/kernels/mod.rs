@@ -12,7 +12,9 @@ pub mod constants;
 mod gather;
 mod matmul;
 mod matmul_coop;
+mod matmul_decoded;
 mod moe;
+mod moe_coop;
 mod qk_norm;
 mod residual;
 mod rmsnorm;
@@ -38,10 +40,12 @@ pub use cast::{Cast, cast};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{MatmulPath, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
+pub use matmul_decoded::{decoded_bytes, half_weights, matmul_decoded};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,
 };
+pub use moe_coop::{coop_columns, coop_entries, moe_coop_fits, moe_matmul_coop};
 pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::{Norm, NormKind, norm, norm_bytes, rmsnorm};
@@ -64,6 +68,8 @@ pub static KERNELS: &[&Kernel] = &[
     &gather::GATHER,
     &matmul_coop::HALF_ROWS,
     &matmul_coop::MATMUL_COOP,
+    &matmul_decoded::HALF_WEIGHTS,
+    &moe_coop::MOE_COOP,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,
