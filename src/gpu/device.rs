@@ -130,6 +130,9 @@ fn trace(options: &GpuOptions) -> Result<wgpu::Trace> {
     }
 }
 
+/// Workgroup memory that kernels with cooperative matrices take.
+const COOP_WORKGROUP_BYTES: u32 = 45_056;
+
 /// Leave to use what wgpu calls experimental, where the device is to have it.
 fn experimental(features: Features) -> wgpu::ExperimentalFeatures {
     if !features.cooperative_matrix {
@@ -215,7 +218,9 @@ impl Gpu {
             immediates: adapter.immediates && raw.limits().max_immediate_size as usize >= crate::gpu::MAX_PARAMS,
             timestamps: adapter.timestamps,
             pipeline_cache: adapter.pipeline_cache,
-            cooperative_matrix: adapter.cooperative_matrix,
+            // Kernels with matrices lay their tiles out in that much.
+            cooperative_matrix: adapter.cooperative_matrix
+                && raw.limits().max_compute_workgroup_storage_size >= COOP_WORKGROUP_BYTES,
         };
         let features = options.features.and(present);
         let mut limits = raw.limits();

@@ -57,6 +57,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("products", include_str!("../../shaders/lib/products.wgsl")),
     ("quants", include_str!("../../shaders/lib/quants.wgsl")),
     ("sub_scales", include_str!("../../shaders/lib/sub_scales.wgsl")),
+    ("coop_product", include_str!("../../shaders/lib/coop_product.wgsl")),
     ("codebook", include_str!("../../shaders/lib/codebook.wgsl")),
 ];
 

@@ -23,8 +23,8 @@ pub const TILE: (u32, u32) = (32, 64);
 pub const COOP_TILE: (u32, u32) = (128, 128);
 /// Rows of activations from which on the cooperative product is used, where there is one.
 pub const COOP_FROM: u32 = 16;
-/// Workgroups below which the cooperative product halves its tiles: a large device runs about two on each of its some hundred processors.
-pub const COOP_WAVE: u64 = 256;
+/// Rows of activations from which on the cooperative product takes weights decoded to f16 before.
+pub const DECODE_FROM: u32 = 512;
 /// Rows of queries in a workgroup of prefill attention.
 pub const ATTENTION_ROWS: u32 = 16;
 /// Rows of queries in a workgroup of cooperative attention, whose step is one block of the KV cache.

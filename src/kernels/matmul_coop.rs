@@ -6,7 +6,8 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, Variant, linear_grid, params};
-use crate::kernels::constants::{COOP_FROM, COOP_TILE, COOP_WAVE, THREADS_LONG};
+use crate::kernels::constants::{COOP_FROM, COOP_TILE, DECODE_FROM, THREADS_LONG};
+use crate::kernels::matmul_decoded::{f16, matmul_decoded};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Input, Matrix, matmul, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -32,7 +33,18 @@ pub(super) static MATMUL_COOP: Kernel = Kernel {
 };
 
 params!(HalfParams { rows: u32, cols4: u32, padded4: u32, stride4: u32, offset4: u32 });
-params!(CoopParams { groups: u32, row_groups: u32, n: u32, t_rows: u32, k_blocks: u32, y_stride: u32, y_offset: u32 });
+params!(CoopParams {
+    groups: u32,
+    row_groups: u32,
+    n: u32,
+    t_rows: u32,
+    k_blocks: u32,
+    y_stride: u32,
+    y_offset: u32,
+    share: u32,
+    expert_start: u32,
+    experts: u32,
+});
 
 /// Formats whose weights lose at most their last bits in f16.
 pub(super) fn not_f32(v: &Variant) -> bool {
@@ -112,7 +124,7 @@ pub fn matmul_coop_fits(features: Features, w: &Weight) -> bool {
 /// Rows of activations in a tile of the cooperative product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CoopTile {
-    /// By the number of tiles.
+    /// By the number of rows.
     Auto,
     /// 128.
     Whole,
@@ -121,13 +133,13 @@ pub enum CoopTile {
 }
 
 impl CoopTile {
-    /// Whether tiles are halved: where whole ones would leave a large device idle, or would be half empty.
-    fn halved(self, rows: u32, row_groups: u32) -> bool {
-        let whole = u64::from(row_groups) * u64::from(rows.div_ceil(COOP_TILE.0));
+    /// Rows of a tile. Whole tiles read less and so run faster, even where they leave a part of a large device idle.
+    fn rows(self, rows: u32) -> u32 {
+        let whole = COOP_TILE.0;
         match self {
-            Self::Auto => whole < COOP_WAVE || rows <= COOP_TILE.0 / 2,
-            Self::Whole => false,
-            Self::Half => true,
+            Self::Auto if rows > whole / 2 => whole,
+            Self::Auto | Self::Half => whole / 2,
+            Self::Whole => whole,
         }
     }
 }
@@ -144,6 +156,11 @@ pub fn matmul_coop<'a>(
     y: Matrix<'a>,
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
+    check_product(gpu, x, w, y)?;
+    w.parts().iter().map(|part| one_part(x, Operand::of(part), y, accumulate, tile)).collect()
+}
+
+pub(super) fn check_product(gpu: &Gpu, x: HalfRows<'_>, w: &Weight, y: Matrix<'_>) -> Result<()> {
     x.check("matmul_coop: x")?;
     y.check("matmul_coop: y")?;
     if x.cols != w.k() || y.cols != w.rows() || x.rows != y.rows || !matmul_coop_fits(gpu.features(), w) {
@@ -159,41 +176,69 @@ pub fn matmul_coop<'a>(
             y.cols
         );
     }
-    w.parts().iter().map(|part| one_part(x, part, y, accumulate, tile)).collect()
+    Ok(())
 }
 
-fn one_part<'a>(
+/// Rows of a weight as a product reads them.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    pub(super) rows: u32,
+    /// First row, counted in the whole weight.
+    pub(super) row_start: u32,
+    pub(super) bias: Option<BufferSlice<'a>>,
+    /// A part, or rows in f16.
+    pub(super) planes: std::result::Result<&'a WeightPart, BufferSlice<'a>>,
+}
+
+impl<'a> Operand<'a> {
+    pub(super) fn of(part: &'a WeightPart) -> Self {
+        let bias = part.bias.as_ref().map(|b| b.whole());
+        Self { rows: part.rows, row_start: part.row_start, bias, planes: Ok(part) }
+    }
+}
+
+pub(super) fn one_part<'a>(
     x: HalfRows<'a>,
-    part: &'a WeightPart,
+    w: Operand<'a>,
     y: Matrix<'a>,
     accumulate: bool,
     tile: CoopTile,
 ) -> Result<Dispatch<'a>> {
-    let (tile_t, tile_r) = COOP_TILE;
-    let row_groups = part.rows.div_ceil(tile_r);
-    let halved = tile.halved(x.rows, row_groups);
-    let groups = row_groups * x.rows.div_ceil(if halved { tile_t / 2 } else { tile_t });
+    let (whole, tile_r) = COOP_TILE;
+    let row_groups = w.rows.div_ceil(tile_r);
+    let tile_t = tile.rows(x.rows);
+    let groups = row_groups * x.rows.div_ceil(tile_t);
+    let format = match w.planes {
+        Ok(part) => part.format,
+        Err(_) => f16()?,
+    };
     let params = CoopParams {
         groups,
         row_groups,
-        n: part.rows,
+        n: w.rows,
         t_rows: x.rows,
         k_blocks: Format::gpu_blocks(x.cols as usize) as u32,
         y_stride: y.stride,
-        y_offset: y.offset + part.row_start,
+        y_offset: y.offset + w.row_start,
+        share: 1,
+        expert_start: 0,
+        experts: 1,
     };
     let mut d = Dispatch::new(&MATMUL_COOP, &params, linear_grid(groups.into()))
-        .flag("BIAS", part.bias.is_some())
+        .flag("BIAS", w.bias.is_some())
         .flag("ACCUMULATE", accumulate)
-        .flag("ROWS_64", halved)
-        .slot("weight", weight_fragment(part.format)?)
+        .flag("ROWS_64", tile_t < whole)
+        .slot("weight", weight_fragment(format)?)
         .bind("x", x.data)
         .bind("scales", x.scales)
         .bind("y", y.data);
-    if let Some(bias) = &part.bias {
+    if let Some(bias) = w.bias {
         d = d.bind("bias", bias);
     }
-    Ok(part.bind(d))
+    Ok(match w.planes {
+        Ok(part) => part.bind(d),
+        Err(halves) => d.bind("w_values", halves),
+    })
 }
 
 /// Room for one product's rows in f16, large enough for any product of a model.
@@ -203,6 +248,8 @@ pub struct HalfRoom<'a> {
     pub data: BufferSlice<'a>,
     /// [`HalfRows::scales`].
     pub scales: BufferSlice<'a>,
+    /// Where [`matmul_decoded`] decodes weights, for products of [`DECODE_FROM`] rows or more.
+    pub weights: Option<BufferSlice<'a>>,
 }
 
 impl<'a> HalfRoom<'a> {
@@ -231,7 +278,10 @@ pub fn matmul_fast<'a>(
         Some(room) if rows >= COOP_FROM && x.norm.is_none() && matmul_coop_fits(gpu.features(), w) => {
             let half = room.rows(rows, cols);
             let mut all = vec![half_rows(x.x, half)?];
-            all.extend(matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?);
+            all.extend(match room.weights.filter(|_| rows >= DECODE_FROM) {
+                Some(weights) => matmul_decoded(gpu, half, w, y, accumulate, weights)?,
+                None => matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?,
+            });
             Ok(all)
         }
         _ => matmul(gpu, x, w, y, accumulate),

@@ -13,8 +13,10 @@ mod gated_norm;
 mod gather;
 mod matmul;
 mod matmul_coop;
+mod matmul_decoded;
 mod matmul_fused;
 mod moe;
+mod moe_coop;
 mod qk_norm;
 mod residual;
 mod rmsnorm;
@@ -43,11 +45,13 @@ pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
+pub use matmul_decoded::{decoded_bytes, half_weights, matmul_decoded};
 pub use matmul_fused::{Next, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,
 };
+pub use moe_coop::{coop_columns, coop_entries, moe_coop_fits, moe_matmul_coop};
 pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::{Norm, NormKind, norm, norm_bytes, rmsnorm};
@@ -74,8 +78,10 @@ pub static KERNELS: &[&Kernel] = &[
     &gather::GATHER,
     &matmul_coop::HALF_ROWS,
     &matmul_coop::MATMUL_COOP,
+    &matmul_decoded::HALF_WEIGHTS,
     &matmul_fused::MATMUL_GLU,
     &matmul_fused::MATMUL_NEXT,
+    &moe_coop::MOE_COOP,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,

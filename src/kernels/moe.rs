@@ -203,12 +203,24 @@ pub struct Grouping<'a> {
     pub groups: BufferSlice<'a>,
     /// Entries, by expert and number.
     pub order: BufferSlice<'a>,
-    /// Count, then (expert, first position, entries) of each tile of up to 32 entries.
+    /// Count, then (expert, first position, entries) of each tile.
     pub tiles: BufferSlice<'a>,
+    /// Entries in a tile at most: those of `TILE` for [`moe_matmul`], [`crate::kernels::coop_entries`] for cooperative products.
+    pub tile: u32,
     /// Grids of the products, made by [`crate::gpu::Gpu::indirect`].
     pub grids: &'a Buffer,
     /// Tiles of weight rows that the two grids have in x, from [`tile_columns`]. A product takes the first that is enough for it.
     pub widths: [u32; 2],
+}
+
+impl Grouping<'_> {
+    /// The grid of a product with so many tiles of weight rows.
+    pub(super) fn grid(&self, row_groups: u32) -> Result<Grid> {
+        let Some(grid) = self.widths.iter().position(|&w| w >= row_groups) else {
+            bail!(InvalidArgument, "moe_matmul: {row_groups} tiles of weight rows in grids of {:?}", self.widths);
+        };
+        Ok(Grid::Indirect(self.grids.clone(), grid as u64 * 12))
+    }
 }
 
 /// Tiles of weight rows that a grouped product with `w` needs at most.
@@ -256,11 +268,12 @@ pub fn moe_group<'a>(routing: Routing<'a>, grouping: Grouping<'a>) -> Result<[Di
         bail!(InvalidArgument, "moe_group: {name} has {is} bytes, {needed} are needed");
     }
     let [width0, width1] = grouping.widths;
-    if width0.max(width1) > 65_535 {
-        bail!(InvalidArgument, "moe_group: {width0} and {width1} tiles of weight rows, 65535 are possible");
+    if width0.max(width1) > 65_535 || grouping.tile < TILE.0 {
+        let tile = grouping.tile;
+        bail!(InvalidArgument, "moe_group: {width0} and {width1} tiles of weight rows of 65535, {tile} entries a tile");
     }
     let group = GroupParams { entries: s.entries() as u32, n_expert: s.n_expert };
-    let tiles = TilesParams { n_expert: s.n_expert, tile: TILE.0, width0, width1 };
+    let tiles = TilesParams { n_expert: s.n_expert, tile: grouping.tile, width0, width1 };
     Ok([
         Dispatch::new(&MOE_GROUP, &group, linear_grid(s.n_expert.into()))
             .constant("WG", THREADS_LONG)
@@ -316,7 +329,12 @@ pub fn moe_matmul_bytes<'a>(
 }
 
 /// Fails unless the shapes of a product agree; how many entries share a row of `x`.
-fn check_shapes([rows, cols]: [u32; 2], w: &ExpertWeight, y: Matrix<'_>, routing: Routing<'_>) -> Result<u32> {
+pub(super) fn check_shapes(
+    [rows, cols]: [u32; 2],
+    w: &ExpertWeight,
+    y: Matrix<'_>,
+    routing: Routing<'_>,
+) -> Result<u32> {
     routing.check()?;
     y.check("moe_matmul: y")?;
     let s = routing.shape;
@@ -415,9 +433,9 @@ fn tile_part<'a>(
     grouping: Grouping<'a>,
 ) -> Result<Dispatch<'a>> {
     let row_groups = part.rows.div_ceil(TILE.1);
-    let Some(grid) = grouping.widths.iter().position(|&w| w >= row_groups) else {
-        bail!(InvalidArgument, "moe_matmul: {row_groups} tiles of weight rows in grids of {:?}", grouping.widths);
-    };
+    if grouping.tile != TILE.0 {
+        bail!(InvalidArgument, "moe_matmul: tiles of {} entries, not {}", grouping.tile, TILE.0);
+    }
     let params = TileParams {
         row_groups,
         n: part.rows,
@@ -431,7 +449,7 @@ fn tile_part<'a>(
         expert_start: part.expert_start,
         experts: part.experts,
     };
-    let d = Dispatch::new(&MOE_TILE, &params, Grid::Indirect(grouping.grids.clone(), grid as u64 * 12))
+    let d = Dispatch::new(&MOE_TILE, &params, grouping.grid(row_groups)?)
         .bind("order", grouping.order)
         .bind("tiles", grouping.tiles);
     operands(d, x, part, y)

@@ -386,7 +386,9 @@ impl Engine {
         let forward = self.forward(None);
         // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
-        for n in [1, 2, 3, TILE_FROM, COOP_FROM].into_iter().chain(grouped).filter(|&n| n <= self.scratch.rows) {
+        // Long and full pieces of prompts take taller tiles.
+        let long = [COOP_FROM, 8 * COOP_FROM, 32 * COOP_FROM, self.scratch.rows];
+        for n in [1, 2, 3, TILE_FROM].into_iter().chain(long).chain(grouped).filter(|&n| n <= self.scratch.rows) {
             forward.body(recorder, n, Batch::Run)?;
             forward.logits(recorder, 0, n.min(LOGIT_ROWS), false)?;
         }

@@ -4,10 +4,12 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, Dispatch, Gpu, Recorder, Scope};
+use crate::kernels::constants::TILE;
 use crate::kernels::constants::{GROUP_FROM, TILE_FROM};
 use crate::kernels::{
-    Activation, ExpertWeight, Grouping, Input, Matrix, MoeShape, Routing, SharedExpert, matmul, moe_combine, moe_group,
-    moe_matmul, moe_matmul_bytes, moe_route, tile_columns,
+    Activation, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, Routing, SharedExpert, coop_columns,
+    coop_entries, half_rows, matmul, moe_combine, moe_coop_fits, moe_group, moe_matmul, moe_matmul_bytes,
+    moe_matmul_coop, moe_route, tile_columns,
 };
 use crate::model::forward::Forward;
 use crate::model::scratch::buffer;
@@ -68,17 +70,26 @@ pub(crate) fn grouped_from(e: &ExpertsSpec) -> u32 {
     (GROUP_FROM * e.n_expert).div_ceil(e.n_used)
 }
 
-/// Products with the chosen experts: with bytes where both sides have them and rows are not grouped.
+/// Products with the chosen experts: with bytes where both sides have them and rows are not grouped, by cooperative matrices where there
+/// is `room` for f16 rows.
 fn moe_product<'a>(
+    gpu: &Gpu,
+    room: Option<HalfRoom<'a>>,
     x: Input<'a>,
     w: &'a ExpertWeight,
     y: Matrix<'a>,
     routing: Routing<'a>,
     grouping: Option<Grouping<'a>>,
 ) -> Result<Vec<Dispatch<'a>>> {
-    match x.bytes.filter(|_| grouping.is_none() && w.has_bytes()) {
-        Some(bytes) => moe_matmul_bytes(bytes, w, y, routing),
-        None => moe_matmul(x.x, w, y, routing, grouping),
+    match (x.bytes.filter(|_| grouping.is_none() && w.has_bytes()), grouping, room) {
+        (Some(bytes), ..) => moe_matmul_bytes(bytes, w, y, routing),
+        (None, Some(grouping), Some(room)) => {
+            let half = room.rows(x.x.rows, x.x.cols);
+            let mut all = vec![half_rows(x.x, half)?];
+            all.extend(moe_matmul_coop(gpu.features(), half, w, y, routing, grouping)?);
+            Ok(all)
+        }
+        _ => moe_matmul(x.x, w, y, routing, grouping),
     }
 }
 
@@ -104,24 +115,33 @@ impl<'s> Forward<'s> {
         self.look(r, "moe.router", Some(layer), logits)?;
         r.record(moe_route(logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
         self.look(r, "moe.weights", Some(layer), Matrix::new(&s.weights, x.rows, experts.n_used))?;
+        let features = r.gpu().features();
+        let fits = [&w.gate_up, &w.down].into_iter().all(|w| moe_coop_fits(features, w));
+        let room = self.scratch.half_room().filter(|_| fits);
+        let columns = |w| if room.is_some() { coop_columns(w) } else { tile_columns(w) };
         let grouping = shape.grouped().then(|| Grouping {
             groups: s.groups.whole(),
             order: s.order.whole(),
             tiles: s.tiles.whole(),
+            tile: if room.is_some() { coop_entries(&shape) } else { TILE.0 },
             grids: &s.grids,
-            widths: [tile_columns(&w.gate_up), tile_columns(&w.down)],
+            widths: [columns(&w.gate_up), columns(&w.down)],
         });
         if let Some(grouping) = grouping {
             Self::record_all(r, "moe.group", moe_group(routing, grouping)?.into())?;
         }
         let gate_up = Matrix::new(&self.scratch.gate_up, entries, 2 * n_ff);
-        Self::record_all(r, "moe.gate_up", moe_product(normed, &w.gate_up, gate_up, routing, grouping)?)?;
+        Self::record_all(
+            r,
+            "moe.gate_up",
+            moe_product(r.gpu(), room, normed, &w.gate_up, gate_up, routing, grouping)?,
+        )?;
         let inner = Matrix::new(&self.scratch.ff, entries, n_ff);
         let wanted = grouping.is_none() && w.down.has_bytes();
         let inner = self.activate(r, "moe.act", (spec.activation, true), gate_up, inner, wanted)?;
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
         let down = Matrix::new(&s.down, entries, x.cols);
-        Self::record_all(r, "moe.down", moe_product(inner, &w.down, down, routing, grouping)?)?;
+        Self::record_all(r, "moe.down", moe_product(r.gpu(), room, inner, &w.down, down, routing, grouping)?)?;
         let gated = w.shared.as_ref().and_then(|shared| Some((shared, shared.gate.as_ref()?)));
         let shared = match (gated, &s.shared) {
             (Some((w, gate)), Some((gates, out))) => {

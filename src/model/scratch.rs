@@ -3,9 +3,9 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{ArenaPlan, Buffer, Gpu, MemoryClass, Region, Scope, Steps};
-use crate::kernels::constants::TILE_FROM;
+use crate::kernels::constants::{DECODE_FROM, TILE_FROM};
 use crate::kernels::sample::Chunks;
-use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits};
+use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits, decoded_bytes};
 use crate::model::moe::MoeScratch;
 use crate::model::spec::{LayerSpec, Mixer, ModelSpec};
 use crate::quant::GPU_BLOCK;
@@ -99,6 +99,8 @@ pub(crate) struct Scratch {
     pub(crate) ff: Buffer,
     /// The rows of one product in f16, and their scales, where products are made by cooperative matrices.
     half: Option<(Buffer, Buffer)>,
+    /// Where weights are decoded to f16 for products of many rows.
+    decoded: Option<Buffer>,
     /// What mixtures of experts need beside, if a layer is one.
     pub(crate) moe: Option<MoeScratch>,
     /// `[LOGIT_ROWS, n_vocab]`.
@@ -229,12 +231,25 @@ impl Scratch {
         let half = match gpu.features().cooperative_matrix && !exact {
             true => {
                 let inputs = [spec.n_embd, heads, n_ff];
-                let bytes = inputs.iter().map(|&cols| HalfRows::data_bytes(rows.into(), cols)).max().unwrap_or(0);
+                let of_experts = spec.layers.iter().filter_map(|l| {
+                    let f = &l.feed_forward;
+                    f.experts.map(|e| HalfRows::data_bytes(u64::from(rows) * u64::from(e.n_used), f.n_ff))
+                });
+                let bytes = inputs.iter().map(|&cols| HalfRows::data_bytes(rows.into(), cols)).chain(of_experts).max();
+                let most = u64::from(rows) * u64::from(used.unwrap_or(1));
                 Some((
-                    buffer(gpu, "half", bytes, rows, scope)?,
-                    buffer(gpu, "half.scales", HalfRows::scales_bytes(rows.into()), rows, scope)?,
+                    buffer(gpu, "half", bytes.unwrap_or(0), rows, scope)?,
+                    buffer(gpu, "half.scales", HalfRows::scales_bytes(most), rows, scope)?,
                 ))
             }
+            false => None,
+        };
+        // Widest inputs and outputs of dense products: pieces of them are decoded at a time.
+        const DECODED: u64 = 128 << 20;
+        let (inputs, outputs) = ([spec.n_embd, heads, n_ff], [2 * n_ff, spec.n_embd, widest(&in_width)]);
+        let most = |of: [u32; 3]| of.into_iter().max().unwrap_or(1);
+        let decoded = match half.is_some() && rows >= DECODE_FROM {
+            true => Some(buffer(gpu, "decoded", decoded_bytes(most(outputs), most(inputs), DECODED), rows, scope)?),
             false => None,
         };
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
@@ -254,6 +269,7 @@ impl Scratch {
             gate_up: arena.buffer(gate_up),
             ff: arena.buffer(ff),
             half,
+            decoded,
             moe: down.map(|d| MoeScratch::new(gpu, spec, rows, arena.buffer(d), scope)).transpose()?,
             logits: words("logits", u64::from(LOGIT_ROWS) * u64::from(spec.n_vocab))?,
             tail_rows: words("tail_rows", u64::from(LOGIT_ROWS) * 2)?,
@@ -266,6 +282,10 @@ impl Scratch {
 
     /// Where a product's rows are brought to f16, if they are.
     pub(crate) fn half_room(&self) -> Option<HalfRoom<'_>> {
-        self.half.as_ref().map(|(data, scales)| HalfRoom { data: data.whole(), scales: scales.whole() })
+        self.half.as_ref().map(|(data, scales)| HalfRoom {
+            data: data.whole(),
+            scales: scales.whole(),
+            weights: self.decoded.as_ref().map(Buffer::whole),
+        })
     }
 }

@@ -93,9 +93,10 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32, bytes: bool) -> Ca
         up.finish()?;
         let (xb, yb) = (bench.floats(x)?, bench.blank(y)?);
         let x_bytes = Bytes::new(bench, rows, k)?;
+        let db = bench.blank(kernels::decoded_bytes(n, k, 128 << 20) / 4)?;
         let (hb, sb) = (bench.blank(HalfRows::data_bytes(rows.into(), k) / 4)?, bench.blank(rows.into())?);
         Ok(Box::new(move |r, i| {
-            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
+            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: Some((&db).into()) };
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
             let dispatches = match bytes {

@@ -2,9 +2,10 @@
 
 use doppler::Result;
 use doppler::gpu::Buffer;
-use doppler::kernels::constants::TILE;
+use doppler::kernels::constants::{COOP_TILE, TILE};
 use doppler::kernels::{
-    self, ExpertWeight, Grouping, Matrix, MoeShape, Routing, RowSource, SharedExpert, WeightUploader,
+    self, ExpertWeight, Grouping, HalfRoom, HalfRows, Matrix, MoeShape, Routing, RowSource, SharedExpert,
+    WeightUploader,
 };
 use doppler::quant::{Format, GPU_BLOCK};
 
@@ -21,6 +22,7 @@ struct Mixture {
     order: Buffer,
     tiles: Buffer,
     grids: Buffer,
+    tile: u32,
     widths: [u32; 2],
 }
 
@@ -35,6 +37,7 @@ impl Mixture {
             order: dirty(shape.entries_bytes())?,
             tiles: dirty(shape.tiles_bytes())?,
             grids: lab.gpu.indirect("selfcheck", MoeShape::GRIDS_BYTES, &lab.scope)?,
+            tile: TILE.0,
             widths,
         })
     }
@@ -48,6 +51,7 @@ impl Mixture {
             groups: (&self.groups).into(),
             order: (&self.order).into(),
             tiles: (&self.tiles).into(),
+            tile: self.tile,
             grids: &self.grids,
             widths: self.widths,
         }
@@ -147,6 +151,7 @@ fn expert_weight(
     Ok((w, values))
 }
 
+/// Products of the kernel, with `tiles` of entries grouped.
 fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for v in lab.variants(kernel) {
@@ -162,8 +167,16 @@ fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<M
             let (w, values) = expert_weight(lab, format, (n_expert, n, k), biased)?;
             let s = MoeShape { rows, n_expert: n_expert as u32, n_used: 2 };
             let ids = random_ids(&mut rng, s, 4);
-            let m = Mixture::new(lab, s, [kernels::tile_columns(&w), 1], &ids)?;
-            let x = rng.units(rows as usize * k);
+            let coop = kernel == "moe_coop";
+            let columns = if coop { kernels::coop_columns(&w) } else { kernels::tile_columns(&w) };
+            let mut m = Mixture::new(lab, s, [columns, 1], &ids)?;
+            let mut x = rng.units(rows as usize * k);
+            if coop {
+                m.tile = if v.has("ROWS_64") { COOP_TILE.0 / 2 } else { COOP_TILE.0 };
+                // Rows of different size that f16 holds with a factor.
+                let size = |i: usize| [1.0, 1_048_576.0, 1.0 / 8_388_608.0][i / k % 3] / 256.0;
+                x.iter_mut().enumerate().for_each(|(i, v)| *v = (*v * 256.0).round() * size(i));
+            }
             let (xb, yb) = (lab.floats(&x)?, lab.blank(ids.len() * n)?);
             let (mx, my) = (Matrix::new(&xb, rows, k as u32), Matrix::new(&yb, ids.len() as u32, n as u32));
             let grouping = tiles.then(|| m.grouping());
@@ -175,6 +188,17 @@ fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<M
                     let bytes = Bytes::of(lab, mx)?;
                     lab.run(kernels::moe_matmul_bytes(bytes.operand(), &w, my, m.routing())?)?;
                     bytes.read(lab)?
+                }
+                false if coop => {
+                    let (room, scales) =
+                        (HalfRows::data_bytes(rows.into(), k as u32), HalfRows::scales_bytes(rows.into()));
+                    let (hb, sb) = (lab.blank(room as usize / 4)?, lab.blank(scales as usize / 4)?);
+                    let half =
+                        HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None }.rows(rows, k as u32);
+                    lab.run([kernels::half_rows(mx, half)?])?;
+                    let routing = m.routing();
+                    lab.run(kernels::moe_matmul_coop(lab.gpu.features(), half, &w, my, routing, m.grouping())?)?;
+                    x
                 }
                 false => {
                     lab.run(kernels::moe_matmul(mx, &w, my, m.routing(), grouping)?)?;
@@ -193,7 +217,7 @@ fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<M
             }
             let case = format!("{rows} x {k} by {n}, 2 of {n_expert}, {v}");
             let abs = if v.has("BYTES") { 1e-4 } else { 1e-6 };
-            all.push(compare(case, &lab.read(&yb, want.len())?, &want, abs, 5e-6));
+            all.push(compare(case, &lab.read(&yb, want.len())?, &want, abs, if coop { 3e-4 } else { 5e-6 }));
         }
     }
     Ok(all)
@@ -204,7 +228,11 @@ pub(super) fn vec(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 pub(super) fn tile(lab: &Lab) -> Result<Vec<Measured>> {
-    product(lab, "moe_tile", true, [5, 110])
+    let mut all = product(lab, "moe_tile", true, [5, 110])?;
+    if lab.gpu.features().cooperative_matrix {
+        all.extend(product(lab, "moe_coop", true, [5, 300])?);
+    }
+    Ok(all)
 }
 
 pub(super) fn combine(lab: &Lab) -> Result<Vec<Measured>> {

@@ -133,8 +133,8 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
         let mut rng = Rng::new((k * t_rows) as u64);
         let (bias, mut x) = (rng.units(n), rng.units(t_rows * k));
         if let Product::Coop(_) = product {
-            // Rows of very different size, beyond the range of f16.
-            let size = |i: usize| [1.0, 1e6, 1e-7][i / k % 3] / 256.0;
+            // Rows of very different size, beyond the range of f16; powers of two, so that f16 holds each number.
+            let size = |i: usize| [1.0, 1_048_576.0, 1.0 / 8_388_608.0][i / k % 3] / 256.0;
             x.iter_mut().enumerate().for_each(|(i, v)| *v = (*v * 256.0).round() * size(i));
         }
         let bias = v.has("BIAS").then_some(bias.as_slice());
@@ -152,7 +152,7 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
             Product::Coop(_) => {
                 let bytes = HalfRows::data_bytes(t_rows as u64, k as u32);
                 let (hb, sb) = (lab.blank(bytes as usize / 4)?, lab.blank(t_rows)?);
-                let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
+                let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None };
                 let half = room.rows(t_rows as u32, k as u32);
                 let tile = if v.has("ROWS_64") { CoopTile::Half } else { CoopTile::Whole };
                 lab.run([kernels::half_rows(mx, half)?])?;
@@ -195,7 +195,7 @@ fn half_rows(lab: &Lab, rows: usize, k: usize) -> Result<Measured> {
     x.iter_mut().enumerate().for_each(|(i, v)| *v *= size[i / k % size.len()]);
     let padded = k.next_multiple_of(GPU_BLOCK);
     let (xb, hb, sb) = (lab.floats(&x)?, lab.blank(rows * padded / 2)?, lab.blank(rows)?);
-    let room = HalfRoom { data: (&hb).into(), scales: (&sb).into() };
+    let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None };
     let shape = (rows as u32, k as u32);
     lab.run([kernels::half_rows(Matrix::new(&xb, shape.0, shape.1), room.rows(shape.0, shape.1))?])?;
     let words = lab.read_words(&hb, rows * padded / 2)?;
@@ -217,11 +217,64 @@ fn half_rows(lab: &Lab, rows: usize, k: usize) -> Result<Measured> {
     Ok(compare(format!("rows to f16, {rows} x {k}"), &got, &want, 0.0, 1.001 / 1024.0))
 }
 
-/// Products by cooperative matrices, where the device has them, and what makes their rows.
+/// Weights in f16, and products by way of them where the device has matrices: in pieces of one tile.
+fn decoded(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for v in lab.variants("half_weights") {
+        let format = format_of(&v)?;
+        let (n, t_rows) = (300, 20);
+        // A part of a block, where the format has none.
+        let k = widths(format)[0];
+        let mut rng = Rng::new(k as u64);
+        let bias = rng.units(n);
+        let x: Vec<f32> = rng.units(t_rows * k).iter().map(|v| (v * 256.0).round() / 256.0).collect();
+        let (w, values) = weight(lab, format, n, k, Some(&bias))?;
+        let (xb, yb) = (lab.floats(&x)?, lab.blank(t_rows * n)?);
+        let (mx, my) = (Matrix::new(&xb, t_rows as u32, k as u32), Matrix::new(&yb, t_rows as u32, n as u32));
+        let words = |bytes: u64| lab.blank(bytes as usize / 4);
+        let (hb, sb) = (words(HalfRows::data_bytes(t_rows as u64, k as u32))?, lab.blank(t_rows)?);
+        let db = words(kernels::decoded_bytes(n as u32, k as u32, 0))?;
+        let part = &w.parts()[0];
+        lab.run([kernels::half_weights(part, 5, 100, k as u32, (&db).into())?])?;
+        let padded = k.next_multiple_of(GPU_BLOCK);
+        let halves = lab.read_words(&db, 100 * padded / 2)?;
+        let got: Vec<f32> = halves
+            .iter()
+            .flat_map(|&w| [w as u16, (w >> 16) as u16])
+            .map(|h| half::f16::from_bits(h).to_f32())
+            .collect();
+        let want: Vec<Want> = values[5 * k..105 * k]
+            .chunks_exact(k)
+            .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0.0, padded - k)))
+            .map(|v| f64::from(v).into())
+            .collect();
+        // A unit of 11 bits, since rounding either way is allowed to the device, or the smallest step.
+        all.push(compare(format!("100 rows of {k} to f16, {v}"), &got, &want, 6e-8, 1.001 / 1024.0));
+        if !lab.gpu.features().cooperative_matrix {
+            continue;
+        }
+        let half = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None }.rows(t_rows as u32, k as u32);
+        lab.run([kernels::half_rows(mx, half)?])?;
+        lab.run(kernels::matmul_decoded(&lab.gpu, half, &w, my, false, (&db).into())?)?;
+        let mut want = Vec::new();
+        for x in x.chunks_exact(k) {
+            for (w, &b) in values.chunks_exact(k).zip(&bias) {
+                let products = x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b)).chain([f64::from(b)]);
+                want.push(products.fold(Want(0.0, 0.0), |Want(v, size), t| Want(v + t, size + t.abs())));
+            }
+        }
+        let case = format!("{t_rows} x {k} by {n} decoded before, {v}");
+        all.push(compare(case, &lab.read(&yb, want.len())?, &want, 1e-6, 3e-4));
+    }
+    Ok(all)
+}
+
+/// Products by cooperative matrices, where the device has them, and what makes their rows and weights.
 pub(super) fn matmul_coop(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = vec![half_rows(lab, 7, 36)?, half_rows(lab, 5, 1024)?];
+    all.extend(decoded(lab)?);
     if lab.gpu.features().cooperative_matrix {
-        all.extend(matmul(lab, "matmul_coop", Product::Coop(3e-4), [5, 35, 150])?);
+        all.extend(matmul(lab, "matmul_coop", Product::Coop(3e-4), [5, 35, 300])?);
     }
     Ok(all)
 }

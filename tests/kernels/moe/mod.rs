@@ -61,6 +61,7 @@ impl Buffers {
             groups: (&self.groups).into(),
             order: (&self.order).into(),
             tiles: (&self.tiles).into(),
+            tile: TILE.0,
             grids: &self.grids,
             widths: self.widths,
         }
