@@ -447,14 +447,16 @@ impl Engine {
         recorder.encode()
     }
 
-    /// Submits a decode batch, and encodes another of its kind while the device is busy: its commands depend on nothing that this one draws.
-    fn submit_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Submission> {
+    /// Submits a decode batch, and encodes one of `then` tokens while the device is busy: its commands depend on nothing that this one draws.
+    fn submit_batch(&mut self, kind: BatchKind, then: u32, scope: &Scope) -> Result<Submission> {
         let encoded = match self.ahead.take().filter(|(k, _)| *k == kind) {
             Some((_, encoded)) => encoded,
             None => self.encode_batch(kind, scope)?,
         };
         let submission = encoded.submit(&self.gpu, scope)?;
-        self.encode_ahead(kind, scope)?;
+        if then > 0 {
+            self.encode_ahead(BatchKind { tokens: then, ..kind }, scope)?;
+        }
         Ok(submission)
     }
 
@@ -468,7 +470,8 @@ impl Engine {
     }
 
     /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
-    /// the cache. Per step and sequence, in this order: a token, or `None` if the sequence had stopped before.
+    /// the cache. Per step and sequence, in this order: a token, or `None` if the sequence had stopped before. `then` says how many tokens the next
+    /// batch will have, if there is one: it is encoded while the device is busy with this one.
     ///
     /// # Errors
     /// [`crate::Error::ContextFull`] if a sequence has no room left, or what the device reports.
@@ -477,6 +480,7 @@ impl Engine {
         sequences: &mut [&mut Sequence],
         positions: &[u32],
         tokens: u32,
+        then: u32,
         scope: &Scope,
     ) -> Result<Vec<Vec<Option<Drawn>>>> {
         let n = sequences.len() as u32;
@@ -514,7 +518,7 @@ impl Engine {
                 let seen = lens.probe.finish(&mut recorder)?;
                 (recorder.submit()?, Some(seen))
             }
-            None => (self.submit_batch(kind, scope)?, None),
+            None => (self.submit_batch(kind, then, scope)?, None),
         };
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);

@@ -210,13 +210,16 @@ impl Session {
             true => 1,
             false => self.tokens_per_submit,
         };
-        let tokens = per_submit.min(left).min(self.n_ctx - self.tokens.len() as u32).max(1);
+        let room = self.n_ctx - self.tokens.len() as u32;
+        let tokens = per_submit.min(left).min(room).max(1);
+        // If nothing ends the generation before.
+        let then = per_submit.min(left.saturating_sub(tokens)).min(room.saturating_sub(tokens));
         let scope = self.scope(Phase::Decode);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.warm_engine(&scope)?;
         let before = self.counters.phase(Phase::Decode);
         let started = Instant::now();
-        let steps = engine.decode(&mut [sequence], &[self.cached], tokens, &scope)?;
+        let steps = engine.decode(&mut [sequence], &[self.cached], tokens, then, &scope)?;
         drop(engine);
         let drawn: Vec<Drawn> = steps.into_iter().flatten().flatten().collect();
         let elapsed = started.elapsed().as_nanos() as u64;

@@ -35,7 +35,7 @@ fn begin(engine: &mut Engine, seed: u64, scope: &Scope) -> Speaker {
 fn decode(engine: &mut Engine, speakers: &mut [Speaker], tokens: u32, scope: &Scope) {
     let positions: Vec<u32> = speakers.iter().map(|s| s.cached).collect();
     let mut sequences: Vec<&mut Sequence> = speakers.iter_mut().map(|s| &mut s.sequence).collect();
-    let steps = engine.decode(&mut sequences, &positions, tokens, scope).unwrap();
+    let steps = engine.decode(&mut sequences, &positions, tokens, tokens, scope).unwrap();
     for step in steps {
         for (s, drawn) in speakers.iter_mut().zip(step) {
             s.drawn.push(drawn.expect("nothing stops it").token);

@@ -152,7 +152,7 @@ fn run(
     let mut out = vec![first.token];
     while out.len() < n {
         let pos = (prompt.len() + out.len() - 1) as u32;
-        let steps = engine.decode(&mut [&mut *sequence], &[pos], 5, &scope).expect("decode");
+        let steps = engine.decode(&mut [&mut *sequence], &[pos], 5, 5, &scope).expect("decode");
         out.extend(steps.iter().flatten().flatten().map(|d| d.token));
         between(engine);
     }

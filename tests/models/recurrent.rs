@@ -261,7 +261,7 @@ impl Speaker {
 fn decode(engine: &mut Engine, speakers: &mut [Speaker], tokens: u32, scope: &Scope) {
     let positions: Vec<u32> = speakers.iter().map(|s| s.cached).collect();
     let mut sequences: Vec<&mut Sequence> = speakers.iter_mut().map(|s| &mut s.sequence).collect();
-    let steps = engine.decode(&mut sequences, &positions, tokens, scope).expect("decode");
+    let steps = engine.decode(&mut sequences, &positions, tokens, tokens, scope).expect("decode");
     for step in steps {
         for (s, drawn) in speakers.iter_mut().zip(step) {
             let Some(drawn) = drawn else {
