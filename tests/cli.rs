@@ -105,7 +105,8 @@ fn generation_logits_and_perplexity_agree_with_each_other() {
         return;
     }
     let ids = file("prompt.json", r#"{"ids": [1, 1775, 201, 300, 301]}"#);
-    let common = ["generate", MODEL, "--ids", &ids, "-n", "9", "--greedy", "--ignore-eos", "--json", "--kv", "f32"];
+    let common =
+        ["generate", MODEL, "--ids", &ids, "-n", "9", "--greedy", "--ignore-eos", "--json", "--kv", "f32", "--exact"];
     let one = json(&common, "");
     assert_eq!((&one["reason"], &one["prompt_tokens"]), (&"max_tokens".into(), &5.into()));
     assert_eq!(one["ids"].as_array().unwrap().len(), 9);
@@ -116,7 +117,7 @@ fn generation_logits_and_perplexity_agree_with_each_other() {
     // The first token is the largest logit of the last position, however the prompt is cut.
     let target: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logits.safetensors");
     let target = target.to_string_lossy();
-    out(&["logits", MODEL, "--ids", &ids, "--out", &target, "--kv", "f32", "--chunk", "2"], "");
+    out(&["logits", MODEL, "--ids", &ids, "--out", &target, "--kv", "f32", "--exact", "--chunk", "2"], "");
     let bytes = std::fs::read(&*target).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let logits = tensors.tensor("logits").unwrap();
@@ -136,7 +137,7 @@ fn generation_logits_and_perplexity_agree_with_each_other() {
             sum.ln() - f64::from(row[t])
         })
         .sum();
-    let report = json(&["perplexity", MODEL, "--ids", &ids, "--window", "5", "--kv", "f32", "--json"], "");
+    let report = json(&["perplexity", MODEL, "--ids", &ids, "--window", "5", "--kv", "f32", "--exact", "--json"], "");
     let mean = report["mean_nats"].as_f64().unwrap();
     assert!((mean - nats / 4.0).abs() < 1e-3, "{mean} {}", nats / 4.0);
 }
@@ -344,7 +345,7 @@ fn bench_measures_single_operations() {
     let copy = all.iter().find(|o| o["name"].as_str().unwrap().starts_with("copy")).unwrap();
     assert_eq!((&copy["time_source"], &copy["flops"]), (&"wall".into(), &0.into()));
     let one =
-        json(&["bench", "kernels", "--quick", "--filter", "rmsnorm 1x", "--compare", &kernels, "--json", "-"], "");
+        json(&["bench", "kernels", "--quick", "--filter", "glu silu 1x", "--compare", &kernels, "--json", "-"], "");
     assert_eq!(one["operations"].as_array().unwrap().len(), 1);
     assert_eq!(one["comparison"]["comparisons"][0]["metric"], "time");
     assert_eq!(fails(&["bench", "kernels", "--filter", "nothing-like-that"]).0, Some(2));

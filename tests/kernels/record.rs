@@ -10,8 +10,9 @@ use doppler::kernels::sample::{
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
     Matrix, Next, Pages, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode,
-    attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows, matmul_bytes,
-    matmul_glu, matmul_next, matmul_with, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, tensor_stats,
+    attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows, half_weights,
+    matmul_bytes, matmul_glu, matmul_next, matmul_with, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax,
+    tensor_stats,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -157,7 +158,7 @@ fn run_and_record_give_the_same_bits() {
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..24).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..25).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -183,6 +184,7 @@ fn run_and_record_give_the_same_bits() {
             ("softmax", Box::new(|y| vec![softmax(mx, y_of(y, cols), 0.7).unwrap()])),
             ("gather", Box::new(|y| gather(&w.weight, (&ids).into(), y_of(y, cols), 2.0).unwrap())),
             ("dequant", Box::new(|y| dequant(&w.weight, y.into()).unwrap())),
+            ("half_weights", Box::new(|y| vec![half_weights(&w.weight.parts()[0], 0, 64, cols, y.into()).unwrap()])),
             ("vec", Box::new(|y| matmul_with(gpu, MatmulPath::Vec, mx, &w.weight, y_of(y, 64), false).unwrap())),
             ("tile", Box::new(|y| matmul_with(gpu, MatmulPath::Tile, mx, &w.weight, y_of(y, 64), false).unwrap())),
             (

@@ -3,8 +3,9 @@
 
 int main(int argc, char **argv) {
     doppler_context *context = open_context(DOPPLER_GUARD_MODE_STRICT);
-    doppler_model *model = open_model(context, argv[1]);
-    doppler_session *session = open_session(model);
+    doppler_model_options exactly;
+    doppler_model *model = NULL;
+    doppler_session *session;
     doppler_generate_options options = greedy(1);
     doppler_session_stats stats;
     const char *prompt = "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n";
@@ -15,6 +16,11 @@ int main(int argc, char **argv) {
     reply r;
 
     REQUIRE(argc == 3);
+    /* Rows together and alone are rounded differently otherwise. */
+    doppler_model_options_init(&exactly, sizeof exactly);
+    exactly.exact = 1;
+    OK(doppler_model_load(context, argv[1], &exactly, &model));
+    session = open_session(model);
     OK(doppler_model_tokenize(model, prompt, strlen(prompt), 0, 1, tokens, 64, &n));
     logits = (float *)malloc(n * n_vocab * sizeof *logits);
     REQUIRE(logits != NULL);
