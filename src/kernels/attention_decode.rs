@@ -1,11 +1,11 @@
 //! Attention of single rows over the paged cache, each at its own slot and position: whole, or split over the length and combined.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, Variant, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::constants::{DECODE_GROUPS, DECODE_SPLITS, KV_BLOCK_TOKENS, THREADS};
-use crate::kernels::{Matrix, Pages, RopePairs};
+use crate::kernels::{KvType, Matrix, Pages, RopePairs};
 
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     name: "attention_decode",
@@ -134,6 +134,22 @@ const TEAM: u32 = 4;
 /// Threads: every four dimensions of a value need a thread.
 fn threads(shape: &AttentionShape) -> u32 {
     (shape.head_dim / 4).next_power_of_two().max(2 * THREADS)
+}
+
+/// True if workgroup memory has room for [`Queries::Fresh`] of this shape; [`crate::kernels::rope`] and [`Queries::Ready`] do the same in two
+/// dispatches.
+pub fn attention_fresh_fits(gpu: &Gpu, shape: &AttentionShape, kv_type: KvType) -> bool {
+    let (together, head) = (heads_together(shape), shape.head_dim);
+    // A key and a value as they come back from their storage.
+    let kept = match kv_type {
+        KvType::F32 => 0,
+        KvType::F16 => 4 * head,
+        KvType::Q8 => 8 * head,
+    };
+    let squares = 16 * (together + 1) * 4;
+    let fresh = (together + 2) * head * 4;
+    let scores = threads(shape) * 16 + 2 * (threads(shape) / TEAM) * 16;
+    together * head * 4 + fresh + kept + squares + scores <= gpu.workgroup_bytes()
 }
 
 /// How many splits `t_rows` rows are worth: so many that workgroups fill a large device. 1: none.

@@ -110,7 +110,7 @@ pub struct Engine {
     /// Decode steps by number of sequences and whether logits are changed before drawing.
     plans: HashMap<(u32, bool), Arc<Plan>>,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
-    ahead: Option<(BatchKind, Encoded)>,
+    ahead: Option<(BatchKind, Result<Encoded>)>,
     /// Slots that `scratch.batch_slots` holds.
     batch: Vec<u32>,
     /// [`Engine::prewarm`] was done for the buffers there are.
@@ -316,7 +316,7 @@ impl Engine {
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         if let (None, Some((tokens, scope))) = (lens, then) {
-            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties }, scope)?;
+            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties }, scope);
         }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -437,36 +437,44 @@ impl Engine {
         recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(u64::from(i) * step, step))
     }
 
-    fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
-        let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+    fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
         let mut recorder = self.recorder("decode", None, scope);
         for i in 0..kind.tokens {
-            recorder.replay(&plan);
+            recorder.replay(plan);
             self.hand_out(&mut recorder, kind.sequences, i)?;
         }
-        recorder.encode()
+        Ok(recorder)
+    }
+
+    fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
+        let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+        self.record_batch(&plan, kind, scope)?.encode()
     }
 
     /// Submits a decode batch, and encodes one of `then` tokens while the device is busy: its commands depend on nothing that this one draws.
     fn submit_batch(&mut self, kind: BatchKind, then: u32, scope: &Scope) -> Result<Submission> {
-        let encoded = match self.ahead.take().filter(|(k, _)| *k == kind) {
-            Some((_, encoded)) => encoded,
+        let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
+        // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
+        if self.gpu.profiling() {
+            let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+            return self.record_batch(&plan, kind, scope)?.submit();
+        }
+        let encoded = match ahead {
+            Some((_, encoded)) => encoded?,
             None => self.encode_batch(kind, scope)?,
         };
         let submission = encoded.submit(&self.gpu, scope)?;
         if then > 0 {
-            self.encode_ahead(BatchKind { tokens: then, ..kind }, scope)?;
+            self.encode_ahead(BatchKind { tokens: then, ..kind }, scope);
         }
         Ok(submission)
     }
 
-    /// Encodes a decode batch for later, if it is not there yet.
-    fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) -> Result<()> {
-        // Time stamps belong to the submit that was encoded last.
+    /// Encodes a decode batch for later, if it is not there yet. What is under way goes on if that fails: the batch reports it when its turn comes.
+    fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) {
         if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
-            self.ahead = Some((kind, self.encode_batch(kind, scope)?));
+            self.ahead = Some((kind, self.encode_batch(kind, scope)));
         }
-        Ok(())
     }
 
     /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in

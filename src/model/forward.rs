@@ -7,9 +7,9 @@ use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_st
 use crate::kernels::{
     Activation, ByteRows, Fresh, Input, Matrix, Next, Norm, NormKind, Pages, Queries, RopePairs, RopeShape, RowNorm,
     Segments, Weight, activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode,
-    attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows, gather, gather_positions,
-    glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm,
-    rope, sigmoid_gate, softcap,
+    attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows,
+    gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits,
+    norm, norm_bytes, qk_norm, rope, sigmoid_gate, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -290,7 +290,8 @@ impl<'a> Forward<'a> {
         self.look(r, "attn.qkv", Some(layer), inputs)?;
         let qkv = inputs.columns(0, a.qkv_width());
         // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
-        let fresh = (batch == Batch::Rows || n == 1) && self.lens.is_none();
+        let alone = (batch == Batch::Rows || n == 1) && self.lens.is_none();
+        let fresh = alone && attention_fresh_fits(r.gpu(), &a.shape(), self.kv.kv_type());
         let head_norm = w.qk_norm.as_ref().filter(|_| fresh && a.qk_norm == Some(QkNorm::Heads));
         if head_norm.is_none() {
             self.qk_norm(r, a, w, qkv)?;

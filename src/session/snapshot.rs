@@ -201,6 +201,7 @@ impl Session {
         self.cached = contents.cached;
         self.tokens = contents.tokens;
         self.messages = contents.messages;
+        self.segment = None;
         Ok(())
     }
 
