@@ -50,6 +50,7 @@ var<workgroup> weights: array<vec4<f32>, WG / TEAM>;
 const LOWEST: f32 = -3.4028234e38;
 
 #if FRESH
+#import rotation
 // The G heads of q, then the head of k and that of v.
 var<workgroup> fresh: array<f32, (G + 2u) * HEAD_DIM>;
 fn heads_four(i: u32) -> vec4<f32> {
@@ -102,9 +103,7 @@ fn make_fresh(t: Thread, row: u32, pos: u32, head0: u32, kv_head: u32) {
     let n = params.n_rot / 2u;
     for (var i = t.lid; i < (G + 1u) * n; i += WG) {
         let pair = i % n;
-        let lo = angles[(pos & 255u) * n + pair];
-        let hi = angles[(256u + (pos >> 8u)) * n + pair];
-        let r = vec2<f32>(hi.x * lo.x - hi.y * lo.y, hi.y * lo.x + hi.x * lo.y);
+        let r = rotation(pos, pair);
 #if NEOX
         let a = i / n * HEAD_DIM + pair;
         let b = a + n;

@@ -7,7 +7,7 @@ override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32, k_blocks: u32,
-    x_stride4: u32, x_offset4: u32, y_stride: u32, eps: f32,
+    x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 #import team
@@ -37,7 +37,7 @@ fn main(t: Thread) {
 #else
         let v = silu(a) * (team_sum(team, 1u, c) * scale);
 #endif
-        if (row0 + team < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + row0 + team] = v; }
+        if (row0 + team < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + team] = v; }
 #if OUT_BYTES
         block_values[t.lid] = v;
 #endif

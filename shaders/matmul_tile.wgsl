@@ -8,13 +8,13 @@ const TILE_T: u32 = 32u;
 const TILE_R: u32 = 64u;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32, k_blocks: u32,
-    x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32,
+    x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
 }
-@group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 #if BIAS
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
+@group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
 #slot weight
 
 // [k][row of x / 4] and [k][row of W / 4]: a thread reads whole vectors in the inner loop.

@@ -3,7 +3,6 @@
 // BIAS adds a bias; TAIL where k is not a multiple of 32.
 override WG: u32 = 64u;
 override NR: u32 = 4u;
-const NT: u32 = 1u;
 struct Params {
     groups: u32, row_groups: u32, n: u32, k4: u32, k_blocks: u32, x_stride4: u32, x_offset4: u32,
     y_stride: u32, y_offset: u32, share: u32, expert_start: u32, experts: u32,
@@ -26,7 +25,7 @@ fn main(t: Thread) {
     if (expert >= params.experts) { return; }
     let w0 = expert * params.n;
     let row = entry / params.share;
-    products(t, w0 + row0, w0 + params.n - 1u, row, row);
+    products(t, w0 + row0, w0 + params.n - 1u, row);
     if (t.lid < NR && row0 + t.lid < params.n) {
         var s = product_sum(t, t.lid);
 #if BIAS

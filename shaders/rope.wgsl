@@ -2,8 +2,7 @@
 // In: x[t, :] holds q heads, k heads and v heads at their offsets. Out: q_out[t, head, :]; k and v in their pages.
 // A thread makes two neighbouring dimensions (2i, 2i + 1) of one head of one row; a head has head_threads of them, some of which may idle.
 // NEOX rotates (i, i + n_rot/2), else pairs (2i, 2i + 1); dimensions from n_rot on pass through. NOPE: nothing is rotated.
-// Angles: position = 256 * hi + lo; the table holds cos and sin for lo in rows 0..255 (times the magnitude scale) and for 256 * hi after
-// them, combined by the addition theorem: exact to f32 rounding at any position, where sin(large) is not.
+// Angles: see lib/rotation.wgsl.
 #set KV_WRITE
 #import thread
 #import state
@@ -26,13 +25,7 @@ const KV_V: u32 = 2u;
 #slot kv
 
 #if !NOPE
-// cos and sin of pair i at a position.
-fn rotation(pos: u32, i: u32) -> vec2<f32> {
-    let n = params.n_rot / 2u;
-    let lo = angles[(pos & 255u) * n + i];
-    let hi = angles[(256u + (pos >> 8u)) * n + i];
-    return vec2<f32>(hi.x * lo.x - hi.y * lo.y, hi.y * lo.x + hi.x * lo.y);
-}
+#import rotation
 
 fn element(base: u32, d: u32) -> f32 { return x[(base + d) >> 1u][d & 1u]; }
 

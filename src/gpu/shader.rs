@@ -48,6 +48,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("state", include_str!("../../shaders/lib/state.wgsl")),
     ("order", include_str!("../../shaders/lib/order.wgsl")),
     ("places", include_str!("../../shaders/lib/places.wgsl")),
+    ("rotation", include_str!("../../shaders/lib/rotation.wgsl")),
     ("wide", include_str!("../../shaders/lib/wide.wgsl")),
     ("philox", include_str!("../../shaders/lib/philox.wgsl")),
     ("activation", include_str!("../../shaders/lib/activation.wgsl")),

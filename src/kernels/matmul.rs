@@ -15,7 +15,7 @@ pub(super) static MATMUL_VEC: Kernel = Kernel {
     constants: &["WG", "TEAM", "NT"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: vec_exists },
-    params: VecParams::FIELDS,
+    params: ProductParams::FIELDS,
 };
 
 pub(super) static MATMUL_TILE: Kernel = Kernel {
@@ -25,7 +25,7 @@ pub(super) static MATMUL_TILE: Kernel = Kernel {
     constants: &[],
     slots: &["weight"],
     forms: Forms { paths: &[], exists: tail_only_without_blocks },
-    params: TileParams::FIELDS,
+    params: ProductParams::FIELDS,
 };
 
 /// Rows of a format with blocks are whole blocks, so they have no tail.
@@ -45,19 +45,7 @@ fn vec_exists(v: &Variant) -> bool {
     tail_or_bytes(v) && !(v.has("NORM") && v.has("ACCUMULATE"))
 }
 
-params!(TileParams {
-    groups: u32,
-    row_groups: u32,
-    n: u32,
-    t_rows: u32,
-    k4: u32,
-    k_blocks: u32,
-    x_stride4: u32,
-    x_offset4: u32,
-    y_stride: u32,
-    y_offset: u32,
-});
-params!(VecParams {
+params!(ProductParams {
     groups: u32,
     row_groups: u32,
     n: u32,
@@ -70,6 +58,34 @@ params!(VecParams {
     y_offset: u32,
     eps: f32,
 });
+
+impl ProductParams {
+    /// For the `n` rows of `w` whose results stand from column `row_start` of `y` on, where a workgroup makes `tile_r` of them for `tile_t` rows
+    /// of `x`.
+    pub(super) fn of(
+        x: Input<'_>,
+        w: &Weight,
+        y: Matrix<'_>,
+        [tile_t, tile_r]: [u32; 2],
+        n: u32,
+        row_start: u32,
+    ) -> Self {
+        let (row_groups, f32_rows) = (n.div_ceil(tile_r), x.f32_rows(w));
+        Self {
+            groups: row_groups * x.x.rows.div_ceil(tile_t),
+            row_groups,
+            n,
+            t_rows: x.x.rows,
+            k4: x.x.cols / 4,
+            k_blocks: Format::gpu_blocks(x.x.cols as usize) as u32,
+            x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
+            x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
+            y_stride: y.stride,
+            y_offset: y.offset + row_start,
+            eps: x.norm.map_or(0.0, |n| n.eps),
+        }
+    }
+}
 
 /// A normalisation by the root mean square that rows have still to undergo: products of few rows do it by the way.
 #[derive(Debug, Clone, Copy)]
@@ -106,10 +122,6 @@ impl<'a> Input<'a> {
         if self.bytes.is_some() && w.has_bytes() { None } else { Some(self.x) }
     }
 
-    pub(super) fn eps(&self) -> f32 {
-        self.norm.map_or(0.0, |n| n.eps)
-    }
-
     /// Rows and columns, if all that a product with `w` reads is there.
     pub(super) fn check(&self, what: &str, w: &Weight) -> Result<[u32; 2]> {
         let (rows, cols) = (self.x.rows, self.x.cols);
@@ -131,9 +143,9 @@ impl<'a> Input<'a> {
     }
 
     /// Binds what a product with `w` reads, in the order of `lib/team.wgsl`.
-    pub(super) fn bind(self, w: &Weight, d: Dispatch<'a>) -> Result<Dispatch<'a>> {
+    pub(super) fn bind(self, w: &Weight, d: Dispatch<'a>) -> Dispatch<'a> {
         let d = d.flag("NORM", self.norm.is_some());
-        Ok(match (self.f32_rows(w), self.bytes) {
+        match (self.f32_rows(w), self.bytes) {
             (None, Some(bytes)) => {
                 let d = d.flag("BYTES", true).bind("x", bytes.quants).bind("x_scales", bytes.scales);
                 match self.norm.and_then(|n| n.sums) {
@@ -148,7 +160,7 @@ impl<'a> Input<'a> {
                     None => d,
                 }
             }
-        })
+        }
     }
 }
 
@@ -160,7 +172,7 @@ pub(super) struct Team {
     /// Of them, those that make one row.
     team: u32,
     /// Rows of `x` that a workgroup takes.
-    pub(super) columns: u32,
+    columns: u32,
 }
 
 impl Team {
@@ -199,8 +211,13 @@ impl Team {
     }
 
     /// Rows that a workgroup makes.
-    pub(super) fn rows(&self) -> u32 {
+    fn rows(&self) -> u32 {
         self.threads / self.team
+    }
+
+    /// Rows of `x`, and of weights, that a workgroup takes.
+    pub(super) fn tile(&self) -> [u32; 2] {
+        [self.columns, self.rows()]
     }
 
     pub(super) fn constants<'a>(&self, d: Dispatch<'a>) -> Dispatch<'a> {
@@ -261,24 +278,21 @@ pub fn matmul_with<'a>(
         MatmulPath::Tile if plain => true,
         MatmulPath::Tile => bail!(InvalidArgument, "matmul by {}: tiles take plain rows", w.name()),
     };
+    // The team does not depend on how a weight is split.
+    let team = Team::of(gpu, n, k, rows, 1 + u32::from(x.norm.is_some()));
+    let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {
-        let d = if tiled { tile(x.x, part, y) } else { vec(gpu, x, w, part, y)? };
-        let mut d = d
+        let params = ProductParams::of(x, w, y, tile, part.rows, part.row_start);
+        let d = Dispatch::new(kernel, &params, linear_grid(params.groups.into()));
+        let mut d = if tiled { d } else { team.constants(d) }
             .flag("BIAS", part.bias.is_some())
             .flag("ACCUMULATE", accumulate)
-            .slot("weight", weight_fragment(part.format)?);
-        if tiled {
-            d = x.bind(w, d)?.bind("y", y.data);
-        } else {
-            d = d.bind("y", y.data);
-        }
+            .slot("weight", weight_fragment(part.format)?)
+            .bind("y", y.data);
         if let Some(bias) = &part.bias {
             d = d.bind("bias", bias);
         }
-        if !tiled {
-            d = x.bind(w, d)?;
-        }
-        Ok(part.bind(d))
+        Ok(part.bind(x.bind(w, d)))
     };
     w.parts().iter().map(dispatch).collect()
 }
@@ -300,43 +314,4 @@ pub fn matmul_bytes<'a>(
     // Nothing reads the numbers.
     let numbers = Matrix { data: x.quants, rows: x.rows, cols: x.cols, stride: x.cols, offset: 0 };
     matmul(gpu, Input { x: numbers, bytes: Some(x), norm: None }, w, y, accumulate)
-}
-
-fn vec<'a>(gpu: &Gpu, x: Input<'a>, w: &Weight, part: &WeightPart, y: Matrix<'a>) -> Result<Dispatch<'a>> {
-    let (rows, cols) = (x.x.rows, x.x.cols);
-    // The team does not depend on how a weight is split.
-    let team = Team::of(gpu, w.rows(), w.k(), rows, 1 + u32::from(x.norm.is_some()));
-    let row_groups = part.rows.div_ceil(team.rows());
-    let f32_rows = x.f32_rows(w);
-    let params = VecParams {
-        groups: row_groups * rows.div_ceil(team.columns),
-        row_groups,
-        n: part.rows,
-        t_rows: rows,
-        k4: cols / 4,
-        k_blocks: Format::gpu_blocks(cols as usize) as u32,
-        x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
-        x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
-        y_stride: y.stride,
-        y_offset: y.offset + part.row_start,
-        eps: x.eps(),
-    };
-    Ok(team.constants(Dispatch::new(&MATMUL_VEC, &params, linear_grid(params.groups.into()))))
-}
-
-fn tile<'a>(x: Matrix<'a>, part: &WeightPart, y: Matrix<'a>) -> Dispatch<'a> {
-    let row_groups = part.rows.div_ceil(TILE.1);
-    let params = TileParams {
-        groups: row_groups * x.rows.div_ceil(TILE.0),
-        row_groups,
-        n: part.rows,
-        t_rows: x.rows,
-        k4: x.cols / 4,
-        k_blocks: Format::gpu_blocks(x.cols as usize) as u32,
-        x_stride4: x.stride / 4,
-        x_offset4: x.offset / 4,
-        y_stride: y.stride,
-        y_offset: y.offset + part.row_start,
-    };
-    Dispatch::new(&MATMUL_TILE, &params, linear_grid(params.groups.into()))
 }

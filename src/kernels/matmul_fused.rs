@@ -5,10 +5,10 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::activate::Activation;
 use crate::kernels::byte_rows::ByteRows;
-use crate::kernels::matmul::{Input, Team, tail_or_bytes};
+use crate::kernels::matmul::{Input, ProductParams, Team, tail_or_bytes};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
-use crate::quant::{Format, GPU_BLOCK};
+use crate::quant::GPU_BLOCK;
 
 pub(super) static MATMUL_GLU: Kernel = Kernel {
     name: "matmul_glu",
@@ -17,7 +17,7 @@ pub(super) static MATMUL_GLU: Kernel = Kernel {
     constants: &["WG", "TEAM", "NT"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: glu_exists },
-    params: GluParams::FIELDS,
+    params: ProductParams::FIELDS,
 };
 
 pub(super) static MATMUL_NEXT: Kernel = Kernel {
@@ -30,18 +30,6 @@ pub(super) static MATMUL_NEXT: Kernel = Kernel {
     params: NextParams::FIELDS,
 };
 
-params!(GluParams {
-    groups: u32,
-    row_groups: u32,
-    n: u32,
-    t_rows: u32,
-    k4: u32,
-    k_blocks: u32,
-    x_stride4: u32,
-    x_offset4: u32,
-    y_stride: u32,
-    eps: f32,
-});
 params!(NextParams {
     groups: u32,
     row_groups: u32,
@@ -105,25 +93,12 @@ pub fn matmul_glu<'a>(
         Some(_) => Team::of_block(gpu, n, w.k(), rows, values, BLOCK),
         None => Team::of(gpu, n, w.k(), rows, values),
     };
-    let row_groups = n.div_ceil(team.rows());
-    let f32_rows = x.f32_rows(w);
-    let params = GluParams {
-        groups: row_groups * rows.div_ceil(team.columns),
-        row_groups,
-        n,
-        t_rows: rows,
-        k4: cols / 4,
-        k_blocks: Format::gpu_blocks(cols as usize) as u32,
-        x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
-        x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
-        y_stride: y.stride,
-        eps: x.eps(),
-    };
+    let params = ProductParams::of(x, w, y, team.tile(), n, 0);
     let d = Dispatch::new(&MATMUL_GLU, &params, linear_grid(params.groups.into()))
         .flag("GELU", which == Activation::GeluTanh)
         .slot("weight", weight_fragment(part.format)?)
         .bind("y", y.data);
-    let d = part.bind(x.bind(w, team.constants(d))?);
+    let d = part.bind(x.bind(w, team.constants(d)));
     match out {
         Some(out) => {
             out.check("matmul_glu: bytes", rows, n)?;
@@ -178,20 +153,19 @@ pub fn matmul_next<'a>(
     }
     // The team does not depend on how a weight is split.
     let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK);
-    let f32_rows = x.f32_rows(w);
     let dispatch = |part: &'a WeightPart| {
-        let row_groups = part.rows / BLOCK;
+        let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {
-            groups: row_groups * rows.div_ceil(team.columns),
-            row_groups,
-            n: part.rows,
-            t_rows: rows,
-            k4: cols / 4,
-            k_blocks: Format::gpu_blocks(cols as usize) as u32,
-            x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
-            x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
-            y_stride: y.stride,
-            y_offset: y.offset + part.row_start,
+            groups: p.groups,
+            row_groups: p.row_groups,
+            n: p.n,
+            t_rows: p.t_rows,
+            k4: p.k4,
+            k_blocks: p.k_blocks,
+            x_stride4: p.x_stride4,
+            x_offset4: p.x_offset4,
+            y_stride: p.y_stride,
+            y_offset: p.y_offset,
             out_column: part.row_start,
             out_blocks: y.cols / BLOCK,
         };
@@ -204,7 +178,7 @@ pub fn matmul_next<'a>(
         if let Some(bias) = &part.bias {
             d = d.bind("bias", bias);
         }
-        let d = part.bind(x.bind(w, team.constants(d))?);
+        let d = part.bind(x.bind(w, team.constants(d)));
         Ok(d.bind("byte_quants", next.bytes.quants).bind("byte_scales", next.bytes.scales))
     };
     w.parts().iter().map(dispatch).collect()

@@ -56,7 +56,7 @@ pub struct RopeShape {
     pub pairs: RopePairs,
 }
 
-/// Cosines and sines in two levels: positions 0..=255, then multiples of 256. See `shaders/rope.wgsl`.
+/// Cosines and sines in two levels: positions 0..=255, then multiples of 256. See `shaders/lib/rotation.wgsl`.
 #[derive(Debug)]
 pub struct AngleTable {
     /// `[row][pair]` of (cos, sin).

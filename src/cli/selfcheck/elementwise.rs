@@ -23,11 +23,11 @@ fn map(
     lab.read(&yb, rows * cols)
 }
 
-fn silu_of(x: f64) -> f64 {
+pub(super) fn silu_of(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-fn gelu_of(x: f64) -> f64 {
+pub(super) fn gelu_of(x: f64) -> f64 {
     let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
     0.5 * x * (1.0 + inner.tanh())
 }

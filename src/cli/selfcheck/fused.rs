@@ -3,21 +3,16 @@
 use doppler::Result;
 use doppler::gpu::Variant;
 use doppler::kernels::{self, Activation, Matrix, Next};
-use doppler::quant::GPU_BLOCK;
 
 use super::bytes::Bytes;
+use super::elementwise::{gelu_of, silu_of};
 use super::input::InputRows;
-use super::weights::{format_of, weight};
+use super::weights::{format_of, weight, width};
 use super::{Lab, Measured, Rng, Want, compare};
 
 /// Width, and rows of `x`, for the `i`-th variant.
 fn shape(v: &Variant, i: usize) -> Result<[usize; 2]> {
-    let format = format_of(v)?;
-    let k = match v.has("TAIL") {
-        true => [36, 420][i % 2],
-        false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
-    };
-    Ok([k, v.constant("NT").unwrap_or(1).min(3) as usize])
+    Ok([width(v, i)?, v.constant("NT").unwrap_or(1).min(3) as usize])
 }
 
 /// `Σ x · w` for each row of `x` and of `w`, and the size of its terms. Of bytes, offsets and quants cancel in part, so that terms are larger.
@@ -28,13 +23,6 @@ fn products(v: &Variant, x: &InputRows, w: &[f32], k: usize) -> Vec<Vec<Want>> {
         terms.fold(Want(0.0, least), |Want(v, size), t| Want(v + t, size + t.abs()))
     };
     x.values.chunks_exact(k).map(|x| w.chunks_exact(k).map(|w| one(x, w)).collect()).collect()
-}
-
-fn act(gelu: bool, x: f64) -> f64 {
-    match gelu {
-        true => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
-        false => x / (1.0 + (-x).exp()),
-    }
 }
 
 pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
@@ -55,7 +43,7 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
         for row in products(&v, &x, &values, k) {
             let (gates, ups) = row.split_at(n);
             for (&Want(gate, gate_size), &Want(up, up_size)) in gates.iter().zip(ups) {
-                let a = act(v.has("GELU"), gate);
+                let a = if v.has("GELU") { gelu_of(gate) } else { silu_of(gate) };
                 // The slope of both functions is below 1.13.
                 want.push(Want(a * up, 1.13 * gate_size * (up.abs() + 5e-6 * up_size) + a.abs() * up_size));
             }

@@ -115,16 +115,21 @@ enum Product {
     Coop(f64),
 }
 
+/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup.
+pub(super) fn width(v: &Variant, i: usize) -> Result<usize> {
+    let format = format_of(v)?;
+    Ok(match v.has("TAIL") {
+        true => [36, 420][i % 2],
+        false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
+    })
+}
+
 /// One product in each variant: flags, format and rows of `x` are chosen so that the operation asks for it.
 fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants(kernel).into_iter().enumerate() {
         let format = format_of(&v)?;
-        // Without TAIL whole blocks on the device: one, an odd number, or rows longer than one round of a workgroup.
-        let k = match v.has("TAIL") {
-            true => [36, 420][i % 2],
-            false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
-        };
+        let k = width(&v, i)?;
         let t_rows = match v.constant("NT") {
             Some(nt) => nt.min(3) as usize,
             None => t_rows[i % 3],

@@ -230,6 +230,15 @@ const GPT2: &[Rule] = &[
     of("blk.{i}.ffn_down.bias", "h.{i}.mlp.c_proj.bias"),
 ];
 
+/// Granite's factors, of both kinds of its models.
+pub(super) fn granite_scales(c: &Config, k: &mut Keys) -> Result<()> {
+    k.put_some("attention.scale", c.f32("attention_multiplier")?);
+    k.put_some("embedding_scale", c.f32("embedding_multiplier")?);
+    k.put_some("residual_scale", c.f32("residual_multiplier")?);
+    k.put("logit_scale", c.f32("logits_scaling")?.unwrap_or(1.0));
+    Ok(())
+}
+
 /// Every family that is known.
 pub(super) fn all() -> impl Iterator<Item = &'static Family> {
     FAMILIES.iter().chain(hybrids::FAMILIES)
@@ -318,10 +327,7 @@ static FAMILIES: &[Family] = &[
         arch: "granite",
         tensors: &[GLOBALS, PAIRED_ATTENTION, PRE, GATED],
         keys: |c, k| {
-            k.put_some("attention.scale", c.f32("attention_multiplier")?);
-            k.put_some("embedding_scale", c.f32("embedding_multiplier")?);
-            k.put_some("residual_scale", c.f32("residual_multiplier")?);
-            k.put("logit_scale", c.f32("logits_scaling")?.unwrap_or(1.0));
+            granite_scales(c, k)?;
             decoder(c, k, RMS)
         },
     },

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::config::{Config, Keys};
 use super::families::{
     ATTENTION, EXPERTS, Family, GATED, GEMMA_GLOBALS, GEMMA_HEAD_NORMS, GLOBALS, PAIRED_ATTENTION, PRE, RMS, Rule,
-    SHARED_EXPERT, STACKED_EXPERTS, decoder, experts, maybe, of,
+    SHARED_EXPERT, STACKED_EXPERTS, decoder, experts, granite_scales, maybe, of,
 };
 use super::recipe::{Each, Heads, Op};
 use crate::error::{Result, bail};
@@ -118,10 +118,7 @@ pub(super) static FAMILIES: &[Family] = &[
             STACKED_EXPERTS,
             SHARED_EXPERT,
         ],
-        keys: |c, k| {
-            mixture(c, k)?;
-            delta(c, k)
-        },
+        keys: delta_mixture,
     },
     Family {
         model_types: &["qwen3_5", "qwen3_5_text"],
@@ -149,10 +146,7 @@ pub(super) static FAMILIES: &[Family] = &[
             STACKED_EXPERTS,
             SHARED_EXPERT,
         ],
-        keys: |c, k| {
-            mixture(c, k)?;
-            delta(c, k)
-        },
+        keys: delta_mixture,
     },
 ];
 
@@ -239,10 +233,7 @@ fn lfm2(c: &Config, k: &mut Keys) -> Result<()> {
 fn granite(c: &Config, k: &mut Keys) -> Result<()> {
     c.expect("mamba_proj_bias", &[json!(false)])?;
     c.expect("mamba_n_groups", &[json!(1)])?;
-    k.put_some("attention.scale", c.f32("attention_multiplier")?);
-    k.put_some("embedding_scale", c.f32("embedding_multiplier")?);
-    k.put_some("residual_scale", c.f32("residual_multiplier")?);
-    k.put("logit_scale", c.f32("logits_scaling")?.unwrap_or(1.0));
+    granite_scales(c, k)?;
     let width = c.need_u32("shared_intermediate_size")?;
     if c.u32("num_local_experts")?.unwrap_or(0) > 0 {
         experts(c, k)?;
@@ -269,6 +260,12 @@ fn mixture(c: &Config, k: &mut Keys) -> Result<()> {
     let width = c.u32("intermediate_size")?.unwrap_or(c.need_u32("moe_intermediate_size")?);
     k.put("feed_forward_length", width);
     Ok(())
+}
+
+/// Those of them that are mixtures.
+fn delta_mixture(c: &Config, k: &mut Keys) -> Result<()> {
+    mixture(c, k)?;
+    delta(c, k)
 }
 
 /// The models with the gated delta rule.
