@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
 use doppler::kernels::KvType;
+use doppler::session::LayerFusion;
 use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -59,6 +60,7 @@ enum Ability {
     Timestamps,
     PipelineCache,
     CooperativeMatrix,
+    Exchange,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +98,7 @@ impl DeviceArgs {
                 timestamps: on(Ability::Timestamps),
                 pipeline_cache: on(Ability::PipelineCache),
                 cooperative_matrix: on(Ability::CooperativeMatrix),
+                exchange: on(Ability::Exchange),
             },
             memory_budget: self.memory_budget,
             timing: self.gpu_timing,
@@ -206,9 +209,19 @@ pub(super) struct EngineArgs {
     /// Keep activations in f32 in every product; decoding quantised weights rounds them to 8 bits otherwise
     #[arg(long)]
     exact: bool,
+    /// Make each layer of a decode step by one dispatch: on GPUs whose models' layers allow it, on software adapters too, or nowhere
+    #[arg(long, value_enum, default_value = "auto")]
+    fusion: FusionArg,
     /// Quantise the weights of a folder of safetensors while they are loaded
     #[arg(long, value_enum, value_name = "FORMAT")]
     quantize: Option<QuantizeArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FusionArg {
+    Auto,
+    Always,
+    Never,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -230,6 +243,11 @@ impl EngineArgs {
             prefill_chunk: self.chunk,
             kv_type: self.kv.into(),
             exact: self.exact,
+            fusion: match self.fusion {
+                FusionArg::Auto => LayerFusion::Auto,
+                FusionArg::Always => LayerFusion::Always,
+                FusionArg::Never => LayerFusion::Never,
+            },
             quantize,
             ..Default::default()
         }

@@ -123,7 +123,7 @@ impl AttentionParts<'_> {
 }
 
 /// Heads that a workgroup takes: neighbours that share keys and values.
-fn heads_together(shape: &AttentionShape) -> u32 {
+pub(super) fn heads_together(shape: &AttentionShape) -> u32 {
     let shared = shape.n_head / shape.n_kv.max(1);
     [4, 2].into_iter().find(|g| shared.is_multiple_of(*g)).unwrap_or(1)
 }

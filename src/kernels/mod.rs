@@ -9,6 +9,7 @@ mod attention_decode;
 mod byte_rows;
 mod cast;
 pub mod constants;
+mod decode_layer;
 mod gated_norm;
 mod gather;
 mod matmul;
@@ -43,6 +44,7 @@ pub use attention_decode::{
 };
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
+pub use decode_layer::{LAYER_TURNS, LayerOperands, LayerStep, SYNC_BYTES, decode_capacity, decode_layer};
 pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
@@ -74,6 +76,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_PREFILL,
     &byte_rows::BYTE_ROWS,
     &cast::CAST,
+    &decode_layer::DECODE_LAYER,
     &gated_norm::GATED_NORM,
     &gated_norm::SIGMOID_GATE,
     &gather::DEQUANT,
@@ -192,9 +195,8 @@ fn weight_fragment(format: &Format) -> Result<&'static Fragment> {
 /// Every fragment that can fill a slot; for the shader test.
 pub fn fragments_of(slot: &str) -> Vec<&'static Fragment> {
     match slot {
-        "weight" => WEIGHT_FRAGMENTS.iter().collect(),
         "kv" => KvType::ALL.iter().map(|kv| kv.fragment()).collect(),
-        _ => Vec::new(),
+        _ => WEIGHT_FRAGMENTS.iter().collect(),
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) static SAMPLE_PICK: Kernel = Kernel {
 pub(super) static CHECK_STOP: Kernel = Kernel {
     name: "check_stop",
     source: include_str!("../../shaders/check_stop.wgsl"),
-    flags: &[],
+    flags: &["GUARDED"],
     constants: &["WG"],
     slots: &[],
     forms: Forms::ALL,
@@ -206,10 +206,12 @@ pub fn pick<'a>(
         .bind("picked", picked))
 }
 
-/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring from `out_offset` on.
+/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring from `out_offset` on. With `failed`, nothing of that
+/// happens unless its first word is 0: the step is as if it had not been, and the ring gets [`NO_TOKEN`].
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if the ring is too small.
+#[allow(clippy::too_many_arguments, reason = "an operation's operands")]
 pub fn check_stop<'a>(
     rows: u32,
     out_offset: u32,
@@ -218,18 +220,24 @@ pub fn check_stop<'a>(
     states: BufferSlice<'a>,
     stop_ids: BufferSlice<'a>,
     ring: BufferSlice<'a>,
+    failed: Option<BufferSlice<'a>>,
 ) -> Result<Dispatch<'a>> {
     if ring.size < u64::from(out_offset + rows) * 8 {
         bail!(InvalidArgument, "check_stop: entry {out_offset} + {rows} of a ring of {} bytes", ring.size);
     }
     let params = CheckStopParams { rows, out_offset };
-    Ok(Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
+    let d = Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
         .constant("WG", THREADS_LONG)
+        .flag("GUARDED", failed.is_some())
         .bind("picked", picked)
         .bind("rows", row_data)
         .bind("states", states)
         .bind("stop_ids", stop_ids)
-        .bind("ring", ring))
+        .bind("ring", ring);
+    Ok(match failed {
+        Some(failed) => d.bind("failed", failed),
+        None => d,
+    })
 }
 
 /// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens.

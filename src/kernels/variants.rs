@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::error::Result;
 use crate::gpu::{BindingDecl, Features, Fragment, Kernel, Variant, assemble};
 use crate::kernels::{KERNELS, fragments_of};
-use crate::quant::{FORMATS, by_name};
+use crate::quant::{FORMATS, Format, by_name};
 
 /// What makes two dispatches the same shader on the same path: the kernel's name, the form, and the text as assembled for the device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -81,14 +81,24 @@ impl std::fmt::Display for Declared {
 pub fn device_sets(present: Features) -> Vec<(&'static str, Features)> {
     let p = present;
     // An ability that is added must be looked at here: does it change shaders?
-    let Features { subgroups: _, f16: _, immediates: _, timestamps: _, pipeline_cache: _, cooperative_matrix: _ } = p;
-    // It decides which kernels there are, not how they read, so nothing is tried without it alone.
+    let Features {
+        subgroups: _,
+        f16: _,
+        immediates: _,
+        timestamps: _,
+        pipeline_cache: _,
+        cooperative_matrix: _,
+        exchange: _,
+    } = p;
+    let nothing =
+        Features { subgroups: false, f16: false, immediates: false, cooperative_matrix: false, exchange: false, ..p };
+    // The last two decide which kernels there are, not how they read, so nothing is tried without one of them alone.
     let mut sets = vec![
         ("everything on", p),
-        ("no subgroups", Features { subgroups: false, cooperative_matrix: false, ..p }),
+        ("no subgroups", Features { subgroups: false, cooperative_matrix: false, exchange: false, ..p }),
         ("no f16", Features { f16: false, cooperative_matrix: false, ..p }),
         ("no immediates", Features { immediates: false, ..p }),
-        ("nothing on", Features { subgroups: false, f16: false, immediates: false, cooperative_matrix: false, ..p }),
+        ("nothing on", nothing),
     ];
     // What the adapter lacks cannot be switched off.
     let mut seen: Vec<Features> = Vec::new();
@@ -105,8 +115,21 @@ fn subsets(flags: &[&'static str]) -> Vec<Vec<&'static str>> {
     (0..1usize << flags.len()).map(|bits| chosen(bits).collect()).collect()
 }
 
-/// Ways to fill slots.
+/// Ways to fill slots: every fragment in each. A kernel of several slots for weights does not exist with every combination, but it is all the same
+/// to a slot what stands in the others: so each format stands in each of them once, beside others of its kind (with bytes or without).
 fn fillings(slots: &[&'static str]) -> Vec<Vec<(&'static str, &'static Fragment)>> {
+    if slots.iter().filter(|s| **s != "kv").count() > 1 {
+        let (bytes, floats): (Vec<_>, Vec<_>) = FORMATS.iter().partition(|f| f.has_bytes());
+        let fill = |kind: &[&Format], i: usize| {
+            let of = |(j, &slot): (usize, &&'static str)| {
+                let all = fragments_of(slot);
+                let wanted = kind.get((i + j) % kind.len().max(1)).map(|f| f.name).filter(|_| slot != "kv");
+                Some((slot, *all.iter().find(|f| Some(f.name) == wanted).or(all.get(i % all.len().max(1)))?))
+            };
+            slots.iter().enumerate().filter_map(of).collect()
+        };
+        return [bytes, floats].iter().flat_map(|kind| (0..kind.len()).map(|i| fill(kind, i))).collect();
+    }
     slots.iter().fold(vec![Vec::new()], |all, &slot| {
         let extend = |filled: &Vec<_>| {
             let filled = filled.clone();
@@ -158,11 +181,19 @@ fn is_tried(kernel: &Kernel, form: &Variant, all: &[Variant], everything_on: boo
     let leads = form.slots.iter().all(|(slot, f)| leads_family(slot, f.name));
     let last_path = kernel.forms.paths.iter().all(|(name, values)| form.constant(name) == values.last().copied());
     let most = has_most_flags(form, all);
+    // Each takes long to compile, and the text is the same but for the parameters.
+    if kernel.exchanges() && !everything_on {
+        return all.first() == Some(form);
+    }
     match (everything_on, leads) {
         (true, true) => true,
         (true, false) | (false, true) => most || form.flags.is_empty(),
         (false, false) => most && last_path,
     }
+}
+
+fn exists_on(kernel: &Kernel, features: Features) -> bool {
+    (features.cooperative_matrix || !kernel.is_cooperative()) && (features.exchange || !kernel.exchanges())
 }
 
 /// Every variant to be tried on an adapter with these abilities. See the module's text.
@@ -175,7 +206,7 @@ pub fn declared(present: Features) -> Result<Vec<Declared>> {
     for kernel in KERNELS.iter().copied() {
         let all = forms(kernel);
         for (i, (device, features)) in device_sets(present).into_iter().enumerate() {
-            if kernel.is_cooperative() && !features.cooperative_matrix {
+            if !exists_on(kernel, features) {
                 continue;
             }
             for form in &all {
@@ -225,7 +256,7 @@ mod tests {
                 for slot in &form.slots {
                     let fragment = |v: &Variant| v.slots.contains(slot);
                     assert!(has(kernel.name, "everything on", &fragment), "{} {form}", kernel.name);
-                    let nowhere_else = kernel.is_cooperative();
+                    let nowhere_else = kernel.is_cooperative() || kernel.exchanges();
                     assert!(nowhere_else || has(kernel.name, "nothing on", &fragment), "{} {form}", kernel.name);
                 }
                 for flag in &form.flags {

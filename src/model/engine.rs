@@ -14,6 +14,7 @@ use crate::kernels::KvType;
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
+use crate::model::fused::{Fusion, LayerFusion};
 use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
@@ -44,6 +45,8 @@ pub struct EngineOptions {
     pub kv_type: KvType,
     /// Products in f32 alone; else activations are rounded to bytes (few rows, quantised weights) or f16 (many rows) where that is faster.
     pub exact: bool,
+    /// Whether layers of decode steps of one sequence are made by one dispatch each; never where products are exact.
+    pub fusion: LayerFusion,
 }
 
 /// Why a sequence stopped drawing, as the device reports it.
@@ -94,12 +97,22 @@ struct BatchKind {
     penalties: bool,
 }
 
+/// Whether the one sequence of a batch drew nothing in a step though it had not stopped.
+fn lost_step(words: &[[u32; 2]]) -> bool {
+    let mut running = true;
+    words.iter().any(|&[token, stop]| {
+        let lost = running && token == NO_TOKEN;
+        running &= stop == 0;
+        lost
+    })
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Engine {
     pub(super) gpu: Arc<Gpu>,
-    spec: Arc<ModelSpec>,
-    weights: Weights,
+    pub(super) spec: Arc<ModelSpec>,
+    pub(super) weights: Weights,
     pub(super) options: EngineOptions,
     pub(super) slots: Slots,
     pub(super) kv: KvPool,
@@ -113,6 +126,7 @@ pub struct Engine {
     ahead: Option<(BatchKind, Result<Encoded>)>,
     /// Slots that `scratch.batch_slots` holds.
     batch: Vec<u32>,
+    pub(super) fusion: Fusion,
     /// [`Engine::prewarm`] was done for the buffers there are.
     warm: bool,
     /// Of the pipeline cache, when `groups` was made.
@@ -130,6 +144,10 @@ impl Engine {
     ) -> Result<Self> {
         let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS) * 8, scope)?;
         let kv = KvPool::new(options.kv_type, &spec.layers, options.chunk.max(MAX_TOKENS_PER_SUBMIT));
+        let fusion = match options.exact {
+            true => Fusion::Off,
+            false => Fusion::of(options.fusion, &gpu, &spec, &weights, &kv, scope)?,
+        };
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
@@ -140,6 +158,7 @@ impl Engine {
             plans: HashMap::new(),
             ahead: None,
             batch: Vec::new(),
+            fusion,
             warm: false,
             purges: gpu.pipelines().purges(),
             gpu,
@@ -159,8 +178,9 @@ impl Engine {
         self.options
     }
 
-    fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
+    pub(super) fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
         Forward {
+            gpu: &self.gpu,
             spec: &self.spec,
             weights: &self.weights,
             scratch: &self.scratch,
@@ -168,6 +188,7 @@ impl Engine {
             kv: &self.kv,
             recurrent: &self.recurrent,
             exact: self.options.exact,
+            fused: self.fusion.on(),
             lens,
         }
     }
@@ -412,8 +433,10 @@ impl Engine {
         }
         let mut survey = self.gpu.survey(scope);
         self.record_prompts(&mut survey)?;
-        [false, true].into_iter().try_for_each(|p| self.forward(None).decode_step(&mut survey, 1, p))?;
+        let planned = Forward { fused: self.fusion.planned(), ..self.forward(None) };
+        [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p))?;
         self.gpu.compile(&survey.into_survey(), scope)?;
+        self.try_fusion(scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
         self.record_prompts(&mut recorder)?;
         recorder.rehearse()?;
@@ -531,6 +554,9 @@ impl Engine {
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        if n == 1 && lost_step(&words) {
+            self.check_fusion(scope)?;
+        }
         for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
             // A sequence's rows count up to the one that stopped it.
             let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();

@@ -1,7 +1,7 @@
 //! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
 
 use crate::error::Result;
-use crate::gpu::{BufferSlice, Dispatch, Recorder};
+use crate::gpu::{BufferSlice, Dispatch, Gpu, Recorder};
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
@@ -11,6 +11,7 @@ use crate::kernels::{
     gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits,
     norm, norm_bytes, qk_norm, rope, sigmoid_gate, softcap,
 };
+use crate::model::fused::Fused;
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
 use crate::model::recurrent::state::RecurrentPool;
@@ -45,6 +46,7 @@ pub(super) struct After<'a> {
 /// What the pass reads and writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
+    pub(crate) gpu: &'a Gpu,
     pub(crate) spec: &'a ModelSpec,
     pub(crate) weights: &'a Weights,
     pub(crate) scratch: &'a Scratch,
@@ -53,6 +55,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) recurrent: &'a RecurrentPool,
     /// Products take f32 activations always; else those of few rows with quantised weights take bytes.
     pub(crate) exact: bool,
+    /// Layers of single rows by one dispatch each.
+    pub(crate) fused: Option<&'a Fused>,
     /// Looks at tensors on the way.
     pub(crate) lens: Option<Lens<'a>>,
 }
@@ -109,6 +113,10 @@ impl<'a> Forward<'a> {
             Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
         }
         self.look(r, "embed", None, x)?;
+        if let Some(fused) = self.fused.filter(|_| n == 1 && batch == Batch::Rows && self.lens.is_none()) {
+            self.fused_layers(r, fused)?;
+            return Ok(false);
+        }
         let layers = &self.weights.layers;
         // Whether the block before left bytes for the next one.
         let mut ready = false;
@@ -436,7 +444,8 @@ impl<'a> Forward<'a> {
         r.record(argmax(n, vocab, cut, logits, partial)?.label("sample.argmax"))?;
         r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))?;
         let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
-        r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))?;
+        let failed = self.fused.map(Fused::failed);
+        r.record(check_stop(n, 0, picked, rows, states, stops, ring, failed)?.label("sample.stop"))?;
         if let Some(lens) = self.lens {
             lens.probe.words(r, "sample.picked", None, lens.position, picked, n)?;
         }

@@ -5,6 +5,7 @@
 pub mod arch;
 mod engine;
 mod forward;
+mod fused;
 pub mod hf;
 mod kv_blocks;
 mod kv_cache;
@@ -27,6 +28,7 @@ use crate::gpu::{Gpu, Phase};
 
 pub use crate::kernels::{KvType, TensorStats};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
+pub use fused::LayerFusion;
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};

@@ -16,7 +16,8 @@ mod summary;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats, TensorStats,
+    KvGroupStats, KvStats, KvType, LayerFusion, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats,
+    TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};

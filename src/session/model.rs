@@ -182,7 +182,7 @@ impl Model {
             bail!(InvalidArgument, "n_ctx {n_ctx} and prefill_chunk {chunk}: at most 4194304 and 16384");
         }
         let (kv_type, exact) = (options.kv_type, options.exact);
-        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact };
+        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact, fusion: options.fusion };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
             let indexing = s.spawn(|| match vocab {

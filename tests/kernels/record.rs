@@ -87,7 +87,7 @@ impl Step {
             penalize(3, vocab, logits, b).unwrap(),
             argmax(3, vocab, cut, logits, partial).unwrap(),
             pick(3, vocab, cut, logits, b, partial, picked).unwrap(),
-            check_stop(3, 0, picked, rows, states, stop_ids, ring).unwrap(),
+            check_stop(3, 0, picked, rows, states, stop_ids, ring, None).unwrap(),
         ]
     }
 

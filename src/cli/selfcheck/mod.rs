@@ -9,6 +9,7 @@ mod elementwise;
 mod fresh;
 mod fused;
 mod input;
+mod layer;
 mod model;
 mod moe;
 mod recurrent;
@@ -61,6 +62,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("cast", false, elementwise::cast),
     check("rope", false, attention::rope),
     check("attention-decode", false, attention::decode),
+    check("decode-layer", false, layer::layer),
     check("attention-prefill", false, attention::prefill),
     check("moe-route", false, moe::route),
     check("moe-group", false, moe::group),
@@ -268,6 +270,7 @@ mod tests {
             ("attention_decode", "attention-decode"),
             ("attention_prefill", "attention-prefill"),
             ("byte_rows", "byte-rows"),
+            ("decode_layer", "decode-layer"),
             ("half_rows", "matmul-coop"),
             ("half_weights", "matmul-coop"),
             ("matmul_coop", "matmul-coop"),
