@@ -33,9 +33,8 @@ struct Params {
 @group(0) @binding(auto) var<storage, read_write> tops: array<vec2<f32>>;
 #endif
 
-// Threads of a position's score, and vectors of values that a thread asks for before the scores are there.
+// Threads of a position's score.
 const ATTENTION_TEAM: u32 = 4u;
-const ATTENTION_AHEAD: u32 = 8u;
 #if FRESH
 fn fresh_load(row: u32, i: u32) -> vec4<f32> { return qkv[row * params.x_stride4 + params.x_offset4 + i]; }
 #if QK_NORM
@@ -66,12 +65,13 @@ fn main(t: Thread) {
     let slot = rows[row].slot;
     if (split >= count_tiles(pos)) { return; }
     let q0 = (row * params.n_head + head0) * d4;
+    let ahead = look_ahead(t, slot, pos, head0, split);
 #if FRESH
     take_fresh(t, row, slot, pos, head0, split, params.splits);
 #else
     for (var i = t.lid; i < d4 * G; i += WG) { qs[i] = q[q0 + i]; }
 #endif
-    let a = attend(t, slot, pos, head0, split, params.splits);
+    let a = attend(t, slot, pos, head0, split, params.splits, ahead);
     for (var c = 0u; c < G; c++) {
         let sum = attended_value(t, a, c);
         if (t.lid < d4) {

@@ -43,7 +43,6 @@ fn has(form: u32) -> bool { return (params.forms & form) != 0u; }
 #set FRESH
 #set QK_NORM
 const ATTENTION_TEAM: u32 = 16u;
-const ATTENTION_AHEAD: u32 = 4u;
 fn fresh_load(row: u32, i: u32) -> vec4<f32> { return receive(i); }
 fn heads_normed() -> bool { return has(FORM_HEAD_NORMS); }
 fn halves_turn() -> bool { return has(FORM_HALVES); }
@@ -54,8 +53,8 @@ fn halves_turn() -> bool { return has(FORM_HALVES); }
 #instance staged_product up
 #instance staged_product down
 
-// (Top, total) of the parts of a head that a workgroup puts together.
-var<workgroup> part_tops: array<vec2<f32>, WG>;
+// (Top, total) of the parts of G heads.
+var<workgroup> part_tops: array<vec2<f32>, 64u * G>;
 
 // Where in `mail`, in fours: q, k and v; what attention gives; the stream between the halves; gate times up; parts of attention.
 fn mail_attn() -> u32 { return (params.n_first + params.n_second) / 4u; }
@@ -127,8 +126,9 @@ fn make_part(t: Thread, item: u32) {
         if (t.lid < G) { post_four(at + G * d4 + t.lid, vec4<f32>(LOWEST, 0.0, 0.0, 0.0)); }
         return;
     }
+    let ahead = look_ahead(t, slot, pos, head0, split);
     take_fresh(t, 0u, slot, pos, head0, split, params.parts);
-    let a = attend(t, slot, pos, head0, split, params.parts);
+    let a = attend(t, slot, pos, head0, split, params.parts, ahead);
     for (var c = 0u; c < G; c++) {
         // Relative to the top as the others get it.
         let top = kept(a.top[c]);
@@ -145,27 +145,23 @@ fn put_together(t: Thread, item: u32) {
     let group = item / params.parts;
     let i = item % params.parts + t.lid / params.parts * params.parts;
     let on = i < G * d4;
-    var sum = vec4<f32>(0.0);
-    var top = vec2<f32>(LOWEST, 0.0);
-    if (on) {
-        let at = part_at(group * params.parts + t.lid % params.parts);
-        sum = receive(at + i);
-        top = receive(at + G * d4 + i / d4).xy;
-    }
     workgroupBarrier();
-    scratch[t.lid] = sum;
-    part_tops[t.lid] = top;
+    if (on) { scratch[t.lid] = receive(part_at(group * params.parts + t.lid % params.parts) + i); }
+    for (var j = t.lid; j < G * params.parts; j += WG) {
+        part_tops[j] = receive(part_at(group * params.parts + j % params.parts) + G * d4 + j / params.parts).xy;
+    }
     workgroupBarrier();
     if (on && t.lid % params.parts == 0u) {
         let head = group * G + i / d4;
+        let tops = i / d4 * params.parts;
         var all = LOWEST;
-        for (var s = 0u; s < params.parts; s++) { all = max(all, part_tops[t.lid + s].x); }
+        for (var s = 0u; s < params.parts; s++) { all = max(all, part_tops[tops + s].x); }
         if (has(FORM_SINKS)) { all = max(all, sinks[head]); }
         var total = 0.0;
         var value = vec4<f32>(0.0);
         for (var s = 0u; s < params.parts; s++) {
-            let weight = exp(part_tops[t.lid + s].x - all);
-            total += weight * part_tops[t.lid + s].y;
+            let weight = exp(part_tops[tops + s].x - all);
+            total += weight * part_tops[tops + s].y;
             value += weight * scratch[t.lid + s];
         }
         if (has(FORM_SINKS)) { total += exp(sinks[head] - all); }
@@ -185,6 +181,8 @@ fn main(t: Thread) {
     let step = WG / TEAM * t.nwg.x;
     // Who has no rows does not read either: nobody would wait for it before the input is written anew.
     if (t.wid.x < params.n_first + params.n_second) { make_qkv(t, lane, first, step); }
+    // While others are waited for: a thread has nothing else to do.
+    var odd = first < params.n_embd && warm_out(first, params.n_head * HEAD_DIM, lane);
     let items = params.n_head / G * params.parts;
     for (var item = t.wid.x; item < items; item += t.nwg.x) {
         workgroupBarrier();
@@ -204,6 +202,10 @@ fn main(t: Thread) {
             }
         }
     }
+    if (first < params.n_ff) {
+        odd = odd || warm_up(first, params.n_embd, lane);
+        odd = odd || warm_up(params.n_ff + first, params.n_embd, lane);
+    }
     workgroupBarrier();
     if (t.wid.x < params.n_ff) {
         let factor = norm_factor(t, stage_mail(t, mail_x(), params.n_embd, true));
@@ -212,6 +214,9 @@ fn main(t: Thread) {
             if (lane == 0u) { post(mail_inner() * 4u + r, select(silu(v.x), gelu_tanh(v.x), has(FORM_GELU)) * v.y); }
         }
     }
+    odd = odd || (first < params.n_embd && warm_down(first, params.n_ff, lane));
+    // It never is, but a compiler does not know.
+    if (odd) { atomicAdd(&sync[3], 1u); }
     workgroupBarrier();
     if (t.wid.x < params.n_embd) {
         _ = stage_mail(t, mail_inner(), params.n_ff, false);

@@ -2,7 +2,7 @@
 // WG / TEAM positions lo..pos, with an online softmax over the tiles. softcap: s = cap * tanh(s / cap).
 // FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM: if heads_normed()) and rotated here (halves_turn(): which dimensions
 // pair), as qk_norm.wgsl and rope.wgsl do, and k and v written to their page; who needs the new position takes it from workgroup memory.
-// The caller declares WG, HEAD_DIM, G, ATTENTION_TEAM, ATTENTION_AHEAD; rows and tables; params with n_head, n_kv, block_tokens, table_stride,
+// The caller declares WG, HEAD_DIM, G, ATTENTION_TEAM; rows and tables; params with n_head, n_kv, block_tokens, table_stride,
 // window, scale and softcap; with FRESH n_rot and eps, angles, halves_turn() and fresh_load(row, i): the four numbers at 4 * i of [q heads, k heads,
 // v heads]; with QK_NORM q_w, k_w and heads_normed().
 #import thread
@@ -36,6 +36,10 @@ var<workgroup> squares: array<f32, SQUARES * (G + 1u)>;
 // Leaves q, k and v as attention takes them in `fresh`.
 fn make_fresh(t: Thread, row: u32, pos: u32, head0: u32, kv_head: u32) {
     let d4 = HEAD_DIM / 4u;
+    let n = params.n_rot / 2u;
+    // Asked for before the heads are: most often a thread turns one pair.
+    var first_turn = vec2<f32>(1.0, 0.0);
+    if (t.lid < (G + 1u) * n) { first_turn = rotation(pos, t.lid % n); }
     for (var i = t.lid; i < (G + 2u) * d4; i += WG) {
         var head = head0 + i / d4;
         if (i >= G * d4) { head = params.n_head + kv_head; }
@@ -69,10 +73,10 @@ fn make_fresh(t: Thread, row: u32, pos: u32, head0: u32, kv_head: u32) {
         workgroupBarrier();
     }
 #endif
-    let n = params.n_rot / 2u;
     for (var i = t.lid; i < (G + 1u) * n; i += WG) {
         let pair = i % n;
-        let r = rotation(pos, pair);
+        var r = first_turn;
+        if (i != t.lid) { r = rotation(pos, pair); }
         var a = i / n * HEAD_DIM + 2u * pair;
         var b = a + 1u;
         if (halves_turn()) {
@@ -136,8 +140,47 @@ fn take_fresh(t: Thread, row: u32, slot: u32, pos: u32, head0: u32, split: u32, 
 }
 #endif
 
-// All threads come here, with the heads' q in qs; each has the parts of dimensions 4 * (lid % (HEAD_DIM / 4)) on.
-fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32) -> Attended {
+// What a thread needs of a tile: fours of the key of its position, and values of the first of its positions. Four of each are asked for ahead;
+// more only wide heads have. None of them depends on q, so the first tile's may be asked for before q is there. What is not there is 0.
+struct Ahead {
+    k: array<vec4<f32>, 4>,
+    v: array<vec4<f32>, 4>,
+}
+fn attention_rounds() -> u32 { return (HEAD_DIM / 4u + ATTENTION_TEAM - 1u) / ATTENTION_TEAM; }
+
+fn look_ahead(t: Thread, slot: u32, pos: u32, head0: u32, tile: u32) -> Ahead {
+    var a: Ahead;
+    let d4 = HEAD_DIM / 4u;
+    let tile_len = WG / ATTENTION_TEAM;
+    let kv_head = head0 / (params.n_head / params.n_kv);
+    let table = slot * params.table_stride;
+    let base = first_position(pos) + tile * tile_len;
+    // The newest position may not be in its page yet.
+#if FRESH
+    let end = min(pos, base + tile_len);
+#else
+    let end = min(pos + 1u, base + tile_len);
+#endif
+    let p = base + t.lid / ATTENTION_TEAM;
+    var at = 0u;
+    if (p < end) { at = place(p, table, kv_head); }
+    for (var i = 0u; i < 4u; i++) {
+        a.k[i] = vec4<f32>(0.0);
+        let d = i * ATTENTION_TEAM + t.lid % ATTENTION_TEAM;
+        if (i < attention_rounds() && p < end && d < d4) { a.k[i] = k_load4(at, d); }
+    }
+    let v_groups = WG / d4;
+    for (var i = 0u; i < 4u; i++) {
+        a.v[i] = vec4<f32>(0.0);
+        let j = base + t.lid / d4 + i * v_groups;
+        if (i * v_groups < tile_len && t.lid / d4 < v_groups && j < end) { a.v[i] = v_load4(place(j, table, kv_head), t.lid % d4); }
+    }
+    return a;
+}
+
+// All threads come here, with the heads' q in qs, and what they have asked for of the first tile; each has the parts of dimensions
+// 4 * (lid % (HEAD_DIM / 4)) on.
+fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, first: Ahead) -> Attended {
     let d4 = HEAD_DIM / 4u;
     let tile_len = WG / ATTENTION_TEAM;
     let kv_head = head0 / (params.n_head / params.n_kv);
@@ -158,30 +201,25 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32) -
     var acc: array<vec4<f32>, 4>;
     for (var c = 0u; c < G; c++) { acc[c] = vec4<f32>(0.0); }
     workgroupBarrier();
+    var ahead = first;
     for (var tile = split; tile < tiles; tile += splits) {
         let base = lo + tile * tile_len;
         let n = min(pos + 1u - base, tile_len);
-        // Values do not depend on the scores: ask for the first of them now.
-        var v: array<vec4<f32>, ATTENTION_AHEAD>;
-        for (var i = 0u; i < ATTENTION_AHEAD; i++) {
-            let j = v_group + i * v_groups;
-            v[i] = vec4<f32>(0.0);
-            if (v_group < v_groups && j < n) { v[i] = value_at(base + j, pos, table, kv_head, v_dim); }
-        }
+        let now = ahead;
+        if (tile + splits < tiles) { ahead = look_ahead(t, slot, pos, head0, tile + splits); }
         var s: array<f32, 4>;
         for (var c = 0u; c < 4u; c++) { s[c] = 0.0; }
         let member = t.lid % ATTENTION_TEAM;
         if (t.lid / ATTENTION_TEAM < n) {
             let p = base + t.lid / ATTENTION_TEAM;
             let at = place(p, table, kv_head);
-            for (var round = 0u; round < (d4 + ATTENTION_TEAM - 1u) / ATTENTION_TEAM; round++) {
+            for (var round = 0u; round < attention_rounds(); round++) {
                 let i = round * ATTENTION_TEAM + member;
                 if (i < d4) {
-#if FRESH
                     var k: vec4<f32>;
-                    if (p == pos) { k = kv_fresh(0u, i); } else { k = k_load4(at, i); }
-#else
-                    let k = k_load4(at, i);
+                    if (round < 4u) { k = now.k[round]; } else { k = k_load4(at, i); }
+#if FRESH
+                    if (p == pos) { k = kv_fresh(0u, i); }
 #endif
                     for (var c = 0u; c < G; c++) { s[c] += dot(qs[c * d4 + i], k); }
                 }
@@ -213,11 +251,17 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32) -
         }
         workgroupBarrier();
         if (v_group < v_groups) {
-            for (var i = 0u; i < ATTENTION_AHEAD; i++) {
+            for (var i = 0u; i < 4u; i++) {
                 let j = v_group + i * v_groups;
-                if (j < n) { for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * v[i]; } }
+                if (j < n) {
+                    var v = now.v[i];
+#if FRESH
+                    if (base + j == pos) { v = kv_fresh(1u, v_dim); }
+#endif
+                    for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * v; }
+                }
             }
-            for (var j = v_group + ATTENTION_AHEAD * v_groups; j < n; j += v_groups) {
+            for (var j = v_group + 4u * v_groups; j < n; j += v_groups) {
                 let late = value_at(base + j, pos, table, kv_head, v_dim);
                 for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * late; }
             }

@@ -188,7 +188,7 @@ impl<'a> LayerOperands<'a> {
         };
         let attention = g * d * 4 + wg * 16 + 2 * (wg / 16) * 16 + (g + 2) * d * 4 + 16 * (g + 1) * 4 + kept;
         // Sums of a norm, and tops of parts.
-        staged + attention + 1024 + wg * 8
+        staged + attention + 1024 + DECODE_SPLITS * g * 8
     }
 
     /// Whether [`decode_layer`] can make this layer on this device, as far as its shape decides.
