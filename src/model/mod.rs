@@ -20,12 +20,13 @@ mod verify;
 mod weights;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
-use crate::gpu::{Gpu, Phase};
+use crate::gpu::{Gpu, Phase, Scope};
 
-pub use crate::kernels::{KvType, TensorStats};
+pub use crate::kernels::{KvType, TensorStats, UploadTimes};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
@@ -66,10 +67,43 @@ pub fn measure(file: &Gguf, spec: &ModelSpec) -> Result<LoadedSizes> {
     })
 }
 
+/// Where the time of loading went. What happens side by side overlaps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadTimes {
+    /// Wall time of making the weights' buffers.
+    pub allocate_ns: u64,
+    /// Wall time of filling them.
+    pub fill_ns: u64,
+    /// Where that went.
+    pub upload: UploadTimes,
+    /// Wall time of [`Engine::prewarm`], beside the filling.
+    pub prewarm_ns: u64,
+}
+
+fn timed<T>(ns: &mut u64, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = work();
+    *ns = started.elapsed().as_nanos() as u64;
+    value
+}
+
+/// Makes what single sequences need, and keeps the pipelines that were compiled. A sequence is opened so that there is a cache to bind; its pages are kept for
+/// the first session.
+fn prepare(engine: &mut Engine, scope: &Scope) -> Result<()> {
+    let sequence = engine.open(engine.options().n_ctx, scope)?;
+    let prepared = engine.prewarm(scope);
+    engine.close(sequence);
+    prepared?;
+    if let Err(e) = engine.gpu().save_pipelines() {
+        log::warn!("compiled pipelines were not kept: {e}");
+    }
+    Ok(())
+}
+
 /// Loads a model's weights and plans its engine. `progress` gets bytes done and bytes in all; an error from it ends the load.
 ///
 /// # Errors
-/// [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming the tensor, [`crate::Error::OutOfMemory`], or what `progress` returned.
+/// As [`load_timed`].
 pub fn load(
     gpu: &Arc<Gpu>,
     file: &Gguf,
@@ -77,6 +111,21 @@ pub fn load(
     options: EngineOptions,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Engine> {
+    load_timed(gpu, file, spec, options, false, progress).map(|(engine, _)| engine)
+}
+
+/// As [`load`], and says where the time went. With `prewarm` everything that single sequences need is made and compiled while weights go up.
+///
+/// # Errors
+/// [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming the tensor, [`crate::Error::OutOfMemory`], or what `progress` returned.
+pub fn load_timed(
+    gpu: &Arc<Gpu>,
+    file: &Gguf,
+    spec: Arc<ModelSpec>,
+    options: EngineOptions,
+    prewarm: bool,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<(Engine, LoadTimes)> {
     let scope = gpu.scope(Phase::Load);
     if spec.learned_positions && options.n_ctx > spec.context_length {
         let (file, n, most) = (file.name(), options.n_ctx, spec.context_length);
@@ -84,6 +133,25 @@ pub fn load(
     }
     kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
-    let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;
-    Engine::new(gpu.clone(), spec, weights, options, &scope)
+    progress(0, plan.file_bytes())?;
+    let mut times = LoadTimes::default();
+    let allocated = timed(&mut times.allocate_ns, || plan.allocate(gpu, &spec, options.n_ctx, &scope));
+    let (weights, unfilled) = allocated?;
+    let mut engine = Engine::new(gpu.clone(), spec, weights, options, &scope)?;
+    let (engine, prewarm_ns) = std::thread::scope(|s| {
+        let preparing = s.spawn(|| {
+            let mut ns = 0;
+            if prewarm {
+                timed(&mut ns, || prepare(&mut engine, &scope))?;
+            }
+            Ok((engine, ns))
+        });
+        let filled = timed(&mut times.fill_ns, || plan.fill(unfilled, gpu, &scope, progress));
+        let prepared =
+            preparing.join().unwrap_or_else(|_| Err(Error::Internal("preparing the engine panicked".into())));
+        times.upload = filled?;
+        prepared
+    })?;
+    times.prewarm_ns = prewarm_ns;
+    Ok((engine, times))
 }
