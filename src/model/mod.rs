@@ -20,6 +20,7 @@ mod verify;
 mod weights;
 
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use crate::error::{Error, Result, bail};
@@ -70,13 +71,13 @@ pub fn measure(file: &Gguf, spec: &ModelSpec) -> Result<LoadedSizes> {
 /// Where the time of loading went. What happens side by side overlaps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadTimes {
-    /// Wall time of making the weights' buffers.
-    pub allocate_ns: u64,
-    /// Wall time of filling them.
+    /// Wall time of filling the weights' buffers.
     pub fill_ns: u64,
     /// Where that went.
     pub upload: UploadTimes,
-    /// Wall time of [`Engine::prewarm`], beside the filling.
+    /// Wall time of making them, beside the filling.
+    pub allocate_ns: u64,
+    /// Wall time of [`Engine::prewarm`], after that.
     pub prewarm_ns: u64,
 }
 
@@ -134,24 +135,26 @@ pub fn load_timed(
     kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
     progress(0, plan.file_bytes())?;
-    let mut times = LoadTimes::default();
-    let allocated = timed(&mut times.allocate_ns, || plan.allocate(gpu, &spec, options.n_ctx, &scope));
-    let (weights, unfilled) = allocated?;
-    let mut engine = Engine::new(gpu.clone(), spec, weights, options, &scope)?;
-    let (engine, prewarm_ns) = std::thread::scope(|s| {
-        let preparing = s.spawn(|| {
-            let mut ns = 0;
+    let (sender, unfilled) = channel();
+    std::thread::scope(|s| {
+        let (plan, scope) = (&plan, &scope);
+        // Buffers take a while to make, and pipelines to compile: both happen while the weights go up.
+        let preparing = s.spawn(move || -> Result<(Engine, LoadTimes)> {
+            let mut times = LoadTimes::default();
+            let weights = timed(&mut times.allocate_ns, || plan.allocate(gpu, &spec, options.n_ctx, scope, sender))?;
+            let mut engine = Engine::new(gpu.clone(), spec, weights, options, scope)?;
             if prewarm {
-                timed(&mut ns, || prepare(&mut engine, &scope))?;
+                timed(&mut times.prewarm_ns, || prepare(&mut engine, scope))?;
             }
-            Ok((engine, ns))
+            Ok((engine, times))
         });
-        let filled = timed(&mut times.fill_ns, || plan.fill(unfilled, gpu, &scope, progress));
+        let mut fill_ns = 0;
+        let filled = timed(&mut fill_ns, || plan.fill(&unfilled, gpu, scope, progress));
+        // If that failed, no more buffers are made.
+        drop(unfilled);
         let prepared =
             preparing.join().unwrap_or_else(|_| Err(Error::Internal("preparing the engine panicked".into())));
-        times.upload = filled?;
-        prepared
-    })?;
-    times.prewarm_ns = prewarm_ns;
-    Ok((engine, times))
+        let upload = filled?;
+        prepared.map(|(engine, times)| (engine, LoadTimes { fill_ns, upload, ..times }))
+    })
 }

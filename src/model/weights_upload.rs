@@ -1,24 +1,23 @@
-//! Weights to the device: what a [`LoadPlan`] lists gets its buffers first, so that everything else can be planned and compiled while the
-//! file's rows go up.
+//! Weights to the device. What a [`LoadPlan`] lists gets its buffers on one thread, which then plans and compiles everything else, while another fills
+//! them with the file's rows.
+
+use std::sync::mpsc::{Receiver, Sender};
 
 use super::*;
 use crate::kernels::{RowBytes, RowShape, UploadTimes, WeightFill, upload_vector};
 
 /// A weight whose buffers are there, and the tensors that it is to be filled with.
-struct Unfilled<'p, 'a> {
+pub(crate) struct Unfilled<'p, 'a> {
     weight: Weight,
     stack: &'p Stack<'a>,
 }
 
-/// Weights whose buffers are there.
-pub(crate) struct UnfilledWeights<'p, 'a>(Vec<Unfilled<'p, 'a>>);
-
-/// Makes buffers, and remembers which are to be filled.
+/// Makes buffers, and says which are to be filled.
 pub(in crate::model) struct Allocator<'g, 'p, 'a> {
     gpu: &'g Gpu,
     scope: &'g Scope,
     file: &'a Gguf,
-    unfilled: Vec<Unfilled<'p, 'a>>,
+    unfilled: Sender<Unfilled<'p, 'a>>,
 }
 
 impl<'p, 'a> Allocator<'_, 'p, 'a> {
@@ -34,20 +33,23 @@ impl<'p, 'a> Allocator<'_, 'p, 'a> {
         p.as_ref().map(|p| self.norm(p)).transpose()
     }
 
-    fn stack(&mut self, s: &'p Stack<'a>) -> Result<Weight> {
+    fn stack(&self, s: &'p Stack<'a>) -> Result<Weight> {
         let shape = |m: &'p Member<'a>| RowShape { format: m.format, rows: m.rows, bias: m.bias.as_deref() };
         let shapes: Vec<_> = s.members.iter().map(shape).collect();
         let weight = Weight::allocate(self.gpu, self.scope, &s.name, s.k, s.n_expert.unwrap_or(1), &shapes)
             .map_err(|e| e.within(self.file.name()))?;
-        self.unfilled.push(Unfilled { weight: weight.clone(), stack: s });
-        Ok(weight)
+        match self.unfilled.send(Unfilled { weight: weight.clone(), stack: s }) {
+            Ok(()) => Ok(weight),
+            // The other thread has the reason.
+            Err(_) => bail!(Cancelled, "filling the weights has ended"),
+        }
     }
 
-    fn experts(&mut self, s: &'p Stack<'a>) -> Result<ExpertWeight> {
+    fn experts(&self, s: &'p Stack<'a>) -> Result<ExpertWeight> {
         Ok(ExpertWeight::of(self.stack(s)?, s.n_expert.unwrap_or(1)))
     }
 
-    fn layer(&mut self, l: &'p LayerPlan<'a>) -> Result<LayerWeights> {
+    fn layer(&self, l: &'p LayerPlan<'a>) -> Result<LayerWeights> {
         Ok(LayerWeights {
             attn_norm: self.optional_norm(&l.attn_norm)?,
             qkv: self.stack(&l.qkv)?,
@@ -65,7 +67,7 @@ impl<'p, 'a> Allocator<'_, 'p, 'a> {
         })
     }
 
-    fn feed_forward(&mut self, p: &'p FeedForwardPlan<'a>) -> Result<FeedForwardWeights> {
+    fn feed_forward(&self, p: &'p FeedForwardPlan<'a>) -> Result<FeedForwardWeights> {
         let Some(router) = &p.router else {
             return Ok(FeedForwardWeights::Dense { up: self.stack(&p.gate_up)?, down: self.stack(&p.down)? });
         };
@@ -86,15 +88,16 @@ impl<'p, 'a> Allocator<'_, 'p, 'a> {
 }
 
 impl<'a> LoadPlan<'a> {
-    /// Makes all buffers, and fills those of vectors. The matrices hold nothing until [`LoadPlan::fill`].
-    pub(crate) fn allocate(
-        &self,
+    /// Makes all buffers, and fills those of vectors. The matrices go to `unfilled`, for [`LoadPlan::fill`].
+    pub(crate) fn allocate<'p>(
+        &'p self,
         gpu: &Gpu,
         spec: &ModelSpec,
         n_ctx: u32,
         scope: &Scope,
-    ) -> Result<(Weights, UnfilledWeights<'_, 'a>)> {
-        let mut to = Allocator { gpu, scope, file: self.file, unfilled: Vec::new() };
+        unfilled: Sender<Unfilled<'p, 'a>>,
+    ) -> Result<Weights> {
+        let to = Allocator { gpu, scope, file: self.file, unfilled };
         let embedding = to.stack(&self.embedding)?;
         let positions = self.positions.as_ref().map(|s| to.stack(s)).transpose()?;
         let layers = self.layers.iter().map(|l| to.layer(l)).collect::<Result<_>>()?;
@@ -105,13 +108,13 @@ impl<'a> LoadPlan<'a> {
             angles.push(upload_vector(gpu, scope, "rope angles", bytemuck::cast_slice(&table.values))?);
         }
         let output_norm = to.norm(&self.output_norm)?;
-        Ok((Weights { embedding, positions, layers, output_norm, output, angles }, UnfilledWeights(to.unfilled)))
+        Ok(Weights { embedding, positions, layers, output_norm, output, angles })
     }
 
-    /// Uploads the matrices. `progress` gets the bytes of the file handed over so far and in all; an error from it ends the load.
+    /// Uploads the matrices that come, until no more can. `progress` gets the bytes of the file handed over so far and in all; an error from it ends the load.
     pub(crate) fn fill(
         &self,
-        unfilled: UnfilledWeights<'_, 'a>,
+        unfilled: &Receiver<Unfilled<'_, 'a>>,
         gpu: &Gpu,
         scope: &Scope,
         progress: &mut dyn FnMut(u64, u64) -> Result<()>,
@@ -127,7 +130,7 @@ impl<'a> LoadPlan<'a> {
             bytes: self.file.data(m.info),
             from: m.format.row_bytes(s.k as usize) * m.first as usize,
         };
-        let mut fills = unfilled.0.into_iter().map(|Unfilled { weight, stack }| {
+        let mut fills = unfilled.iter().map(|Unfilled { weight, stack }| {
             let rows = stack.members.iter().map(|m| rows(stack, m)).collect();
             WeightFill::new(&weight, stack.n_expert.unwrap_or(1), rows)
         });

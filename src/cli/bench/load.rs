@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use doppler::gpu::Phase;
 use doppler::sample::SamplingOptions;
-use doppler::session::GenerateOptions;
+use doppler::session::{GenerateOptions, Session};
 use serde_json::{Value, json};
 
 use super::super::open::{self, DeviceArgs, EngineArgs};
@@ -75,16 +75,17 @@ fn one_run(device: &DeviceArgs, file: &Path, args: &Args) -> Outcome<Run> {
     let prompt = prompt_ids(&model, args.prompt_tokens);
     let options =
         GenerateOptions { max_tokens: 1, sampling: SamplingOptions::greedy(), ignore_eos: true, ..Default::default() };
-    let mut first_token = || -> Outcome<(f64, u32)> {
+    let first_token = |session: &mut Session| -> Outcome<(f64, u32)> {
         session.reset();
         session.append_tokens(&prompt)?;
         let at = Instant::now();
         let generated = session.generate(&options, &mut |_| ControlFlow::Continue(()))?;
         Ok((ms_since(at), generated.tokens[0]))
     };
-    let (first_ms, token) = first_token()?;
+    let (first_ms, token) = first_token(&mut session)?;
     let total_ms = ms_since(started);
-    let (again_ms, same) = first_token()?;
+    let first = session.stats();
+    let (again_ms, same) = first_token(&mut session)?;
     let (stats, totals) = (model.stats(), context.stats());
     let counters = &totals.counters;
     let after_load: u64 = Phase::ALL.iter().filter(|&&p| p != Phase::Load).map(|&p| counters.phase(p).pipelines).sum();
@@ -106,6 +107,7 @@ fn one_run(device: &DeviceArgs, file: &Path, args: &Args) -> Outcome<Run> {
             "compiled": totals.pipelines.misses, "compile_cpu_ms": report::ms(totals.pipelines.compile_ns),
             "kept_bytes_found": totals.pipelines.blob_bytes,
         },
+        "first_token_counters": report::phase_json(first.counters.phase(Phase::Prefill), first.gpu_timed),
         "load_counters": report::phase_json(counters.phase(Phase::Load), totals.gpu_timed),
     });
     let rate = report::rate(stats.file_bytes, stats.load.weights.fill_ns).unwrap_or(0.0);
