@@ -98,9 +98,18 @@ impl<'g> StagingRing<'g> {
             return Ok(None);
         }
         let size = size.max(self.slot_bytes);
-        let buffer = self.gpu.create_buffer("upload", size, MemoryClass::Staging, Usage::Upload, &self.scope)?;
-        self.made += 1;
-        view(buffer).map(Some)
+        match self.gpu.create_buffer("upload", size, MemoryClass::Staging, Usage::Upload, &self.scope) {
+            // Where memory is short, fewer slots do.
+            Err(Error::OutOfMemory(_)) if self.made > 0 => {
+                self.most = self.made;
+                Ok(None)
+            }
+            Err(e) => Err(e),
+            Ok(buffer) => {
+                self.made += 1;
+                view(buffer).map(Some)
+            }
+        }
     }
 
     /// Submits the copies of slots that are written. In this order, if ranges overlap.

@@ -157,8 +157,9 @@ fn pack(piece: &Piece<'_>, mut slot: StagingSlot, scratch: &mut Vec<u8>) -> Resu
         }
         let mut planes = Vec::with_capacity(row_bytes.len());
         let mut rest = &mut scratch[..size];
-        for size in sizes {
+        for (size, row) in sizes.zip(&row_bytes) {
             let (plane, behind) = rest.split_at_mut(size);
+            plane[(row * rows) as usize..].fill(0);
             planes.push(plane);
             rest = behind;
         }
@@ -244,8 +245,6 @@ type Job<'a> = (Piece<'a>, StagingSlot);
 pub struct WeightUploader<'a> {
     gpu: &'a Gpu,
     scope: &'a Scope,
-    ring: StagingRing<'a>,
-    threads: usize,
     times: UploadTimes,
     /// Called with the file bytes handed over since the last call; an error ends the upload.
     progress: &'a mut dyn FnMut(u64) -> Result<()>,
@@ -253,17 +252,14 @@ pub struct WeightUploader<'a> {
 
 impl std::fmt::Debug for WeightUploader<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WeightUploader").field("ring", &self.ring).finish_non_exhaustive()
+        f.debug_struct("WeightUploader").field("times", &self.times).finish_non_exhaustive()
     }
 }
 
 impl<'a> WeightUploader<'a> {
     /// An uploader that reports progress in bytes of the sources.
     pub fn new(gpu: &'a Gpu, scope: &'a Scope, progress: &'a mut dyn FnMut(u64) -> Result<()>) -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
-        // One being written and one waiting for each thread, and some with the device.
-        let ring = StagingRing::new(gpu, scope, PIECE_BYTES, 2 * threads + 2);
-        Self { gpu, scope, ring, threads, times: UploadTimes::default(), progress }
+        Self { gpu, scope, times: UploadTimes::default(), progress }
     }
 
     /// Uploads a weight of width `k` whose rows are those of `sources`, stacked. Neighbouring sources of one format share parts.
@@ -311,22 +307,27 @@ impl<'a> WeightUploader<'a> {
     /// What an item holds, [`Error::DeviceLost`], [`Error::Gpu`], or what the progress function returned.
     pub fn fill<'d>(&mut self, total: u64, fills: &mut dyn Iterator<Item = Result<WeightFill<'d>>>) -> Result<()> {
         let mut pieces = Pieces { fills, fill: None, part: 0, row: 0 };
-        let threads = self.threads.min((total / PIECE_BYTES / THREAD_PIECES) as usize);
-        self.times.threads = self.times.threads.max(threads as u32);
+        let most = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
+        let threads = most.min((total / PIECE_BYTES / THREAD_PIECES) as usize);
+        let slot_bytes = PIECE_BYTES.min(total.next_power_of_two());
         if threads <= 1 {
+            let mut ring = StagingRing::new(self.gpu, self.scope, slot_bytes, 2);
             let mut scratch = Vec::new();
             while let Some(piece) = pieces.next()? {
                 let size = piece.plane_bytes().sum();
                 let slot = loop {
-                    match self.ring.take(size)? {
+                    match ring.take(size)? {
                         Some(slot) => break slot,
-                        None => self.wait()?,
+                        None => self.wait(&mut ring)?,
                     }
                 };
-                self.hand_over(vec![pack(&piece, slot, &mut scratch)?])?;
+                self.hand_over(&mut ring, vec![pack(&piece, slot, &mut scratch)?])?;
             }
             return Ok(());
         }
+        self.times.threads = self.times.threads.max(threads as u32);
+        // One being written and one waiting for each thread, and some with the device.
+        let mut ring = StagingRing::new(self.gpu, self.scope, slot_bytes, 2 * threads + 2);
         let (jobs, waiting) = channel::<Job<'d>>();
         let (done, filled) = channel();
         let waiting = Mutex::new(waiting);
@@ -337,13 +338,14 @@ impl<'a> WeightUploader<'a> {
             }
             drop(done);
             // The threads end when `jobs` is dropped.
-            self.feed(&mut pieces, jobs, &filled)
+            self.feed(&mut ring, &mut pieces, jobs, &filled)
         })
     }
 
     /// Hands pieces to threads and what they filled to the device.
     fn feed<'d>(
         &mut self,
+        ring: &mut StagingRing<'_>,
         pieces: &mut Pieces<'_, 'd>,
         jobs: Sender<Job<'d>>,
         filled: &Receiver<Result<Packed>>,
@@ -353,7 +355,7 @@ impl<'a> WeightUploader<'a> {
         let mut out = 0;
         loop {
             while let Some(piece) = next.take() {
-                let Some(slot) = self.ring.take(piece.plane_bytes().sum())? else {
+                let Some(slot) = ring.take(piece.plane_bytes().sum())? else {
                     next = Some(piece);
                     break;
                 };
@@ -363,7 +365,7 @@ impl<'a> WeightUploader<'a> {
             }
             if out == 0 {
                 match next {
-                    Some(_) => self.wait()?,
+                    Some(_) => self.wait(ring)?,
                     None => return Ok(()),
                 }
                 continue;
@@ -373,7 +375,7 @@ impl<'a> WeightUploader<'a> {
                 Ok(first) => {
                     let batch = std::iter::once(first).chain(filled.try_iter()).collect::<Result<Vec<_>>>()?;
                     out -= batch.len();
-                    self.hand_over(batch)?;
+                    self.hand_over(ring, batch)?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(ended()),
@@ -381,14 +383,14 @@ impl<'a> WeightUploader<'a> {
         }
     }
 
-    fn wait(&mut self) -> Result<()> {
+    fn wait(&mut self, ring: &mut StagingRing<'_>) -> Result<()> {
         let started = Instant::now();
-        let outcome = self.ring.wait();
+        let outcome = ring.wait();
         self.times.wait_ns += started.elapsed().as_nanos() as u64;
         outcome
     }
 
-    fn hand_over(&mut self, batch: Vec<Packed>) -> Result<()> {
+    fn hand_over(&mut self, ring: &mut StagingRing<'_>, batch: Vec<Packed>) -> Result<()> {
         let started = Instant::now();
         let mut bytes = 0;
         let mut slots = Vec::with_capacity(batch.len());
@@ -398,7 +400,7 @@ impl<'a> WeightUploader<'a> {
             self.times.write_ns += p.write_ns;
             slots.push((p.slot, p.copies));
         }
-        self.ring.submit(slots)?;
+        ring.submit(slots)?;
         self.times.submit_ns += started.elapsed().as_nanos() as u64;
         (self.progress)(bytes)
     }

@@ -135,21 +135,34 @@ pub fn load_timed(
     kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
     progress(0, plan.file_bytes())?;
+    let allocate = |sender, times: &mut LoadTimes| {
+        timed(&mut times.allocate_ns, || plan.allocate(gpu, &spec, options.n_ctx, &scope, sender))
+    };
+    let finish = |weights, times: &mut LoadTimes| -> Result<Engine> {
+        let mut engine = Engine::new(gpu.clone(), spec.clone(), weights, options, &scope)?;
+        if prewarm {
+            timed(&mut times.prewarm_ns, || prepare(&mut engine, &scope))?;
+        }
+        Ok(engine)
+    };
     let (sender, unfilled) = channel();
+    let mut times = LoadTimes::default();
+    let mut fill_ns = 0;
+    if gpu.memory().snapshot().budget != 0 {
+        // One after the other: what the upload takes is given back before the rest is made, so that a budget counts what stays.
+        let weights = allocate(sender, &mut times)?;
+        times.upload = timed(&mut times.fill_ns, || plan.fill(&unfilled, gpu, &scope, progress))?;
+        let engine = finish(weights, &mut times)?;
+        return Ok((engine, times));
+    }
     std::thread::scope(|s| {
-        let (plan, scope) = (&plan, &scope);
         // Buffers take a while to make, and pipelines to compile: both happen while the weights go up.
-        let preparing = s.spawn(move || -> Result<(Engine, LoadTimes)> {
+        let preparing = s.spawn(|| -> Result<(Engine, LoadTimes)> {
             let mut times = LoadTimes::default();
-            let weights = timed(&mut times.allocate_ns, || plan.allocate(gpu, &spec, options.n_ctx, scope, sender))?;
-            let mut engine = Engine::new(gpu.clone(), spec, weights, options, scope)?;
-            if prewarm {
-                timed(&mut times.prewarm_ns, || prepare(&mut engine, scope))?;
-            }
-            Ok((engine, times))
+            let weights = allocate(sender, &mut times)?;
+            Ok((finish(weights, &mut times)?, times))
         });
-        let mut fill_ns = 0;
-        let filled = timed(&mut fill_ns, || plan.fill(&unfilled, gpu, scope, progress));
+        let filled = timed(&mut fill_ns, || plan.fill(&unfilled, gpu, &scope, progress));
         // If that failed, no more buffers are made.
         drop(unfilled);
         let prepared =
