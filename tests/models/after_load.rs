@@ -15,17 +15,19 @@ fn compiled_since(context: &Context) -> u64 {
     Phase::ALL.iter().filter(|&&p| p != Phase::Load).map(|&p| counters.phase(p).pipelines).sum()
 }
 
-/// The model of the repository, and dense, mixed and recurrent ones if present.
+/// The model of the repository, and dense, mixed and recurrent ones if present: a few in a regular run.
 fn files() -> Vec<PathBuf> {
-    let families = ["llama3", "gemma3", "qwen3", "mixtral", "qwen3moe", "gpt-oss", "lfm2", "qwen35", "granitehybrid"];
-    let golden = families.into_iter().filter_map(|f| Some(shared(&format!("golden/{f}"))?.join("model-f16.gguf")));
+    let few = ["gemma3", "qwen3moe", "gpt-oss", "lfm2", "qwen35"];
+    let more = ["llama3", "qwen3", "mixtral", "granitehybrid", "phi3"];
+    let families = few.into_iter().chain(more.into_iter().filter(|_| long_tests()));
+    let golden = families.filter_map(|f| Some(shared(&format!("golden/{f}"))?.join("model-f16.gguf")));
     [asset()].into_iter().chain(golden.filter(|f| f.exists())).collect()
 }
 
 #[test]
 fn no_pipeline_is_compiled_after_loading() {
     for file in files() {
-        for exact in [false, true] {
+        for exact in [false, true].into_iter().filter(|exact| !exact || file == asset() || long_tests()) {
             let Some(context) = context(Features::ALL, Guard::default()) else { return };
             let name = format!("{}, exact {exact}", file.display());
             let options = ModelOptions { n_ctx: 640, prefill_chunk: 512, exact, ..Default::default() };
