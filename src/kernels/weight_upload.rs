@@ -16,6 +16,8 @@ use crate::quant::Format;
 
 /// Bytes on the device of a piece: what a slot holds.
 const PIECE_BYTES: u64 = 2 << 20;
+/// The same at least, where a budget has little room.
+const LEAST_PIECE_BYTES: u64 = 64 << 10;
 /// Bytes repacked at a time: they stay in a core's cache until they are written to the slot.
 const CACHE_BYTES: usize = 128 << 10;
 /// Threads that repack, at most: memory is the limit beyond.
@@ -192,6 +194,7 @@ fn pack(piece: &Piece<'_>, mut slot: StagingSlot, scratch: &mut Vec<u8>) -> Resu
 /// The pieces of weights, one after another; weights are asked for when their turn comes.
 struct Pieces<'i, 'a> {
     fills: &'i mut dyn Iterator<Item = Result<WeightFill<'a>>>,
+    piece_bytes: u64,
     fill: Option<Arc<WeightFill<'a>>>,
     part: usize,
     row: u64,
@@ -216,7 +219,7 @@ impl<'a> Pieces<'_, 'a> {
             }
             // Counts that are a multiple of 4 keep every plane's share a multiple of 4 bytes.
             let row_bytes: u64 = part.format.planes.iter().map(|p| p.row_bytes(fill.k) as u64).sum();
-            let rows = rows.min((PIECE_BYTES / row_bytes.max(1)).max(4) & !3);
+            let rows = rows.min((self.piece_bytes / row_bytes.max(1)).max(4) & !3);
             let piece = Piece { fill: fill.clone(), part: self.part, first: self.row, rows };
             self.row += rows;
             return Ok(Some(piece));
@@ -306,12 +309,14 @@ impl<'a> WeightUploader<'a> {
     /// # Errors
     /// What an item holds, [`Error::DeviceLost`], [`Error::Gpu`], or what the progress function returned.
     pub fn fill<'d>(&mut self, total: u64, fills: &mut dyn Iterator<Item = Result<WeightFill<'d>>>) -> Result<()> {
-        let mut pieces = Pieces { fills, fill: None, part: 0, row: 0 };
+        let memory = self.gpu.memory().snapshot();
+        let room = if memory.budget == 0 { u64::MAX } else { memory.budget.saturating_sub(memory.total) };
+        let piece_bytes = PIECE_BYTES.min(room / 4).max(LEAST_PIECE_BYTES).min(total.next_power_of_two());
+        let mut pieces = Pieces { fills, piece_bytes, fill: None, part: 0, row: 0 };
         let most = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
         let threads = most.min((total / PIECE_BYTES / THREAD_PIECES) as usize);
-        let slot_bytes = PIECE_BYTES.min(total.next_power_of_two());
         if threads <= 1 {
-            let mut ring = StagingRing::new(self.gpu, self.scope, slot_bytes, 2);
+            let mut ring = StagingRing::new(self.gpu, self.scope, piece_bytes, 2);
             let mut scratch = Vec::new();
             while let Some(piece) = pieces.next()? {
                 let size = piece.plane_bytes().sum();
@@ -327,7 +332,7 @@ impl<'a> WeightUploader<'a> {
         }
         self.times.threads = self.times.threads.max(threads as u32);
         // One being written and one waiting for each thread, and some with the device.
-        let mut ring = StagingRing::new(self.gpu, self.scope, slot_bytes, 2 * threads + 2);
+        let mut ring = StagingRing::new(self.gpu, self.scope, piece_bytes, 2 * threads + 2);
         let (jobs, waiting) = channel::<Job<'d>>();
         let (done, filled) = channel();
         let waiting = Mutex::new(waiting);
