@@ -1508,6 +1508,26 @@ typedef struct doppler_model_stats {
      * Bytes of all states.
      */
     uint64_t states_bytes;
+    /**
+     * Of the time of loading: opening the file and measuring what it holds.
+     */
+    uint64_t load_open_ns;
+    /**
+     * Of the time of loading: the weights' way to the device. What follows happens beside it.
+     */
+    uint64_t load_weights_ns;
+    /**
+     * Indexing the vocabulary.
+     */
+    uint64_t load_vocabulary_ns;
+    /**
+     * Compiling pipelines and preparing the first prompt.
+     */
+    uint64_t load_prewarm_ns;
+    /**
+     * Reading the file and repacking weights: CPU time of all threads together.
+     */
+    uint64_t load_repack_ns;
 } doppler_model_stats;
 
 /**

@@ -255,6 +255,36 @@ fn bench_reports_what_it_measured() {
     assert!(number(&model["token_bytes"]) <= number(&model["weight_bytes"]) && number(&model["token_bytes"]) > 4e6);
 }
 
+#[test]
+fn bench_load_reports_every_phase() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let report = json(&["bench", "load", MODEL, "--runs", "2", "--prompt-tokens", "5", "--json", "-"], "");
+    assert_eq!((&report["schema_version"], &report["kind"]), (&2.into(), &"load".into()));
+    let model = &report["models"][0];
+    let runs = model["runs"].as_array().unwrap();
+    let number = |v: &serde_json::Value| v.as_f64().unwrap_or_else(|| panic!("no number: {v}"));
+    assert_eq!(runs.len(), 2);
+    for run in runs {
+        let phases = ["device_ms", "load_ms", "session_ms", "first_token_ms"].map(|k| number(&run[k]));
+        // The prompt's ids are made in between.
+        assert!(phases.iter().all(|&ms| ms > 0.0) && number(&run["total_ms"]) >= phases.iter().sum::<f64>(), "{run}");
+        let load = &run["load"];
+        assert!(
+            number(&load["fill_ms"]) <= number(&load["load_ms"]) && number(&load["load_ms"]) <= phases[1],
+            "{load}"
+        );
+        assert!(["open_ms", "vocabulary_ms", "prewarm_ms", "repack_cpu_ms"].iter().all(|k| number(&load[k]) > 0.0));
+        let rate = number(&load["weight_bytes"]) / number(&load["fill_ms"]) * 1e3;
+        assert!((number(&load["fill_bytes_per_s"]) / rate - 1.0).abs() < 1e-6, "{load}");
+        assert_eq!((&run["pipelines_after_load"], &run["token"]), (&0.into(), &runs[0]["token"]));
+        assert!(number(&run["load_counters"]["upload_bytes"]) >= number(&load["weight_bytes"]));
+        assert_eq!(run["first_token_counters"]["submits"], 1);
+    }
+}
+
 /// Whether tags are balanced, attributes quoted, and `<` and `&` escaped: a rough check of XML.
 fn assert_well_formed(text: &str) {
     let mut open: Vec<&str> = Vec::new();

@@ -8,7 +8,7 @@ use common::*;
 use doppler::Error;
 use doppler::gpu::{
     AdapterChoice, BindGroupCache, Buffer, Counters, Dispatch, Features, Forms, Gate, Gpu, GpuOptions, Grid, Guard,
-    GuardMode, Kernel, MemoryClass, Phase, Place, ReadbackClass, Scope, list_adapters,
+    GuardMode, Kernel, MemoryClass, Phase, Place, ReadbackClass, Scope, StagedCopy, StagingRing, list_adapters,
 };
 
 const WORDS: usize = 32;
@@ -288,6 +288,55 @@ fn uploads_out_of_range_are_errors() {
     }
     assert_eq!(gpu.counters().snapshot().total().uploads, before.uploads, "refused before it is counted");
     assert_eq!(download_words(&gpu, &b, 16), [5; 16]);
+}
+
+/// Many more pieces than slots: each slot is written again only when the device has copied what was in it.
+#[test]
+fn a_ring_of_mapped_slots_carries_more_than_it_holds() {
+    let Some(gpu) = fresh(GpuOptions::default()) else { return };
+    let scope = gpu.scope(Phase::Load);
+    let (pieces, words) = (60u32, 1024u32);
+    let target = gpu.storage("target", u64::from(pieces * words) * 4, MemoryClass::Other, &scope).unwrap();
+    let held = gpu.memory().snapshot().live_buffers;
+    let mut ring = StagingRing::new(&gpu, &scope, u64::from(words) * 4, 3);
+    for piece in 0..pieces {
+        let mut slot = loop {
+            match ring.take(u64::from(words) * 4).unwrap() {
+                Some(slot) => break slot,
+                None => ring.wait().unwrap(),
+            }
+        };
+        let bytes: Vec<u8> = (0..words).flat_map(|i| (piece * words + i).to_le_bytes()).collect();
+        // Written on another thread, in two halves that change places on their way.
+        let slot = std::thread::scope(|s| {
+            s.spawn(|| {
+                slot.write(2048, &bytes[..2048]).unwrap();
+                slot.write(0, &bytes[2048..]).unwrap();
+                assert!(slot.write(4096, &[1]).is_err() && slot.write(u64::MAX, &[1]).is_err());
+                slot
+            })
+            .join()
+            .unwrap()
+        });
+        let at = u64::from(piece * words) * 4;
+        let copy = |from, offset| StagedCopy { from, size: 2048, target: target.clone(), offset };
+        ring.submit(vec![(slot, vec![copy(2048, at), copy(0, at + 2048)])]).unwrap();
+        assert!(gpu.memory().snapshot().live_buffers <= held + 3, "three slots at most");
+    }
+    // A larger one takes the place of a slot.
+    let large = loop {
+        match ring.take(1 << 16).unwrap() {
+            Some(slot) => break slot,
+            None => ring.wait().unwrap(),
+        }
+    };
+    drop((ring, large));
+    assert_eq!(gpu.memory().snapshot().live_buffers, held);
+    let want: Vec<u32> = (0..pieces * words).collect();
+    assert_eq!(download_words(&gpu, &target, want.len()), want);
+    let c = gpu.counters().snapshot();
+    let load = c.phase(Phase::Load);
+    assert_eq!((load.uploads, load.upload_bytes), (pieces.into(), u64::from(pieces * words) * 4));
 }
 
 #[test]

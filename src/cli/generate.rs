@@ -150,6 +150,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
             "stop_string": generated.stop_string,
             "prompt_tokens": prompt_tokens,
             "timings": report::timings_json(&stats, model.stats().load_ns),
+            "load": report::load_json(&model.stats()),
             "counters": report::counters_json(&stats.counters, stats.gpu_timed),
             "context_counters": report::counters_json(&totals.counters, totals.gpu_timed),
             "memory": report::memory_json(&totals.memory),
@@ -159,9 +160,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     }
     if args.verbose {
         eprintln!("ended by {}", reason_name(generated.reason));
-        eprintln!("loaded in {:.0} ms", report::ms(model.stats().load_ns));
-        eprint!("{}{}", stats.summary(), totals.summary());
         let held = model.stats();
+        eprint!("{}{}{}", held.load_summary(), stats.summary(), totals.summary());
         eprint!("{}{}", held.kv.summary(model.info().kv_type), held.recurrent.summary());
     }
     Ok(())

@@ -73,7 +73,9 @@ enum BenchVerb {
     Inference(bench::inference::Args),
     /// Single operations of the kernels.
     Kernels(bench::kernels::Args),
-    /// Results of the other two against each other.
+    /// The way to the first token: device, loading, a short prompt.
+    Load(bench::load::Args),
+    /// Results of `inference` and `kernels` against each other.
     Compare(bench::compare::Args),
 }
 
@@ -126,6 +128,7 @@ fn run(program: &Program) -> Outcome {
         Verb::Adapters(a) => adapters::run(a),
         Verb::Bench { what: BenchVerb::Inference(a) } => bench::inference::run(device, a),
         Verb::Bench { what: BenchVerb::Kernels(a) } => bench::kernels::run(device, a),
+        Verb::Bench { what: BenchVerb::Load(a) } => bench::load::run(device, a),
         Verb::Bench { what: BenchVerb::Compare(a) } => bench::compare::run(a),
         Verb::Test { what: TestVerb::Correctness(a) } => test::run(device, a),
         Verb::Tokenize(a) => tokenize::run(a),

@@ -1,7 +1,7 @@
 //! Counters and times as tables and as JSON.
 
 use doppler::gpu::{CounterSnapshot, MemoryClass, MemorySnapshot, Phase, PhaseSnapshot, ReadbackClass};
-use doppler::session::{KvStats, KvType, RecurrentStats, SessionStats};
+use doppler::session::{KvStats, KvType, ModelStats, RecurrentStats, SessionStats};
 use serde_json::{Map, Value, json};
 
 /// Milliseconds.
@@ -63,6 +63,18 @@ pub(super) fn timings_json(s: &SessionStats, load_ns: u64) -> Value {
         "first_token_ms": ms(s.first_token_ns), "generated_tokens": s.generated_tokens,
         "decode_tokens": s.decode_tokens, "decode_ms": ms(s.decode_ns),
         "decode_tokens_per_s": rate(s.decode_tokens, s.decode_ns),
+    })
+}
+
+/// Where the time of loading went.
+pub(super) fn load_json(s: &ModelStats) -> Value {
+    let (l, w, up) = (&s.load, &s.load.weights, &s.load.weights.upload);
+    json!({
+        "load_ms": ms(s.load_ns), "weight_bytes": s.file_bytes, "open_ms": ms(l.open_ns), "allocate_ms": ms(w.allocate_ns),
+        "fill_ms": ms(w.fill_ns), "fill_bytes_per_s": rate(s.file_bytes, w.fill_ns),
+        "vocabulary_ms": ms(l.vocabulary_ns), "prewarm_ms": ms(w.prewarm_ns), "threads": up.threads,
+        "repack_cpu_ms": ms(up.repack_ns), "write_cpu_ms": ms(up.write_ns), "submit_ms": ms(up.submit_ns),
+        "wait_ms": ms(up.wait_ns),
     })
 }
 

@@ -72,6 +72,16 @@ pub struct doppler_model_stats {
     pub state_bytes: u64,
     /// Bytes of all states.
     pub states_bytes: u64,
+    /// Of the time of loading: opening the file and measuring what it holds.
+    pub load_open_ns: u64,
+    /// Of the time of loading: the weights' way to the device. What follows happens beside it.
+    pub load_weights_ns: u64,
+    /// Indexing the vocabulary.
+    pub load_vocabulary_ns: u64,
+    /// Compiling pipelines and preparing the first prompt.
+    pub load_prewarm_ns: u64,
+    /// Reading the file and repacking weights: CPU time of all threads together.
+    pub load_repack_ns: u64,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -128,6 +138,11 @@ pub unsafe extern "C" fn doppler_model_get_stats(
             states_high_water: s.recurrent.high_water,
             state_bytes: s.recurrent.place_bytes,
             states_bytes: s.recurrent.bytes,
+            load_open_ns: s.load.open_ns,
+            load_weights_ns: s.load.weights.fill_ns,
+            load_vocabulary_ns: s.load.vocabulary_ns,
+            load_prewarm_ns: s.load.weights.prewarm_ns,
+            load_repack_ns: s.load.weights.upload.repack_ns,
         });
         Ok(())
     })

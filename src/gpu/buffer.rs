@@ -17,7 +17,7 @@ pub enum MemoryClass {
     Kv,
     /// Activations, planned once for a model and batch size.
     Scratch,
-    /// Host-visible buffers for readback.
+    /// Host-visible buffers for readback, and for weights while they are loaded.
     Staging,
     /// Everything else.
     Other,
@@ -139,6 +139,8 @@ pub(crate) enum Usage {
     Indirect,
     /// Copy destination that the host maps to read.
     Readback,
+    /// Copy source that the host maps to write; made mapped.
+    Upload,
     /// Destination of resolved timestamp queries.
     Queries,
 }
@@ -151,6 +153,7 @@ impl Usage {
             Usage::Uniform => U::UNIFORM | U::COPY_DST,
             Usage::Indirect => U::STORAGE | U::COPY_SRC | U::COPY_DST | U::INDIRECT,
             Usage::Readback => U::MAP_READ | U::COPY_DST,
+            Usage::Upload => U::MAP_WRITE | U::COPY_SRC,
             Usage::Queries => U::QUERY_RESOLVE | U::COPY_SRC,
         }
     }
@@ -179,7 +182,7 @@ impl Buffer {
             label: Some(label),
             size,
             usage: usage.bits(),
-            mapped_at_creation: false,
+            mapped_at_creation: usage == Usage::Upload,
         });
         let invalid = pollster::block_on(invalid.pop());
         if pollster::block_on(oom.pop()).is_some() {

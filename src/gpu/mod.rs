@@ -19,6 +19,7 @@ mod profiler;
 mod readback;
 mod recorder;
 mod shader;
+mod staging;
 mod sync;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, PowerPreference, list_adapters};
@@ -38,6 +39,7 @@ pub use profile::{OpTime, Profile, ProfileNode, ProfileRow};
 pub use readback::{Gate, Place, ReadbackClass};
 pub use recorder::{BindGroupCache, Encoded, Plan, Recorder, RecorderStats, Submission};
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
+pub use staging::{StagedCopy, StagingRing, StagingSlot};
 
 pub(crate) use kernel::params;
 pub(crate) use sync::{Mutex, MutexGuard};

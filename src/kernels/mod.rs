@@ -30,6 +30,7 @@ mod state_scan;
 mod tensor_stats;
 pub mod variants;
 mod weight;
+mod weight_upload;
 
 use std::sync::LazyLock;
 
@@ -65,7 +66,8 @@ pub use softcap::softcap;
 pub use softmax::softmax;
 pub use state_scan::{MAX_KEY_DIM, ScanInputs, ScanShape, state_scan, state_step};
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
-pub use weight::{ExpertWeight, RowSource, Weight, WeightPart, WeightUploader};
+pub use weight::{ExpertWeight, RowShape, Weight, WeightPart, upload_vector};
+pub use weight_upload::{RowBytes, RowSource, UploadTimes, WeightFill, WeightUploader};
 
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[

@@ -21,12 +21,14 @@ mod verify;
 mod weights;
 
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Instant;
 
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
-use crate::gpu::{Gpu, Phase};
+use crate::gpu::{Gpu, Phase, Scope};
 
-pub use crate::kernels::{KvType, TensorStats};
+pub use crate::kernels::{KvType, TensorStats, UploadTimes};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use fused::LayerFusion;
 pub use kv_blocks::KvExtent;
@@ -68,10 +70,43 @@ pub fn measure(file: &Gguf, spec: &ModelSpec) -> Result<LoadedSizes> {
     })
 }
 
+/// Where the time of loading went. What happens side by side overlaps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadTimes {
+    /// Wall time of filling the weights' buffers.
+    pub fill_ns: u64,
+    /// Where that went.
+    pub upload: UploadTimes,
+    /// Wall time of making them, beside the filling.
+    pub allocate_ns: u64,
+    /// Wall time of [`Engine::prewarm`], after that.
+    pub prewarm_ns: u64,
+}
+
+fn timed<T>(ns: &mut u64, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = work();
+    *ns = started.elapsed().as_nanos() as u64;
+    value
+}
+
+/// Makes what single sequences need, and keeps the pipelines that were compiled. A sequence is opened so that there is a cache to bind; its pages are kept for
+/// the first session.
+fn prepare(engine: &mut Engine, scope: &Scope) -> Result<()> {
+    let sequence = engine.open(engine.options().n_ctx, scope)?;
+    let prepared = engine.prewarm(scope);
+    engine.close(sequence);
+    prepared?;
+    if let Err(e) = engine.gpu().save_pipelines() {
+        log::warn!("compiled pipelines were not kept: {e}");
+    }
+    Ok(())
+}
+
 /// Loads a model's weights and plans its engine. `progress` gets bytes done and bytes in all; an error from it ends the load.
 ///
 /// # Errors
-/// [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming the tensor, [`crate::Error::OutOfMemory`], or what `progress` returned.
+/// As [`load_timed`].
 pub fn load(
     gpu: &Arc<Gpu>,
     file: &Gguf,
@@ -79,6 +114,21 @@ pub fn load(
     options: EngineOptions,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Engine> {
+    load_timed(gpu, file, spec, options, false, progress).map(|(engine, _)| engine)
+}
+
+/// As [`load`], and says where the time went. With `prewarm` everything that single sequences need is made and compiled while weights go up.
+///
+/// # Errors
+/// [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming the tensor, [`crate::Error::OutOfMemory`], or what `progress` returned.
+pub fn load_timed(
+    gpu: &Arc<Gpu>,
+    file: &Gguf,
+    spec: Arc<ModelSpec>,
+    options: EngineOptions,
+    prewarm: bool,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<(Engine, LoadTimes)> {
     let scope = gpu.scope(Phase::Load);
     if spec.learned_positions && options.n_ctx > spec.context_length {
         let (file, n, most) = (file.name(), options.n_ctx, spec.context_length);
@@ -86,6 +136,40 @@ pub fn load(
     }
     kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
-    let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;
-    Engine::new(gpu.clone(), spec, weights, options, &scope)
+    progress(0, plan.file_bytes())?;
+    let allocate = |sender, times: &mut LoadTimes| {
+        timed(&mut times.allocate_ns, || plan.allocate(gpu, &spec, options.n_ctx, &scope, sender))
+    };
+    let finish = |weights, times: &mut LoadTimes| -> Result<Engine> {
+        let mut engine = Engine::new(gpu.clone(), spec.clone(), weights, options, &scope)?;
+        if prewarm {
+            timed(&mut times.prewarm_ns, || prepare(&mut engine, &scope))?;
+        }
+        Ok(engine)
+    };
+    let (sender, unfilled) = channel();
+    let mut times = LoadTimes::default();
+    let mut fill_ns = 0;
+    if gpu.memory().snapshot().budget != 0 {
+        // One after the other: what the upload takes is given back before the rest is made, so that a budget counts what stays.
+        let weights = allocate(sender, &mut times)?;
+        times.upload = timed(&mut times.fill_ns, || plan.fill(&unfilled, gpu, &scope, progress))?;
+        let engine = finish(weights, &mut times)?;
+        return Ok((engine, times));
+    }
+    std::thread::scope(|s| {
+        // Buffers take a while to make, and pipelines to compile: both happen while the weights go up.
+        let preparing = s.spawn(|| -> Result<(Engine, LoadTimes)> {
+            let mut times = LoadTimes::default();
+            let weights = allocate(sender, &mut times)?;
+            Ok((finish(weights, &mut times)?, times))
+        });
+        let filled = timed(&mut fill_ns, || plan.fill(&unfilled, gpu, &scope, progress));
+        // If that failed, no more buffers are made.
+        drop(unfilled);
+        let prepared =
+            preparing.join().unwrap_or_else(|_| Err(Error::Internal("preparing the engine panicked".into())));
+        let upload = filled?;
+        prepared.map(|(engine, times)| (engine, LoadTimes { fill_ns, upload, ..times }))
+    })
 }

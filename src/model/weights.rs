@@ -6,12 +6,12 @@
 #[path = "weights_upload.rs"]
 mod upload;
 
-pub(super) use upload::vector;
+pub(super) use upload::Allocator;
 
 use crate::error::{Error, Result, bail};
 use crate::format::{Gguf, TensorInfo, type_name};
 use crate::gpu::{Buffer, Gpu, Scope};
-use crate::kernels::{ExpertWeight, RowSource, Weight, WeightUploader};
+use crate::kernels::{ExpertWeight, Weight, WeightUploader};
 use crate::model::recurrent::weights::{RecurrentPlan, RecurrentWeights};
 use crate::model::spec::{AttentionSpec, FeedForwardSpec, LayerSpec, Mixer, ModelSpec, QkNorm, RopeDivisors};
 use crate::quant;

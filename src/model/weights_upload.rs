@@ -1,117 +1,144 @@
-//! Weights to the device: what a [`LoadPlan`] lists, read from the file and handed to the uploader.
+//! Weights to the device. What a [`LoadPlan`] lists gets its buffers on one thread, which then plans and compiles everything else, while another fills
+//! them with the file's rows.
 
-use std::borrow::Cow;
+use std::sync::mpsc::{Receiver, Sender};
 
 use super::*;
+use crate::kernels::{RowBytes, RowShape, UploadTimes, WeightFill, upload_vector};
 
-impl<'a> LoadPlan<'a> {
-    /// Uploads everything. `progress` gets the bytes of the file handed over so far and in all; an error from it ends the load.
-    pub(crate) fn upload(
-        &self,
-        gpu: &Gpu,
-        spec: &ModelSpec,
-        n_ctx: u32,
-        scope: &Scope,
-        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
-    ) -> Result<Weights> {
-        let total = self.file_bytes();
-        let mut done = 0;
-        progress(0, total)?;
-        let mut step = |bytes| {
-            done += bytes;
-            progress(done, total)
-        };
-        let mut up = WeightUploader::new(gpu, scope, &mut step);
-        let embedding = self.stack(&mut up, &self.embedding)?;
-        let positions = self.positions.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for l in &self.layers {
-            layers.push(LayerWeights {
-                attn_norm: optional_norm(&mut up, &l.attn_norm)?,
-                qkv: self.stack(&mut up, &l.qkv)?,
-                qk_norm: match &l.qk_norm {
-                    Some([q, k]) => Some([vector(&mut up, q)?, vector(&mut up, k)?]),
-                    None => None,
-                },
-                sinks: l.sinks.as_ref().map(|v| vector(&mut up, v)).transpose()?,
-                recurrent: l.recurrent.as_ref().map(|p| p.upload(&mut up)).transpose()?,
-                attn_out: self.stack(&mut up, &l.attn_out)?,
-                attn_post_norm: optional_norm(&mut up, &l.attn_post_norm)?,
-                ffn_norm: optional_norm(&mut up, &l.ffn_norm)?,
-                feed_forward: self.feed_forward(&mut up, &l.feed_forward)?,
-                ffn_post_norm: optional_norm(&mut up, &l.ffn_post_norm)?,
-            });
-        }
-        let output = self.output.as_ref().map(|s| self.stack(&mut up, s)).transpose()?;
-        let mut angles = Vec::with_capacity(spec.ropes.len());
-        for rope in &spec.ropes {
-            let table = rope.angles(&self.divisors, n_ctx).map_err(|e| e.within(self.file.name()))?;
-            angles.push(up.vector("rope angles", bytemuck::cast_slice(&table.values))?);
-        }
-        let output_norm = norm(&mut up, &self.output_norm)?;
-        up.finish()?;
-        Ok(Weights { embedding, positions, layers, output_norm, output, angles })
+/// A weight whose buffers are there, and the tensors that it is to be filled with.
+pub(crate) struct Unfilled<'p, 'a> {
+    weight: Weight,
+    stack: &'p Stack<'a>,
+}
+
+/// Makes buffers, and says which are to be filled.
+pub(in crate::model) struct Allocator<'g, 'p, 'a> {
+    gpu: &'g Gpu,
+    scope: &'g Scope,
+    file: &'a Gguf,
+    unfilled: Sender<Unfilled<'p, 'a>>,
+}
+
+impl<'p, 'a> Allocator<'_, 'p, 'a> {
+    pub(in crate::model) fn vector(&self, v: &Vector) -> Result<Buffer> {
+        upload_vector(self.gpu, self.scope, &v.name, &v.values)
     }
 
-    fn feed_forward(&self, up: &mut WeightUploader<'_>, p: &FeedForwardPlan<'_>) -> Result<FeedForwardWeights> {
+    fn norm(&self, p: &NormPlan) -> Result<NormWeights> {
+        Ok(NormWeights { w: self.vector(&p.w)?, bias: p.bias.as_ref().map(|b| self.vector(b)).transpose()? })
+    }
+
+    fn optional_norm(&self, p: &Option<NormPlan>) -> Result<Option<NormWeights>> {
+        p.as_ref().map(|p| self.norm(p)).transpose()
+    }
+
+    fn stack(&self, s: &'p Stack<'a>) -> Result<Weight> {
+        let shape = |m: &'p Member<'a>| RowShape { format: m.format, rows: m.rows, bias: m.bias.as_deref() };
+        let shapes: Vec<_> = s.members.iter().map(shape).collect();
+        let weight = Weight::allocate(self.gpu, self.scope, &s.name, s.k, s.n_expert.unwrap_or(1), &shapes)
+            .map_err(|e| e.within(self.file.name()))?;
+        match self.unfilled.send(Unfilled { weight: weight.clone(), stack: s }) {
+            Ok(()) => Ok(weight),
+            // The other thread has the reason.
+            Err(_) => bail!(Cancelled, "filling the weights has ended"),
+        }
+    }
+
+    fn experts(&self, s: &'p Stack<'a>) -> Result<ExpertWeight> {
+        Ok(ExpertWeight::of(self.stack(s)?, s.n_expert.unwrap_or(1)))
+    }
+
+    fn layer(&self, l: &'p LayerPlan<'a>) -> Result<LayerWeights> {
+        Ok(LayerWeights {
+            attn_norm: self.optional_norm(&l.attn_norm)?,
+            qkv: self.stack(&l.qkv)?,
+            qk_norm: match &l.qk_norm {
+                Some([q, k]) => Some([self.vector(q)?, self.vector(k)?]),
+                None => None,
+            },
+            sinks: l.sinks.as_ref().map(|v| self.vector(v)).transpose()?,
+            recurrent: l.recurrent.as_ref().map(|p| p.upload(self)).transpose()?,
+            attn_out: self.stack(&l.attn_out)?,
+            attn_post_norm: self.optional_norm(&l.attn_post_norm)?,
+            ffn_norm: self.optional_norm(&l.ffn_norm)?,
+            feed_forward: self.feed_forward(&l.feed_forward)?,
+            ffn_post_norm: self.optional_norm(&l.ffn_post_norm)?,
+        })
+    }
+
+    fn feed_forward(&self, p: &'p FeedForwardPlan<'a>) -> Result<FeedForwardWeights> {
         let Some(router) = &p.router else {
-            return Ok(FeedForwardWeights::Dense { up: self.stack(up, &p.gate_up)?, down: self.stack(up, &p.down)? });
+            return Ok(FeedForwardWeights::Dense { up: self.stack(&p.gate_up)?, down: self.stack(&p.down)? });
         };
         Ok(FeedForwardWeights::Experts(Box::new(ExpertsWeights {
-            router: self.stack(up, router)?,
-            gate_up: self.experts(up, &p.gate_up)?,
-            down: self.experts(up, &p.down)?,
+            router: self.stack(router)?,
+            gate_up: self.experts(&p.gate_up)?,
+            down: self.experts(&p.down)?,
             shared: match &p.shared {
                 Some(s) => Some(SharedWeights {
-                    gate: s.gate.as_ref().map(|gate| self.stack(up, gate)).transpose()?,
-                    gate_up: self.stack(up, &s.gate_up)?,
-                    down: self.stack(up, &s.down)?,
+                    gate: s.gate.as_ref().map(|gate| self.stack(gate)).transpose()?,
+                    gate_up: self.stack(&s.gate_up)?,
+                    down: self.stack(&s.down)?,
                 }),
                 None => None,
             },
         })))
     }
+}
 
-    /// The bytes of a stack's members.
-    fn data(&self, s: &Stack<'_>) -> Vec<Cow<'a, [u8]>> {
-        s.members.iter().map(|m| self.file.data(m.info)).collect()
+impl<'a> LoadPlan<'a> {
+    /// Makes all buffers, and fills those of vectors. The matrices go to `unfilled`, for [`LoadPlan::fill`].
+    pub(crate) fn allocate<'p>(
+        &'p self,
+        gpu: &Gpu,
+        spec: &ModelSpec,
+        n_ctx: u32,
+        scope: &Scope,
+        unfilled: Sender<Unfilled<'p, 'a>>,
+    ) -> Result<Weights> {
+        let to = Allocator { gpu, scope, file: self.file, unfilled };
+        let embedding = to.stack(&self.embedding)?;
+        let positions = self.positions.as_ref().map(|s| to.stack(s)).transpose()?;
+        let layers = self.layers.iter().map(|l| to.layer(l)).collect::<Result<_>>()?;
+        let output = self.output.as_ref().map(|s| to.stack(s)).transpose()?;
+        let mut angles = Vec::with_capacity(spec.ropes.len());
+        for rope in &spec.ropes {
+            let table = rope.angles(&self.divisors, n_ctx).map_err(|e| e.within(self.file.name()))?;
+            angles.push(upload_vector(gpu, scope, "rope angles", bytemuck::cast_slice(&table.values))?);
+        }
+        let output_norm = to.norm(&self.output_norm)?;
+        Ok(Weights { embedding, positions, layers, output_norm, output, angles })
     }
 
-    fn stack(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<Weight> {
-        up.upload(&s.name, s.k, &sources(s, &self.data(s))).map_err(|e| self.blame(e))
-    }
-
-    fn experts(&self, up: &mut WeightUploader<'_>, s: &Stack<'_>) -> Result<ExpertWeight> {
-        up.upload_experts(&s.name, s.k, s.n_expert.unwrap_or(1), &sources(s, &self.data(s))).map_err(|e| self.blame(e))
-    }
-
-    /// Names the file in an error of uploading.
-    fn blame(&self, e: Error) -> Error {
-        match e {
+    /// Uploads the matrices that come, until no more can. `progress` gets the bytes of the file handed over so far and in all; an error from it ends the load.
+    pub(crate) fn fill(
+        &self,
+        unfilled: &Receiver<Unfilled<'_, 'a>>,
+        gpu: &Gpu,
+        scope: &Scope,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<UploadTimes> {
+        let total = self.file_bytes();
+        let mut done = 0;
+        let mut step = |bytes| {
+            done += bytes;
+            progress(done, total)
+        };
+        let rows = |s: &Stack<'a>, m: &Member<'a>| RowBytes {
+            rows: m.rows,
+            bytes: self.file.data(m.info),
+            from: m.format.row_bytes(s.k as usize) * m.first as usize,
+        };
+        let mut fills = unfilled.iter().map(|Unfilled { weight, stack }| {
+            let rows = stack.members.iter().map(|m| rows(stack, m)).collect();
+            WeightFill::new(&weight, stack.n_expert.unwrap_or(1), rows)
+        });
+        let mut up = WeightUploader::new(gpu, scope, &mut step);
+        up.fill(total, &mut fills).and_then(|()| up.finish()).map_err(|e| match e {
             // What the progress callback returned is the caller's own word.
             Error::Cancelled(_) => e,
             e => e.within(self.file.name()),
-        }
+        })
     }
-}
-
-fn sources<'s>(s: &'s Stack<'_>, data: &'s [Cow<'_, [u8]>]) -> Vec<RowSource<'s>> {
-    let source = |(m, data): (&'s Member<'_>, &'s Cow<'_, [u8]>)| {
-        let from = m.format.row_bytes(s.k as usize) * m.first as usize;
-        let data = &data[from..from + s.bytes(m) as usize];
-        RowSource { format: m.format, rows: m.rows, data, bias: m.bias.as_deref() }
-    };
-    s.members.iter().zip(data).map(source).collect()
-}
-
-pub(in crate::model) fn vector(up: &mut WeightUploader<'_>, v: &Vector) -> Result<Buffer> {
-    up.vector(&v.name, &v.values)
-}
-
-fn norm(up: &mut WeightUploader<'_>, p: &NormPlan) -> Result<NormWeights> {
-    Ok(NormWeights { w: vector(up, &p.w)?, bias: p.bias.as_ref().map(|b| vector(up, b)).transpose()? })
-}
-
-fn optional_norm(up: &mut WeightUploader<'_>, p: &Option<NormPlan>) -> Result<Option<NormWeights>> {
-    p.as_ref().map(|p| norm(up, p)).transpose()
 }

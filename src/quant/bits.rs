@@ -12,6 +12,7 @@
 pub(super) const BLOCKS: usize = 8;
 
 /// 32 bytes as words.
+#[inline]
 pub(super) fn words(bytes: &[u8]) -> [u32; 8] {
     let mut out = [0; 8];
     for (w, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
@@ -21,6 +22,7 @@ pub(super) fn words(bytes: &[u8]) -> [u32; 8] {
 }
 
 /// Writes words in the order of the device, as many as `dst` holds.
+#[inline]
 pub(super) fn put(dst: &mut [u8], words: &[u32]) {
     for (d, w) in dst.chunks_exact_mut(4).zip(words) {
         d.copy_from_slice(&w.to_le_bytes());
@@ -28,23 +30,27 @@ pub(super) fn put(dst: &mut [u8], words: &[u32]) {
 }
 
 /// The nibbles of a block: 4 bits at `shift` of each of 32 bytes.
+#[inline]
 pub(super) fn nibbles(w: &[u32; 8], shift: usize) -> [u32; 4] {
     let part = |i: usize| (w[i] >> shift) & 0x0f0f_0f0f;
     [0, 1, 2, 3].map(|i| part(i) | part(i + 4) << 4)
 }
 
 /// The pairs of a block: 2 bits at `shift` of each of 32 bytes.
+#[inline]
 pub(super) fn pairs(w: &[u32; 8], shift: usize) -> [u32; 2] {
     let part = |i: usize, c: usize| ((w[i] >> shift) & 0x0303_0303) << (2 * c);
     [0, 4].map(|h| (0..4).fold(0, |sum, c| sum | part(h + c, c)))
 }
 
 /// The single bits of a block: the bit at `shift` of each of 32 bytes.
+#[inline]
 pub(super) fn bits(w: &[u32; 8], shift: usize) -> u32 {
     (0..8).fold(0, |sum, c| sum | ((w[c] >> shift) & 0x0101_0101) << c)
 }
 
 /// The single bits of a block whose weight `i` has bit `i` of `word`.
+#[inline]
 pub(super) fn spread(word: u32) -> u32 {
     // The product puts bit e of a nibble at bit 8e (and elsewhere).
     (0..8).fold(0, |sum, c| sum | (((word >> (4 * c)) & 15).wrapping_mul(0x0020_4081) & 0x0101_0101) << c)

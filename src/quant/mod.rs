@@ -146,6 +146,7 @@ impl Format {
 }
 
 /// The f16 with these bytes, little-endian.
+#[inline]
 fn half(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32()
 }

@@ -14,6 +14,7 @@ pub(super) type Pairs = [(u8, u8); BLOCKS];
 
 /// Scales and minimums of Q4_K and Q5_K: the first four pairs are the low 6 bits of bytes `j` and `j + 4`; of the others the low
 /// 4 bits share byte `j + 8`, and the high 2 stand above the numbers of the first four.
+#[inline]
 pub(super) fn scales_and_mins(p: &[u8; 12]) -> Pairs {
     std::array::from_fn(|j| match j {
         0..4 => (p[j] & 63, p[j + 4] & 63),
@@ -23,12 +24,14 @@ pub(super) fn scales_and_mins(p: &[u8; 12]) -> Pairs {
 
 /// The 16 scales of Q3_K, two a block: scale `i` has its low 4 bits in byte `i % 8` (the first eight scales
 /// low in it), its high 2 at bit `2 · (i / 4)` of byte `8 + i % 4`.
+#[inline]
 pub(super) fn scales_of_q3(p: &[u8; 12]) -> Pairs {
     let scale = |i: usize| (p[i % 8] >> (i / 8 * 4)) & 15 | ((p[8 + i % 4] >> (i / 4 * 2)) & 3) << 4;
     std::array::from_fn(|j| (scale(2 * j), scale(2 * j + 1)))
 }
 
 /// The four words of the device; `first` is the super-block's own scale or scales.
+#[inline]
 pub(super) fn pack(first: u32, pairs: &Pairs) -> [u32; 4] {
     let mut out = [first, 0, 0, 0];
     for (j, &(a, b)) in pairs.iter().enumerate() {

@@ -28,4 +28,4 @@ pub use generation::{FinishReason, Generated, TokenEvent};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, ModelOptions, SessionOptions};
 pub use state::{CancelHandle, Session};
-pub use stats::{ContextStats, ModelStats, SessionStats, Timings};
+pub use stats::{ContextStats, LoadStats, ModelStats, SessionStats, Timings};

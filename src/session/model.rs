@@ -16,7 +16,7 @@ use crate::session::context::Context;
 use crate::session::file;
 use crate::session::options::{ModelOptions, SessionOptions};
 use crate::session::state::Session;
-use crate::session::stats::ModelStats;
+use crate::session::stats::{LoadStats, ModelStats};
 use crate::text::{ChatTemplate, Markers, Tokenizer, Vocab};
 
 /// Contexts are not made longer than this unless asked for: the trained length of some files would take all memory.
@@ -37,6 +37,7 @@ pub(super) struct Inner {
     /// Of the file's tensors: snapshots belong to one set of weights.
     pub(super) fingerprint: u64,
     load_ns: u64,
+    load: LoadStats,
 }
 
 impl Inner {
@@ -181,19 +182,26 @@ impl Model {
         if n_ctx > 1 << 22 || chunk > 1 << 14 {
             bail!(InvalidArgument, "n_ctx {n_ctx} and prefill_chunk {chunk}: at most 4194304 and 16384");
         }
+        let mut load = LoadStats { open_ns: started.elapsed().as_nanos() as u64, ..Default::default() };
         let (kv_type, exact) = (options.kv_type, options.exact);
         let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact, fusion: options.fusion };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
-            let indexing = s.spawn(|| match vocab {
-                Some(vocab) => Tokenizer::new(vocab).map_err(|e| e.within(file.name())),
-                None => file::folder_tokenizer(path),
+            let indexing = s.spawn(|| {
+                let started = Instant::now();
+                let tokenizer = match vocab {
+                    Some(vocab) => Tokenizer::new(vocab).map_err(|e| e.within(file.name())),
+                    None => file::folder_tokenizer(path),
+                };
+                Ok((tokenizer?, started.elapsed().as_nanos() as u64))
             });
-            let engine = Self::load_engine(context, &file, &spec, engine_options, options.prewarm, progress);
+            let engine =
+                model::load_timed(context.gpu(), &file, spec.clone(), engine_options, options.prewarm, progress);
             let tokenizer = indexing.join().unwrap_or_else(|_| Err(Error::Internal("the tokenizer panicked".into())));
             (tokenizer, engine)
         });
-        let (engine, tokenizer) = (engine?, tokenizer?);
+        let ((engine, weights), (tokenizer, vocabulary_ns)) = (engine?, tokenizer?);
+        (load.weights, load.vocabulary_ns) = (weights, vocabulary_ns);
         too_many(tokenizer.vocab_size())?;
         Ok(Self(Arc::new(Inner {
             context: context.clone(),
@@ -205,28 +213,9 @@ impl Model {
             sizes,
             fingerprint: fingerprint(&file),
             load_ns: started.elapsed().as_nanos() as u64,
+            load,
             spec,
         })))
-    }
-
-    fn load_engine(
-        context: &Context,
-        file: &Gguf,
-        spec: &Arc<ModelSpec>,
-        options: EngineOptions,
-        prewarm: bool,
-        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
-    ) -> Result<Engine> {
-        let mut engine = model::load(context.gpu(), file, spec.clone(), options, progress)?;
-        if prewarm {
-            let scope = context.gpu().scope(Phase::Load);
-            // A sequence is opened so that there is a cache to bind; its pages are kept for the first session.
-            let sequence = engine.open(options.n_ctx, &scope)?;
-            let prepared = engine.prewarm(&scope);
-            engine.close(sequence);
-            prepared?;
-        }
-        Ok(engine)
     }
 
     /// The context it was loaded into.
@@ -268,7 +257,7 @@ impl Model {
     pub fn stats(&self) -> ModelStats {
         let engine = self.0.engine.lock();
         let (kv, recurrent) = (engine.kv_stats(), engine.recurrent_stats());
-        ModelStats { load_ns: self.0.load_ns, file_bytes: self.0.sizes.file_bytes, kv, recurrent }
+        ModelStats { load_ns: self.0.load_ns, load: self.0.load, file_bytes: self.0.sizes.file_bytes, kv, recurrent }
     }
 
     /// The chat template of the file.

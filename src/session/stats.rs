@@ -1,7 +1,7 @@
 //! What things cost, as plain structures.
 
 use crate::gpu::{CounterSnapshot, Guard, MemorySnapshot, PipelineCacheStats, PoolLabelStats, PoolStats, SubmitStats};
-use crate::model::{KvStats, RecurrentStats};
+use crate::model::{KvStats, LoadTimes, RecurrentStats};
 use crate::session::state::Session;
 
 /// A context's counters and memory.
@@ -27,11 +27,24 @@ pub struct ContextStats {
     pub guard: Guard,
 }
 
+/// Where the wall time of loading went. What happens side by side overlaps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadStats {
+    /// Opening the file: its metadata, the spec, the measuring of its tensors.
+    pub open_ns: u64,
+    /// Indexing the vocabulary, beside everything that follows.
+    pub vocabulary_ns: u64,
+    /// Weights and pipelines.
+    pub weights: LoadTimes,
+}
+
 /// What loading a model cost and what it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelStats {
     /// Wall time of loading.
     pub load_ns: u64,
+    /// Where it went.
+    pub load: LoadStats,
     /// Bytes of weights in the file.
     pub file_bytes: u64,
     /// The KV cache.

@@ -7,7 +7,7 @@ use crate::gpu::{
     SubmitStats,
 };
 use crate::model::{KvStats, KvType, RecurrentStats};
-use crate::session::stats::{ContextStats, SessionStats};
+use crate::session::stats::{ContextStats, ModelStats, SessionStats};
 
 fn ms(ns: u64) -> f64 {
     ns as f64 / 1e6
@@ -254,5 +254,29 @@ impl KvStats {
             );
         }
         out
+    }
+}
+
+impl ModelStats {
+    /// Where the time of loading went, in a few lines.
+    pub fn load_summary(&self) -> String {
+        let (l, w, up) = (&self.load, &self.load.weights, &self.load.weights.upload);
+        format!(
+            "loaded in {:.0} ms: file opened {:.0}, {} bytes of weights {:.0} ({:.2} GB/s); beside them vocabulary {:.0}, buffers {:.0}, pipelines {:.0}\n\
+             weights on {} threads, CPU ms of all: repack {:.0}, write {:.0}; the loading thread's: submit {:.0}, wait for the device {:.0}\n",
+            ms(self.load_ns),
+            ms(l.open_ns),
+            self.file_bytes,
+            ms(w.fill_ns),
+            self.file_bytes as f64 / w.fill_ns.max(1) as f64,
+            ms(l.vocabulary_ns),
+            ms(w.allocate_ns),
+            ms(w.prewarm_ns),
+            up.threads,
+            ms(up.repack_ns),
+            ms(up.write_ns),
+            ms(up.submit_ns),
+            ms(up.wait_ns),
+        )
     }
 }

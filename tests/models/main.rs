@@ -1,5 +1,6 @@
 //! Whole models against outsiders: reference logits, greedy tokens and perplexities.
 
+mod after_load;
 mod batch;
 mod budgets;
 mod common;

@@ -104,7 +104,7 @@ fn workloads(args: &Args, context: u32) -> Vec<Workload> {
 }
 
 /// Ids that depend on nothing but the vocabulary: a fixed walk over its ordinary tokens.
-fn prompt_ids(model: &Model, n: u32) -> Vec<u32> {
+pub(super) fn prompt_ids(model: &Model, n: u32) -> Vec<u32> {
     let tokenizer = model.tokenizer();
     let vocab = tokenizer.vocab_size() as u32;
     let mut state = 1u32;

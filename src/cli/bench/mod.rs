@@ -5,6 +5,7 @@ mod copy;
 pub(super) mod inference;
 mod kernel_cases;
 pub(super) mod kernels;
+pub(super) mod load;
 mod plot;
 mod recurrent_cases;
 mod results;

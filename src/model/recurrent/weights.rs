@@ -2,9 +2,9 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::Buffer;
-use crate::kernels::{ScanShape, WeightUploader};
+use crate::kernels::ScanShape;
 use crate::model::recurrent::{RecurrentSpec, ScanRule, ScanSpec};
-use crate::model::weights::{Finder, Stack, Vector, vector};
+use crate::model::weights::{Allocator, Finder, Stack, Vector};
 
 /// Of one layer, beside the two products.
 #[derive(Debug)]
@@ -40,15 +40,15 @@ struct ScanPlan {
 }
 
 impl RecurrentPlan {
-    pub(crate) fn upload(&self, up: &mut WeightUploader<'_>) -> Result<RecurrentWeights> {
+    pub(crate) fn upload(&self, to: &Allocator<'_, '_, '_>) -> Result<RecurrentWeights> {
         Ok(RecurrentWeights {
-            conv: vector(up, &self.conv)?,
-            conv_bias: self.conv_bias.as_ref().map(|b| vector(up, b)).transpose()?,
+            conv: to.vector(&self.conv)?,
+            conv_bias: self.conv_bias.as_ref().map(|b| to.vector(b)).transpose()?,
             scan: match &self.scan {
                 Some(s) => Some(ScanWeights {
-                    heads: vector(up, &s.heads)?,
-                    norm: vector(up, &s.norm)?,
-                    lengths: [vector(up, &s.lengths[0])?, vector(up, &s.lengths[1])?],
+                    heads: to.vector(&s.heads)?,
+                    norm: to.vector(&s.norm)?,
+                    lengths: [to.vector(&s.lengths[0])?, to.vector(&s.lengths[1])?],
                 }),
                 None => None,
             },

@@ -52,6 +52,8 @@ int main(int argc, char **argv) {
     loaded.struct_size = sizeof loaded;
     OK(doppler_model_get_stats(model, &loaded));
     REQUIRE(loaded.load_ns > 0 && loaded.file_bytes == info.file_bytes && loaded.kv_block_tokens > 0);
+    REQUIRE(loaded.load_open_ns > 0 && loaded.load_weights_ns > 0 && loaded.load_repack_ns > 0);
+    REQUIRE(loaded.load_vocabulary_ns > 0 && loaded.load_prewarm_ns > 0 && loaded.load_prewarm_ns <= loaded.load_ns);
 
     session = open_session(model);
     ask(session, "Who are you?");
