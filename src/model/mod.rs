@@ -17,6 +17,7 @@ mod sequence;
 mod slots;
 mod spec;
 mod verify;
+mod verify_draft;
 mod weights;
 
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub use spec::{
     RopeDivisors, RopeScaling, RopeSpec, ScanRule, ScanSpec,
 };
 pub use verify::{TensorCheck, verify_weights};
+pub(crate) use verify_draft::LEAD;
+pub use verify_draft::{DraftRole, MAX_DRAFT};
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
