@@ -26,8 +26,7 @@ pub(crate) enum Batch {
     Run,
     /// Each row at its own slot and position: a decode step.
     Rows,
-    /// One sequence, consecutive positions, at most four of them, each computed as a decode step computes its row, bit for bit: drafted tokens
-    /// that are verified.
+    /// One sequence, at most four positions, each computed as a decode step computes its row, bit for bit: drafted tokens that are verified.
     Drafts,
 }
 

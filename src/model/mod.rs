@@ -39,7 +39,6 @@ pub use spec::{
     RopeDivisors, RopeScaling, RopeSpec, ScanRule, ScanSpec,
 };
 pub use verify::{TensorCheck, verify_weights};
-pub(crate) use verify_draft::LEAD;
 pub use verify_draft::{DraftRole, MAX_DRAFT};
 
 /// What was loaded.

@@ -29,8 +29,9 @@ pub const MAX_DRAFT: u32 = LOGIT_ROWS - 1;
 /// Rows that are evaluated together: as many as take the products of few rows.
 const ROWS: u32 = TILE_FROM - 1;
 
-/// Tokens before the first draft that a draft model may not know yet: with more it evaluates a piece of prompt first.
-pub(crate) const LEAD: u32 = 2;
+/// Tokens before the first draft that a drafting sequence may not know yet: with more it evaluates a piece of prompt first. After drafts that were
+/// all right it knows neither the last of them nor what was drawn behind it.
+const LEAD: u32 = 2;
 
 /// One submit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(super) struct Drafts {
     drafts: bool,
     /// Rows evaluated and drawn, by their number and whether logits are changed before.
     verify: HashMap<(u32, bool), Arc<Plan>>,
-    /// [`LEAD`] rows, and a draw from the last.
+    /// [`LEAD`] rows, and a draw from the first, which is the latest.
     lead: HashMap<bool, Arc<Plan>>,
     /// The last job's commands once more, encoded while the device was busy with it.
     ahead: Option<(Job, Encoded)>,
@@ -123,9 +124,14 @@ impl Engine {
 
     fn record_lead(&self, r: &mut Recorder<'_>, penalties: bool) -> Result<()> {
         let forward = self.forward(None);
-        forward.body(r, LEAD, Batch::Drafts)?;
-        forward.logits(r, LEAD - 1, 1, false)?;
-        forward.sample(r, 1, self.scratch.tail_rows.whole(), penalties)
+        let ready = forward.body(r, LEAD, Batch::Drafts)?;
+        forward.logits(r, 0, 1, ready)?;
+        forward.sample(r, 1, self.scratch.row_data.whole(), penalties)
+    }
+
+    /// Tokens that [`Engine::draft`] may be given.
+    pub(crate) fn lead(&self) -> u32 {
+        LEAD.min(self.rows_together())
     }
 
     /// Records, for a survey of pipelines, what is expected.
@@ -135,7 +141,7 @@ impl Engine {
                 self.forward(None).decode_step(survey, 1, penalties, Batch::Drafts)?;
                 (1..=self.rows_together()).try_for_each(|n| self.record_verify(survey, n, penalties))?;
             }
-            if self.drafts.drafts && self.rows_together() >= LEAD {
+            if self.drafts.drafts && self.lead() == LEAD {
                 self.record_lead(survey, penalties)?;
             }
         }
@@ -149,7 +155,7 @@ impl Engine {
                 self.decode_plan(1, penalties, Batch::Drafts, scope)?;
                 (1..=self.rows_together()).try_for_each(|n| self.verify_plan(n, penalties, scope).map(drop))?;
             }
-            if self.drafts.drafts && self.rows_together() >= LEAD {
+            if self.drafts.drafts && self.lead() == LEAD {
                 self.lead_plan(penalties, scope)?;
             }
         }
@@ -304,8 +310,8 @@ impl Engine {
         Ok(drawn)
     }
 
-    /// Drafts in one submit and one readback: draws `n` tokens, as the sequence was configured, after the one or two `tokens` (of [`LEAD`]) at
-    /// positions from `pos` on, which are the first that are not in the cache. Afterwards all but the last drawn are.
+    /// Drafts in one submit and one readback: draws `n` tokens, as the sequence was configured, after one or two `tokens` at positions from `pos` on, which
+    /// are the first that are not in the cache. Afterwards all but the last drawn are.
     ///
     /// # Errors
     /// As [`Engine::verify`].
@@ -318,24 +324,23 @@ impl Engine {
         scope: &Scope,
     ) -> Result<Vec<u32>> {
         let known = tokens.len() as u32;
-        let (Some(&token), true) =
-            (tokens.last(), known <= LEAD.min(self.rows_together()) && (1..=MAX_DRAFT).contains(&n))
-        else {
+        let (Some(&token), true) = (tokens.last(), known <= self.lead() && (1..=MAX_DRAFT).contains(&n)) else {
             bail!(InvalidArgument, "drafting {n} tokens after {known}");
         };
         self.check_tokens(sequence, tokens)?;
         self.gpu.gate(&DRAFTED, scope)?;
-        self.reserve(sequence, pos..pos + known + n - 1, false, scope)?;
-        let rows: Vec<Row> = (pos..pos + known).map(|pos| Row { slot: sequence.slot, pos }).collect();
-        let last = Row { slot: sequence.slot, pos: pos + known - 1 };
+        // After a fork the sequence may share the block that it writes to: no prompt has seen to that.
+        self.reserve(sequence, pos..pos + known + n - 1, true, scope)?;
         if known > 1 {
-            self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(tokens), scope)?;
+            // The latest first: it is drawn from.
+            let rows: Vec<Row> = (pos..pos + known).rev().map(|pos| Row { slot: sequence.slot, pos }).collect();
+            let inputs: Vec<u32> = tokens.iter().rev().copied().collect();
+            self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(&inputs), scope)?;
             self.gpu.upload(self.scratch.row_data.whole(), bytemuck::cast_slice(&rows), scope)?;
-            self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
         }
         self.slots.set_history(&self.gpu, sequence.slot, pos, tokens, scope)?;
         // Nothing stops a draft: what is drawn after an end is not accepted.
-        let state = SeqState { token, pos: last.pos, limit: u32::MAX, stop: 0, n_stop: 0, pad: [0; 3] };
+        let state = SeqState { token, pos: pos + known - 1, limit: u32::MAX, stop: 0, n_stop: 0, pad: [0; 3] };
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.seat(vec![sequence.slot], scope)?;
         let job = Job::Draft { lead: known > 1, tokens: n, penalties: sequence.penalties };

@@ -18,11 +18,10 @@ fn logits(engine: &Engine, rows: u32, scope: &Scope) -> Vec<u32> {
     bytemuck::pod_collect_to_vec(&raw)
 }
 
+/// A sequence after a prompt, and what was drawn then.
 fn begin(engine: &mut Engine, prompt: &[u32], options: &SamplingOptions, scope: &Scope) -> (Sequence, u32) {
     let mut sequence = engine.open(engine.options.n_ctx, scope).unwrap();
-    engine.expect_drafts(&mut sequence, DraftRole::Verifies).unwrap();
     engine.configure(&mut sequence, options, &[], scope).unwrap();
-    engine.prewarm(scope).unwrap();
     for (i, piece) in prompt[..prompt.len() - 1].chunks(engine.options.chunk as usize).enumerate() {
         engine.prefill(&mut sequence, piece, i as u32 * engine.options.chunk, scope).unwrap();
     }
@@ -44,7 +43,7 @@ fn check(gpu: &Arc<Gpu>, file: &Path, prompt: usize, how: (KvType, bool, u32), s
     let prompt: Vec<u32> = (0..prompt as u32).map(|i| 3 + i * 37 % (spec.n_vocab - 3)).collect();
     let (mut plain, first) = begin(&mut engine, &prompt, sampling, &scope);
     let (start, mut drawn, mut rows) = (prompt.len() as u32, vec![first], Vec::new());
-    for i in 0..MAX_DRAFT + 1 {
+    for i in 0..MAX_DRAFT + 3 {
         let step = engine.decode(&mut [&mut plain], &[start + i], 1, 0, &scope).unwrap();
         drawn.push(step[0][0].unwrap().token);
         rows.push(logits(&engine, 1, &scope));
@@ -52,8 +51,10 @@ fn check(gpu: &Arc<Gpu>, file: &Path, prompt: usize, how: (KvType, bool, u32), s
     engine.close(plain);
     let (mut sequence, again) = begin(&mut engine, &prompt, sampling, &scope);
     assert_eq!(again, first, "{what}");
+    assert!(engine.verify(&mut sequence, &drawn[..2], start, 511, &scope).is_err(), "not without being asked for");
+    engine.expect_drafts(&mut sequence, DraftRole::Verifies).unwrap();
     for n in 2..=MAX_DRAFT as usize + 1 {
-        // Wrong drafts first: they leave nothing behind. The text's own tokens are wrong ones but the first, if that.
+        // Wrong drafts first: they leave nothing behind.
         let mut wrong = drawn[..n].to_vec();
         wrong[1..].iter_mut().for_each(|t| *t = (*t + 1) % spec.n_vocab);
         let got = engine.verify(&mut sequence, &wrong, start, 511, &scope).unwrap();
@@ -71,10 +72,10 @@ fn check(gpu: &Arc<Gpu>, file: &Path, prompt: usize, how: (KvType, bool, u32), s
     // Plain steps go on from what was verified.
     let end = start + MAX_DRAFT + 1;
     let next = engine.decode(&mut [&mut sequence], &[end], 2, 0, &scope).unwrap();
-    engine.truncate(&mut sequence, start);
+    let next: Vec<u32> = next.concat().iter().map(|d| d.unwrap().token).collect();
+    assert_eq!(next, drawn[end as usize - start as usize + 1..], "{what}: plain steps behind");
     engine.close(sequence);
-    let prompt: Vec<u32> = prompt.iter().chain(&drawn[..drawn.len() - 1]).copied().collect();
-    assert!(next[0][0].is_some() && next[1][0].is_some() && prompt.len() as u32 == end, "{what}");
+    println!("same bits: {what}");
 }
 
 fn device(features: Features) -> Option<Arc<Gpu>> {
@@ -106,10 +107,10 @@ fn random() -> SamplingOptions {
 fn verified_rows_have_the_bits_of_decode_steps() {
     let Some(gpu) = device(Features::ALL) else { return };
     let hearth = root().join("assets/hearth-5m-Q8_0.gguf");
-    for kv in [KvType::F16, KvType::Q8, KvType::F32] {
-        check(&gpu, &hearth, 75, (kv, false, 64), &greedy());
-        check(&gpu, &hearth, 20, (kv, true, 3), &random());
-    }
+    check(&gpu, &hearth, 75, (KvType::F16, false, 64), &greedy());
+    check(&gpu, &hearth, 75, (KvType::Q8, false, 64), &random());
+    // Groups of three rows.
+    check(&gpu, &hearth, 20, (KvType::F32, true, 3), &random());
     let Some(gpu) = device(Features { subgroups: false, immediates: false, ..Features::ALL }) else { return };
     check(&gpu, &hearth, 75, (KvType::F16, false, 64), &random());
 }
@@ -124,8 +125,7 @@ fn verified_rows_have_the_bits_of_decode_steps_in_every_family() {
             println!("skipped: ../shared/golden/{family} is absent");
             return;
         }
-        check(&gpu, &file, 150, (KvType::F16, false, 64), &greedy());
-        check(&gpu, &file, 5, (KvType::F32, false, 64), &random());
+        check(&gpu, &file, 150, (KvType::F16, false, 64), &random());
     }
 }
 

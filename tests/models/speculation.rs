@@ -109,6 +109,8 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
                 for k in [1, 3, 7, 15] {
                     let found = check(fixed(lookup(1, 3), k), 1);
                     assert!(found.accepted <= found.drafted && found.drafted > 0, "{name}: {found:?}");
+                }
+                for k in [3, 15] {
                     let found = check(fixed(DraftSource::Model(other.clone()), k), 1);
                     println!("{name}, prompt {p}, {k} drafts of a worse model: {found:?}");
                 }
@@ -226,7 +228,7 @@ fn ends_are_those_of_plain_decoding() {
         assert_eq!(seen[2].1.stop_string, Some(1));
         seen.push(heard(&mut s, &greedy(9), 0));
         // The callback, at every place; and on from there.
-        for n in 1..12 {
+        for n in [1, 2, 3, 5, 8, 11] {
             let mut s = ask(0, how, question);
             seen.push(heard(&mut s, &greedy(20), n));
             assert_eq!(seen.last().expect("one").1.reason, FinishReason::Callback);
@@ -242,7 +244,7 @@ fn ends_are_those_of_plain_decoding() {
                 (FinishReason::ContextFull, full + room)
             );
         }
-        for n in 1..7 {
+        for n in [1, 2, 4, 5] {
             seen.push(heard(&mut ask(0, how, question), &greedy(n), 0));
         }
         all.push(seen);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, bail};
 use crate::gpu::{Counters, Guard, Phase};
-use crate::model::{DraftRole, LEAD};
+use crate::model::DraftRole;
 use crate::sample::SamplingOptions;
 use crate::session::model::Model;
 use crate::session::options::SessionOptions;
@@ -35,6 +35,8 @@ fn check_vocabularies(target: &Model, draft: &Model) -> Result<()> {
 pub(super) struct ModelDrafter {
     /// Its tokens are the target's, and at most drafts behind them.
     session: Session,
+    /// Tokens before a draft that may be missing in its cache.
+    lead: usize,
 }
 
 impl ModelDrafter {
@@ -53,8 +55,9 @@ impl ModelDrafter {
         let mut engine = session.model.0.engine.lock();
         engine.expect_drafts(sequence, DraftRole::Drafts)?;
         engine.configure(sequence, &SamplingOptions::greedy(), &[], &scope)?;
+        let lead = engine.lead() as usize;
         drop(engine);
-        Ok(Self { session })
+        Ok(Self { session, lead })
     }
 
     /// Brings the session's tokens to `tokens`, keeping what is evaluated of them but for the last, which is drawn from. False if they do not
@@ -78,14 +81,14 @@ impl ModelDrafter {
 
 impl Drafter for ModelDrafter {
     fn prepare(&mut self, tokens: &[u32], guard: Guard) -> Result<bool> {
-        if !self.follow(tokens) || self.missing() <= LEAD as usize {
+        if !self.follow(tokens) || self.missing() <= self.lead {
             return Ok(true);
         }
         self.session.guard = Some(guard);
         let chunk = self.session.model.0.options_chunk() as usize;
         let keep = (self.missing() - 1).saturating_sub(chunk) + 1;
         self.session.catch_up(keep)?;
-        Ok(self.missing() <= LEAD as usize)
+        Ok(self.missing() <= self.lead)
     }
 
     fn draft(&mut self, tokens: &[u32], most: u32, guard: Guard, drafts: &mut Vec<u32>) -> Result<()> {
