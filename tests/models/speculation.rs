@@ -93,7 +93,7 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
                 let mut plain = open(&model, 0, 1, None);
                 plain.append_tokens(&prompt).unwrap();
                 let want = run(&mut plain, &options).tokens;
-                let mut check = |how: Speculation, per_submit: u32| -> SpeculationStats {
+                let check = |how: Speculation, per_submit: u32| -> SpeculationStats {
                     let what = format!("{name}, prompt {p}, {how:?}, temperature {}", options.sampling.temperature);
                     let mut s = open(&model, 0, per_submit, Some(how));
                     s.append_tokens(&prompt).unwrap();
@@ -262,7 +262,9 @@ fn a_request_to_cancel_ends_it_within_a_submit() {
     for how in kinds(&model).into_iter().flatten() {
         let mut plain = open(&model, 0, 1, None);
         let mut s = open(&model, 0, 1, Some(how.clone()));
-        [&mut plain, &mut s].into_iter().for_each(|s| drop(s.append_text("Once upon a time", false).unwrap()));
+        for s in [&mut plain, &mut s] {
+            s.append_text("Once upon a time", false).unwrap();
+        }
         let cancel = s.cancel_handle();
         let mut n = 0;
         let out = s

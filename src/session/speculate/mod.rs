@@ -29,7 +29,7 @@ pub const DEFAULT_NGRAM: u32 = 4;
 const MAX_NGRAM: u32 = 64;
 
 /// Who drafts.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum DraftSource {
     /// The text so far: what followed the longest earlier occurrence of its last tokens. Needs no second model; good where a reply repeats what
     /// stands before it.
@@ -43,6 +43,15 @@ pub enum DraftSource {
     /// are the same if all ids that both tokenizers know have the same text, and the numbers of ids differ by 128 at most (rows that only
     /// pad the table).
     Model(Model),
+}
+
+impl Debug for DraftSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lookup { min, max } => write!(f, "Lookup({min}..={max})"),
+            Self::Model(model) => write!(f, "Model({:?})", model.spec().name),
+        }
+    }
 }
 
 /// How a session drafts and verifies.
