@@ -145,7 +145,7 @@ fn figures_are_exact_where_they_can_be_known() {
     let stats = |prompt: &[u32], how: Speculation, options: &GenerateOptions| {
         let mut s = open(&model, 0, 1, Some(how));
         s.append_tokens(prompt).unwrap();
-        let before = s.stats().counters.phase(Phase::Decode).clone();
+        let before = *s.stats().counters.phase(Phase::Decode);
         run(&mut s, options);
         let stats = s.stats();
         let cost = stats.counters.phase(Phase::Decode).since(&before);
