@@ -44,9 +44,9 @@ pub(super) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    drafts: SpeculationArgs,
-    #[command(flatten)]
     profile: ProfileArgs,
+    #[command(flatten)]
+    drafts: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }

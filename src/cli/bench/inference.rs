@@ -51,9 +51,9 @@ pub(in crate::cli) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
-    drafts: SpeculationArgs,
-    #[command(flatten)]
     profile: ProfileArgs,
+    #[command(flatten)]
+    drafts: SpeculationArgs,
 }
 
 impl Args {
