@@ -289,15 +289,18 @@ impl Engine {
             if token >= self.spec.n_vocab {
                 bail!(Gpu, "the device drew token {token} of a vocabulary of {}", self.spec.n_vocab);
             }
-            let stop = match () {
-                () if sequence.stop_ids.contains(&token) => Stop::Token,
-                () if pos + i as u32 + 1 >= limit => Stop::Limit,
-                () => Stop::Running,
+            let next = pos + i as u32 + 1;
+            let stop = if sequence.stop_ids.contains(&token) {
+                Stop::Token
+            } else if next >= limit {
+                Stop::Limit
+            } else {
+                Stop::Running
             };
             drawn.push(Drawn { token, stop });
             sequence.state = Some(SeqState {
                 token,
-                pos: pos + i as u32 + 1,
+                pos: next,
                 limit,
                 stop: stop as u32,
                 n_stop: sequence.stop_ids.len() as u32,
