@@ -50,11 +50,12 @@ impl ModelDrafter {
     /// Makes a session draft.
     fn of(mut session: Session, counters: &Arc<Counters>) -> Result<Self> {
         session.counters = counters.clone();
-        let scope = session.scope(Phase::Other);
+        let (scope, loading) = (session.scope(Phase::Other), session.scope(Phase::Load));
         let Some(sequence) = &mut session.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = session.model.0.engine.lock();
         engine.expect_drafts(sequence, DraftRole::Drafts)?;
         engine.configure(sequence, &SamplingOptions::greedy(), &[], &scope)?;
+        engine.prewarm(&loading)?;
         let lead = engine.lead() as usize;
         drop(engine);
         Ok(Self { session, lead })

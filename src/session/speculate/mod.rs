@@ -171,10 +171,15 @@ impl Session {
     pub fn set_speculation(&mut self, how: Option<&Speculation>) -> Result<()> {
         self.idle()?;
         let speculator = how.map(|how| Speculator::new(self, how)).transpose()?;
+        // What verifying needs is compiled now: within the first reply it would look like slow drafts.
+        let scope = self.scope(Phase::Load);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.engine.lock();
         match speculator {
-            Some(_) => engine.expect_drafts(sequence, DraftRole::Verifies)?,
+            Some(_) => {
+                engine.expect_drafts(sequence, DraftRole::Verifies)?;
+                engine.prewarm(&scope)?;
+            }
             None => engine.expect_no_drafts(sequence),
         }
         drop(engine);
