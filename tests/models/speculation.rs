@@ -89,7 +89,7 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
         let model = load_fast(&context, &file, KvType::F16);
         let other = worse(&context, &file, KvType::F16);
         for (p, prompt) in prompts(model.info().n_vocab.min(1000)).into_iter().enumerate() {
-            for options in [greedy(40), random(40, 11)] {
+            for options in [greedy(24), random(24, 11)] {
                 let mut plain = open(&model, 0, 1, None);
                 plain.append_tokens(&prompt).unwrap();
                 let want = run(&mut plain, &options).tokens;
@@ -99,26 +99,29 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
                     s.append_tokens(&prompt).unwrap();
                     assert_eq!(run(&mut s, &options).tokens, want, "{what}");
                     let stats = s.stats();
-                    assert_eq!(stats.generated_tokens, 40, "{what}");
+                    assert_eq!(stats.generated_tokens, 24, "{what}");
                     assert_eq!(
                         (stats.tokens, stats.cached_tokens),
-                        (prompt.len() as u32 + 40, prompt.len() as u32 + 39)
+                        (prompt.len() as u32 + 24, prompt.len() as u32 + 23)
                     );
                     stats.speculation
                 };
-                for k in [1, 3, 7, 15] {
+                // A drawn text needs some forms only: rows have the same logits.
+                let all = options.sampling.temperature == 0.0;
+                for k in [7, 1, 3, 15].into_iter().take(if all { 4 } else { 1 }) {
                     let found = check(fixed(lookup(1, 3), k), 1);
                     assert!(found.accepted <= found.drafted && found.drafted > 0, "{name}: {found:?}");
                 }
-                for k in [3, 15] {
+                for k in [15, 3].into_iter().take(if all { 2 } else { 1 }) {
                     let found = check(fixed(DraftSource::Model(other.clone()), k), 1);
                     println!("{name}, prompt {p}, {k} drafts of a worse model: {found:?}");
                 }
+                if !all {
+                    continue;
+                }
                 check(Speculation::lookup(3), 4);
                 let same = check(fixed(DraftSource::Model(model.clone()), 3), 1);
-                if options.sampling.temperature == 0.0 {
-                    assert_eq!((same.accepted, same.verifications), (same.drafted, 10), "{name}: {same:?}");
-                }
+                assert_eq!((same.accepted, same.verifications), (same.drafted, 6), "{name}: {same:?}");
                 check(Speculation::draft_model(&other), 4);
             }
         }
@@ -300,7 +303,6 @@ fn sessions_go_back_and_fork_as_without_drafts() {
         out.push(run(s, &greedy(12)).tokens);
         child.append_text(" The cat", false).unwrap();
         out.push(run(&mut child, &greedy(12)).tokens);
-        assert_eq!(child.stats().speculation.verifications > 0, s.stats().speculation.verifications > 0);
         s.restore(&snapshot).unwrap();
         out.push(run(s, &greedy(12)).tokens);
         s.reset();
@@ -310,7 +312,9 @@ fn sessions_go_back_and_fork_as_without_drafts() {
     };
     let want = story(&mut open(&model, 0, 1, None));
     for how in kinds(&model).into_iter().flatten() {
-        assert_eq!(story(&mut open(&model, 0, 1, Some(how.clone()))), want, "{how:?}");
+        let mut s = open(&model, 0, 1, Some(how.clone()));
+        assert_eq!(story(&mut s), want, "{how:?}");
+        assert!(how.adaptive || s.stats().speculation.verifications > 0, "{how:?}");
     }
     // Switched on and off between two replies.
     let mut s = open(&model, 0, 1, None);
