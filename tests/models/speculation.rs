@@ -85,6 +85,7 @@ fn families() -> Vec<(String, PathBuf)> {
 #[test]
 fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let mut looked_up = 0;
     for (name, file) in families() {
         let model = load_fast(&context, &file, KvType::F16);
         let other = worse(&context, &file, KvType::F16);
@@ -110,7 +111,8 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
                 let all = options.sampling.temperature == 0.0;
                 for k in [7, 1, 3, 15].into_iter().take(if all { 4 } else { 1 }) {
                     let found = check(fixed(lookup(1, 3), k), 1);
-                    assert!(found.accepted <= found.drafted && found.drafted > 0, "{name}: {found:?}");
+                    assert!(found.accepted <= found.drafted, "{name}: {found:?}");
+                    looked_up += found.accepted;
                 }
                 for k in [15, 3].into_iter().take(if all { 2 } else { 1 }) {
                     let found = check(fixed(DraftSource::Model(other.clone()), k), 1);
@@ -126,6 +128,7 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
             }
         }
     }
+    assert!(looked_up > 0, "no text repeats itself");
 }
 
 /// The model of the repository, where something lasts that long that it matters.
