@@ -261,6 +261,35 @@ typedef uint32_t doppler_guard_mode;
 #endif // __cplusplus
 
 /**
+ * Who drafts tokens.
+ */
+enum doppler_drafter
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Nobody: each token is decoded.
+     */
+    DOPPLER_DRAFTER_NONE = 0,
+    /**
+     * The text so far: what followed the last tokens where they stood before.
+     */
+    DOPPLER_DRAFTER_LOOKUP = 1,
+    /**
+     * A smaller model.
+     */
+    DOPPLER_DRAFTER_MODEL = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_drafter doppler_drafter;
+#else
+typedef uint32_t doppler_drafter;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * Classes of device memory: the index of `memory` in doppler_context_stats.
  */
 enum doppler_memory_class
@@ -1836,6 +1865,37 @@ typedef struct doppler_session_options {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * Who drafts tokens that the model verifies several at a time: a doppler_drafter. The text is the same with and without. Models with
+     * recurrent layers are refused. Default NONE.
+     */
+    uint32_t drafter;
+    /**
+     * Tokens drafted at a time, at most 15. 0 (default): 7. One less than a multiple of four suits: rows are evaluated in fours.
+     */
+    uint32_t max_draft;
+    /**
+     * With DOPPLER_DRAFTER_MODEL: a smaller model whose token ids mean the same (the tables may differ by up to 128 rows at their ends). The session
+     * keeps it.
+     */
+    struct doppler_model *draft_model;
+    /**
+     * With DOPPLER_DRAFTER_LOOKUP: the shortest run of last tokens whose earlier occurrence counts. 0 (default): 2.
+     */
+    uint32_t ngram_min;
+    /**
+     * The longest run that is looked for, at most 64. 0 (default): 4.
+     */
+    uint32_t ngram_max;
+    /**
+     * Not 0: always `max_draft` tokens. By default fewer are drafted where drafts are wrong, and none for a while where drafting was measured to be
+     * slower.
+     */
+    uint32_t fixed_draft;
+    /**
+     * 0.
+     */
+    uint32_t reserved2;
 } doppler_session_options;
 
 /**
@@ -1898,6 +1958,26 @@ typedef struct doppler_session_stats {
      * Readbacks by doppler_place; the last three are reserved and 0.
      */
     struct doppler_place_stats places[12];
+    /**
+     * Tokens drafted and verified.
+     */
+    uint64_t drafted_tokens;
+    /**
+     * Those of them that were accepted.
+     */
+    uint64_t accepted_tokens;
+    /**
+     * Submits that verified drafts; each gives one token more than it accepts.
+     */
+    uint64_t verifications;
+    /**
+     * Wall time of drafting, a draft model's evaluation of prompts included, nanoseconds.
+     */
+    uint64_t draft_ns;
+    /**
+     * Accepted tokens of a verification, on average; 0 where there was none.
+     */
+    double mean_accepted;
 } doppler_session_stats;
 
 #ifdef __cplusplus
@@ -2542,7 +2622,8 @@ DOPPLER_API doppler_status doppler_session_options_init(struct doppler_session_o
  * @param model    the model; sessions of one model take turns on the device
  * @param options  NULL: defaults
  * @param session  gets the handle; end it with doppler_session_destroy()
- * @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, DOPPLER_STATUS_OUT_OF_MEMORY
+ * @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, or a draft model of another vocabulary;
+ *                 DOPPLER_STATUS_UNSUPPORTED for drafts with recurrent layers; DOPPLER_STATUS_OUT_OF_MEMORY
  *
  * Threads: any.
  */

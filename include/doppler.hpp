@@ -97,11 +97,22 @@ struct ModelOptions : doppler_model_options {
     ModelOptions() : doppler_model_options() { check(doppler_model_options_init(this, sizeof(doppler_model_options))); }
 };
 
+class Model;
+
 /** doppler_session_options with their defaults. */
 struct SessionOptions : doppler_session_options {
     SessionOptions() : doppler_session_options() {
         check(doppler_session_options_init(this, sizeof(doppler_session_options)));
     }
+    /** Verifies what followed the last tokens where they stood before: at most `longest` of them are looked for. 0: the defaults. */
+    SessionOptions &draft_by_lookup(std::uint32_t longest = 0, std::uint32_t most = 0) {
+        drafter = DOPPLER_DRAFTER_LOOKUP;
+        ngram_max = longest;
+        max_draft = most;
+        return *this;
+    }
+    /** Verifies what a smaller model of the same vocabulary drafts; the session keeps it. */
+    SessionOptions &draft_by_model(const Model &model, std::uint32_t most = 0);
 };
 
 /** doppler_guard with the values of a preset. */
@@ -443,6 +454,13 @@ class Model {
   private:
     detail::Owner<doppler_model, doppler_model_destroy> handle_;
 };
+
+inline SessionOptions &SessionOptions::draft_by_model(const Model &model, std::uint32_t most) {
+    drafter = DOPPLER_DRAFTER_MODEL;
+    draft_model = model.get();
+    max_draft = most;
+    return *this;
+}
 
 /** An open device. */
 class Context {

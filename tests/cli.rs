@@ -223,6 +223,35 @@ fn place(name: &str) -> String {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).to_string_lossy().into_owned()
 }
 
+/// Drafts are in the figures and not in the text.
+#[test]
+fn drafts_change_nothing_but_the_figures() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let plain = ["generate", MODEL, "-p", "The cat sat on the mat. The cat", "-n", "13", "--ignore-eos", "--json"];
+    let without = json(&plain, "");
+    assert_eq!(without["speculation"]["verifications"], 0);
+    for drafts in [["--lookup", "3"], ["--draft-model", MODEL]] {
+        let with = json(&[&plain[..], &drafts, &["--draft", "3", "--fixed-draft"]].concat(), "");
+        assert_eq!(with["ids"], without["ids"], "{drafts:?}");
+        let s = &with["speculation"];
+        assert!(s["verifications"].as_u64().unwrap() > 0 && s["drafted"].as_u64() >= s["accepted"].as_u64(), "{s}");
+    }
+    let bench = ["bench", "inference", MODEL, "--runs", "1", "--prompt-tokens", "7", "--gen", "9", "--json", "-"];
+    let drafts = ["--draft-model", MODEL, "--draft", "3", "--fixed-draft"];
+    let report = json(&[&bench[..], &drafts].concat(), "");
+    let model = &report["models"][0];
+    assert_eq!((&model["speculation"]["drafter"], &model["speculation"]["max_draft"]), (&"model".into(), &3.into()));
+    let run = &model["workloads"][0]["runs"][0];
+    assert_eq!((&run["speculation"]["drafted"], &run["speculation"]["accepted"]), (&6.into(), &6.into()));
+    assert_eq!(run["speculation"]["mean_accepted"], 3.0);
+    assert_eq!(fails(&[&plain[..], &["--lookup", "3", "--draft-model", MODEL]].concat()).0, Some(2));
+    let (code, text) = fails(&[&plain[..], &["--lookup", "3", "--draft", "16"]].concat());
+    assert!(code == Some(1) && text.contains("max_draft 16"), "{text}");
+}
+
 #[test]
 fn bench_reports_what_it_measured() {
     if no_gpu() {

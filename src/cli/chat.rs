@@ -8,6 +8,7 @@ use doppler::session::{ChatOptions, FinishReason, Message, Session};
 use super::open::{self, DeviceArgs, EngineArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
+use super::speculate::SpeculationArgs;
 use super::{generate, input, interrupt};
 
 #[derive(Debug, clap::Args)]
@@ -37,6 +38,8 @@ pub(super) struct Args {
     verbose: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    drafts: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -96,7 +99,8 @@ impl Chat<'_> {
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
+    let how = args.drafts.session_options(&context, &args.engine.model_options(), args.tokens_per_submit)?;
+    let mut session = model.open_session(&how)?;
     // Fails here, not at the first line, for a file without a usable template.
     session.set_chat_options(args.chat_options()?)?;
     interrupt::watch(session.cancel_handle());

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
+use super::speculate::{self, SpeculationArgs};
 use super::{input, report};
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,8 @@ pub(super) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     profile: ProfileArgs,
+    #[command(flatten)]
+    drafts: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -116,7 +119,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let prompt = args.read_prompt()?;
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
+    let how = args.drafts.session_options(&context, &args.engine.model_options(), args.tokens_per_submit)?;
+    let mut session = model.open_session(&how)?;
     match &prompt {
         Prompt::Ids(ids) => session.append_tokens(ids)?,
         Prompt::Text(text) => {
@@ -151,6 +155,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
             "prompt_tokens": prompt_tokens,
             "timings": report::timings_json(&stats, model.stats().load_ns),
             "load": report::load_json(&model.stats()),
+            "speculation": speculate::stats_json(&stats.speculation),
             "counters": report::counters_json(&stats.counters, stats.gpu_timed),
             "context_counters": report::counters_json(&totals.counters, totals.gpu_timed),
             "memory": report::memory_json(&totals.memory),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use doppler::session::SessionOptions;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 use super::input;
@@ -26,7 +27,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let ids = input::ids(&args.ids)?;
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let mut session = model.open_session(&open::session_options(1))?;
+    let mut session = model.open_session(&SessionOptions::default())?;
     let vocab = model.spec().n_vocab as usize;
     let mut bytes = Vec::with_capacity(ids.len() * vocab * 4);
     session.eval(&ids, &mut |rows| {

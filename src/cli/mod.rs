@@ -16,6 +16,7 @@ mod probe;
 mod report;
 mod sampling;
 mod selfcheck;
+mod speculate;
 mod test;
 mod tokenize;
 

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
 use doppler::kernels::KvType;
-use doppler::session::LayerFusion;
-use doppler::session::{Context, ContextOptions, Model, ModelOptions, SessionOptions, WeightFormat};
+use doppler::session::{Context, ContextOptions, LayerFusion, Model, ModelOptions, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outcome::Outcome;
@@ -252,10 +251,6 @@ impl EngineArgs {
             ..Default::default()
         }
     }
-}
-
-pub(super) fn session_options(tokens_per_submit: u32) -> SessionOptions {
-    SessionOptions { tokens_per_submit, ..Default::default() }
 }
 
 /// Loads a model, with a progress bar where stderr is a terminal.

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use doppler::session::SessionOptions;
 use serde_json::json;
 
 use super::input;
@@ -62,7 +63,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
         return Err(Failure::Message(format!("{} tokens make no window of {}", ids.len(), args.window)));
     }
     let vocab = model.spec().n_vocab as usize;
-    let mut session = model.open_session(&open::session_options(1))?;
+    let mut session = model.open_session(&SessionOptions::default())?;
     let mut means = Vec::with_capacity(windows.len());
     for window in windows {
         session.reset();

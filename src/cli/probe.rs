@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use doppler::sample::SamplingOptions;
-use doppler::session::{GenerateOptions, PROBE_POINTS, ProbeOptions, ProbeReading};
+use doppler::session::{GenerateOptions, PROBE_POINTS, ProbeOptions, ProbeReading, SessionOptions};
 use serde_json::json;
 
 use super::input;
@@ -88,7 +88,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     }
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let mut session = model.open_session(&open::session_options(1))?;
+    let mut session = model.open_session(&SessionOptions::default())?;
     session.set_probe(Some(ProbeOptions {
         points: args.points.clone(),
         layers: args.layers,

@@ -15,7 +15,7 @@ use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, optional_slot, output, read, slot};
 use crate::ffi::text::{buffer_out, doppler_message, messages_in, slice_in, text_in};
 use crate::gpu::Guard;
-use crate::session::{CancelHandle, Session, SessionOptions};
+use crate::session::{CancelHandle, DEFAULT_NGRAM, DraftSource, Model, Session, SessionOptions, Speculation};
 
 /// A conversation with a model: a sequence of tokens and its place in the attention cache.
 #[derive(Debug)]
@@ -62,9 +62,38 @@ pub struct doppler_session_options {
     pub guard_mode: u32,
     /// 0.
     pub reserved: u32,
+    /// Who drafts tokens that the model verifies several at a time: a doppler_drafter. The text is the same with and without. Models with
+    /// recurrent layers are refused. Default NONE.
+    pub drafter: u32,
+    /// Tokens drafted at a time, at most 15. 0 (default): 7. One less than a multiple of four suits: rows are evaluated in fours.
+    pub max_draft: u32,
+    /// With DOPPLER_DRAFTER_MODEL: a smaller model whose token ids mean the same (the tables may differ by up to 128 rows at their ends). The session
+    /// keeps it.
+    pub draft_model: *mut doppler_model,
+    /// With DOPPLER_DRAFTER_LOOKUP: the shortest run of last tokens whose earlier occurrence counts. 0 (default): 2.
+    pub ngram_min: u32,
+    /// The longest run that is looked for, at most 64. 0 (default): 4.
+    pub ngram_max: u32,
+    /// Not 0: always `max_draft` tokens. By default fewer are drafted where drafts are wrong, and none for a while where drafting was measured to be
+    /// slower.
+    pub fixed_draft: u32,
+    /// 0.
+    pub reserved2: u32,
 }
 
-// SAFETY: `repr(C)`, numbers only.
+/// Who drafts tokens.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum doppler_drafter {
+    /// Nobody: each token is decoded.
+    None = 0,
+    /// The text so far: what followed the last tokens where they stood before.
+    Lookup = 1,
+    /// A smaller model.
+    Model = 2,
+}
+
+// SAFETY: `repr(C)`, numbers and a raw pointer.
 unsafe impl Versioned for doppler_session_options {
     const NAME: &'static str = "doppler_session_options";
     const FIRST: usize = std::mem::offset_of!(Self, reserved) + 4;
@@ -79,8 +108,34 @@ impl Default for doppler_session_options {
             tokens_per_submit: d.tokens_per_submit,
             guard_mode: doppler_guard_mode::Inherit as u32,
             reserved: 0,
+            drafter: doppler_drafter::None as u32,
+            max_draft: 0,
+            draft_model: std::ptr::null_mut(),
+            ngram_min: 0,
+            ngram_max: 0,
+            fixed_draft: 0,
+            reserved2: 0,
         }
     }
+}
+
+/// How a session is to draft.
+fn speculation(o: &doppler_session_options) -> Result<Option<Speculation>> {
+    const NONE: u32 = doppler_drafter::None as u32;
+    const LOOKUP: u32 = doppler_drafter::Lookup as u32;
+    const MODEL: u32 = doppler_drafter::Model as u32;
+    let or = |n: u32, default: u32| if n == 0 { default } else { n };
+    let source = match o.drafter {
+        NONE => return Ok(None),
+        LOOKUP => {
+            let max = or(o.ngram_max, DEFAULT_NGRAM.max(o.ngram_min));
+            DraftSource::Lookup { min: or(o.ngram_min, 2.min(max)), max }
+        }
+        MODEL if o.draft_model.is_null() => return Err(Failure::null("draft_model")),
+        MODEL => DraftSource::Model(Model::clone(&*MODELS.get(o.draft_model)?)),
+        other => return Err(Failure::new(doppler_status::InvalidArgument, format!("drafter {other}: 0, 1 or 2"))),
+    };
+    Ok(Some(Speculation { source, max_draft: o.max_draft, adaptive: o.fixed_draft == 0 }))
 }
 
 /// What a session has done since it was created or its statistics reset. Set `struct_size` before the call.
@@ -115,6 +170,16 @@ pub struct doppler_session_stats {
     pub gpu_time_source: u32,
     /// Readbacks by doppler_place; the last three are reserved and 0.
     pub places: [doppler_place_stats; 12],
+    /// Tokens drafted and verified.
+    pub drafted_tokens: u64,
+    /// Those of them that were accepted.
+    pub accepted_tokens: u64,
+    /// Submits that verified drafts; each gives one token more than it accepts.
+    pub verifications: u64,
+    /// Wall time of drafting, a draft model's evaluation of prompts included, nanoseconds.
+    pub draft_ns: u64,
+    /// Accepted tokens of a verification, on average; 0 where there was none.
+    pub mean_accepted: f64,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -143,7 +208,8 @@ pub unsafe extern "C" fn doppler_session_options_init(
 /// @param model    the model; sessions of one model take turns on the device
 /// @param options  NULL: defaults
 /// @param session  gets the handle; end it with doppler_session_destroy()
-/// @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, DOPPLER_STATUS_OUT_OF_MEMORY
+/// @return         DOPPLER_STATUS_INVALID_ARGUMENT for a context longer than the model's, or a draft model of another vocabulary;
+///                 DOPPLER_STATUS_UNSUPPORTED for drafts with recurrent layers; DOPPLER_STATUS_OUT_OF_MEMORY
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -160,6 +226,7 @@ pub unsafe extern "C" fn doppler_session_create(
             n_ctx: o.n_ctx,
             tokens_per_submit: o.tokens_per_submit,
             guard: guard_mode(o.guard_mode)?.map(|mode| Guard { mode, ..Guard::default() }),
+            speculation: speculation(&o)?,
         };
         out.write(Object::publish(model.open_session(&options)?));
         Ok(())
@@ -413,6 +480,11 @@ pub unsafe extern "C" fn doppler_session_get_stats(
             n_ctx: session.n_ctx(),
             gpu_time_source: time_source(s.gpu_timed),
             places: places(&s.counters),
+            drafted_tokens: s.speculation.drafted,
+            accepted_tokens: s.speculation.accepted,
+            verifications: s.speculation.verifications,
+            draft_ns: s.speculation.draft_ns,
+            mean_accepted: s.speculation.mean_accepted(),
         });
         Ok(())
     })

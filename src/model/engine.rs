@@ -23,6 +23,7 @@ use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
+use crate::model::verify_draft::Drafts;
 use crate::model::weights::Weights;
 use crate::sample::SamplingOptions;
 
@@ -95,6 +96,7 @@ struct BatchKind {
     sequences: u32,
     tokens: u32,
     penalties: bool,
+    steps: Batch,
 }
 
 /// Whether the one sequence of a batch drew nothing in a step though it had not stopped.
@@ -117,18 +119,20 @@ pub struct Engine {
     pub(super) slots: Slots,
     pub(super) kv: KvPool,
     pub(super) recurrent: RecurrentPool,
-    scratch: Scratch,
-    staging: Buffer,
+    pub(super) scratch: Scratch,
+    pub(super) staging: Buffer,
     groups: BindGroupCache,
-    /// Decode steps by number of sequences and whether logits are changed before drawing.
-    plans: HashMap<(u32, bool), Arc<Plan>>,
+    /// Decode steps by number of sequences, whether logits are changed before drawing, and how rows belong together.
+    plans: HashMap<(u32, bool, Batch), Arc<Plan>>,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
     ahead: Option<(BatchKind, Result<Encoded>)>,
     /// Slots that `scratch.batch_slots` holds.
     batch: Vec<u32>,
     pub(super) fusion: Fusion,
+    /// What verifying drafts, and drafting, need.
+    pub(super) drafts: Drafts,
     /// [`Engine::prewarm`] was done for the buffers there are.
-    warm: bool,
+    pub(super) warm: bool,
     /// Of the pipeline cache, when `groups` was made.
     purges: u64,
 }
@@ -159,6 +163,7 @@ impl Engine {
             ahead: None,
             batch: Vec::new(),
             fusion,
+            drafts: Drafts::default(),
             warm: false,
             purges: gpu.pipelines().purges(),
             gpu,
@@ -207,6 +212,7 @@ impl Engine {
     pub(super) fn forget_plans(&mut self) {
         self.plans.clear();
         self.ahead = None;
+        self.drafts.forget();
         self.groups.clear();
         self.batch.clear();
         self.warm = false;
@@ -229,7 +235,7 @@ impl Engine {
         }
         self.slots.configure(&self.gpu, sequence.slot, options, stop_ids, scope)?;
         sequence.penalties = options.has_penalties() || !options.logit_bias.is_empty();
-        sequence.n_stop = stop_ids.len() as u32;
+        sequence.stop_ids = stop_ids.to_vec();
         Ok(())
     }
 
@@ -250,7 +256,7 @@ impl Engine {
     }
 
     /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept.
-    fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
+    pub(super) fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
         let recorder = self.gpu.recorder(label, scope);
         if lens.is_some() { recorder } else { recorder.with_groups(&self.groups) }
     }
@@ -319,10 +325,11 @@ impl Engine {
             pos: last.pos,
             limit: limit.min(sequence.n_ctx),
             stop: 0,
-            n_stop: sequence.n_stop,
+            n_stop: sequence.stop_ids.len() as u32,
             pad: [0; 3],
         };
-        let penalties = sequence.penalties;
+        sequence.state = None;
+        let (penalties, steps) = (sequence.penalties, sequence.steps());
         self.gpu.gate(&PROMPT_TOKEN, scope)?;
         self.pass_gates(sequence, scope)?;
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
@@ -337,7 +344,7 @@ impl Engine {
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         if let (None, Some((tokens, scope))) = (lens, then) {
-            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties }, scope);
+            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties, steps }, scope);
         }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -391,14 +398,14 @@ impl Engine {
         Ok(())
     }
 
-    fn decode_plan(&mut self, n: u32, penalties: bool, scope: &Scope) -> Result<Arc<Plan>> {
-        if let Some(plan) = self.plans.get(&(n, penalties)) {
+    pub(super) fn decode_plan(&mut self, n: u32, penalties: bool, steps: Batch, scope: &Scope) -> Result<Arc<Plan>> {
+        if let Some(plan) = self.plans.get(&(n, penalties, steps)) {
             return Ok(plan.clone());
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
-        self.forward(None).decode_step(&mut recorder, n, penalties)?;
+        self.forward(None).decode_step(&mut recorder, n, penalties, steps)?;
         let plan = Arc::new(recorder.into_plan()?);
-        self.plans.insert((n, penalties), plan.clone());
+        self.plans.insert((n, penalties, steps), plan.clone());
         Ok(plan)
     }
 
@@ -434,7 +441,8 @@ impl Engine {
         let mut survey = self.gpu.survey(scope);
         self.record_prompts(&mut survey)?;
         let planned = Forward { fused: self.fusion.planned(), ..self.forward(None) };
-        [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p))?;
+        [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p, Batch::Rows))?;
+        self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         self.try_fusion(scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
@@ -442,6 +450,7 @@ impl Engine {
         recorder.rehearse()?;
         self.prepare_decode(1, false, scope)?;
         self.prepare_decode(1, true, scope)?;
+        self.prepare_drafts(scope)?;
         self.warm = true;
         Ok(())
     }
@@ -451,11 +460,11 @@ impl Engine {
     /// # Errors
     /// What building it reports.
     pub fn prepare_decode(&mut self, sequences: u32, penalties: bool, scope: &Scope) -> Result<()> {
-        self.decode_plan(sequences, penalties, scope).map(drop)
+        self.decode_plan(sequences, penalties, Batch::Rows, scope).map(drop)
     }
 
     /// Copies what step `i` of `n` sequences drew to where it is read.
-    fn hand_out(&self, recorder: &mut Recorder<'_>, n: u32, i: u32) -> Result<()> {
+    pub(super) fn hand_out(&self, recorder: &mut Recorder<'_>, n: u32, i: u32) -> Result<()> {
         let step = u64::from(n) * 8;
         recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(u64::from(i) * step, step))
     }
@@ -470,7 +479,7 @@ impl Engine {
     }
 
     fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
-        let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+        let plan = self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope)?;
         self.record_batch(&plan, kind, scope)?.encode()
     }
 
@@ -479,7 +488,7 @@ impl Engine {
         let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
         // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
         if self.gpu.profiling() {
-            let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+            let plan = self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope)?;
             return self.record_batch(&plan, kind, scope)?.submit();
         }
         let encoded = match ahead {
@@ -498,6 +507,15 @@ impl Engine {
         if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
             self.ahead = Some((kind, self.encode_batch(kind, scope)));
         }
+    }
+
+    /// Tells the device which slots the next batch is of.
+    pub(super) fn seat(&mut self, slots: Vec<u32>, scope: &Scope) -> Result<()> {
+        if self.batch != slots {
+            self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
+            self.batch = slots;
+        }
+        Ok(())
     }
 
     /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
@@ -532,19 +550,17 @@ impl Engine {
                 bail!(ContextFull, "{pos} positions in a context of {}", sequence.n_ctx);
             }
             self.reserve(sequence, pos..end, false, scope)?;
+            self.send_state(sequence, scope)?;
         }
-        let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);
-        if self.batch != slots {
-            self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
-            self.batch = slots;
-        }
+        self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
-        let kind = BatchKind { sequences: n, tokens, penalties };
+        let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
+        let kind = BatchKind { sequences: n, tokens, penalties, steps };
         let (submission, seen) = match lens {
             Some(lens) => {
                 let mut recorder = self.recorder("decode", Some(lens), scope);
-                self.forward(Some(lens)).decode_step(&mut recorder, n, penalties)?;
+                self.forward(Some(lens)).decode_step(&mut recorder, n, penalties, steps)?;
                 self.hand_out(&mut recorder, n, 0)?;
                 let seen = lens.probe.finish(&mut recorder)?;
                 (recorder.submit()?, Some(seen))

@@ -5,11 +5,11 @@ use crate::gpu::{BufferSlice, Dispatch, Gpu, Recorder};
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    Activation, ByteRows, Fresh, Input, Matrix, Next, Norm, NormKind, Pages, Queries, RopePairs, RopeShape, RowNorm,
-    Segments, Weight, activate, activate_bytes, attention_coop, attention_coop_fits, attention_decode,
-    attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows,
-    gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits,
-    norm, norm_bytes, qk_norm, rope, sigmoid_gate, softcap,
+    Activation, AttentionShape, ByteRows, Fresh, Input, Matrix, Next, Norm, NormKind, Pages, Queries, RopePairs,
+    RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, attention_coop, attention_coop_fits,
+    attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split,
+    attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits,
+    matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope, sigmoid_gate, softcap,
 };
 use crate::model::fused::Fused;
 use crate::model::kv_cache::KvPool;
@@ -21,12 +21,14 @@ use crate::model::spec::{AttentionSpec, LayerSpec, Mixer, ModelSpec, QkNorm};
 use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weights};
 
 /// How the rows of a batch belong together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Batch {
     /// One sequence, consecutive positions: a piece of a prompt.
     Run,
     /// Each row at its own slot and position: a decode step.
     Rows,
+    /// One sequence, at most four positions, each computed as a decode step computes its row, bit for bit: drafted tokens that are verified.
+    Drafts,
 }
 
 /// When a norm is done: before the product that reads it, or by the way. `ready`: the block before has left what that takes.
@@ -298,7 +300,7 @@ impl<'a> Forward<'a> {
         self.look(r, "attn.qkv", Some(layer), inputs)?;
         let qkv = inputs.columns(0, a.qkv_width());
         // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
-        let alone = (batch == Batch::Rows || n == 1) && self.lens.is_none();
+        let alone = (batch != Batch::Run || n == 1) && self.lens.is_none();
         let fresh = alone && attention_fresh_fits(r.gpu(), &a.shape(), self.kv.kv_type());
         let head_norm = w.qk_norm.as_ref().filter(|_| fresh && a.qk_norm == Some(QkNorm::Heads));
         if head_norm.is_none() {
@@ -329,7 +331,22 @@ impl<'a> Forward<'a> {
         self.look_slot(r, "kv.table", Some(layer), pages.tables, pages.table_stride)?;
         let heads = Matrix::new(&s.attn, n, a.q_width());
         let bytes = self.bytes(&s.inner_bytes, n, heads.cols, w.attn_out.has_bytes());
-        let (shape, splits) = (a.shape(), attention_splits(&a.shape(), n));
+        // Sums depend on the splits: drafted rows have those of a row alone.
+        let (shape, drafts) = (a.shape(), batch == Batch::Drafts);
+        let splits = attention_splits(&shape, if drafts { 1 } else { n });
+        if drafts && fresh && n > 1 {
+            // They see each other, so all of their keys and values are kept before one of them looks: by the same operation with a window of one
+            // position. What it makes beside that is made anew; keys and values are written once more, with the same bits.
+            let own = AttentionShape { window: 1, ..shape };
+            let keep = match splits {
+                1 => attention_decode(own, n, pages, queries, out)?,
+                _ => {
+                    let [rows, _] = attention_split(own, n, splits, pages, queries, s.attn_parts.whole(), out, None)?;
+                    rows
+                }
+            };
+            r.record(keep.label("attn.keep"))?;
+        }
         // Whether the bytes are written with the rows.
         let mut written = bytes.is_none();
         let run = batch == Batch::Run && n > 1;
@@ -426,8 +443,8 @@ impl<'a> Forward<'a> {
         self.look(r, "logits", None, logits)
     }
 
-    /// Draws a token from each of the first `n` rows of logits, whose slots and positions stand in `rows`, and moves the sequences on.
-    pub(crate) fn sample(&self, r: &mut Recorder<'_>, n: u32, rows: BufferSlice<'_>, penalties: bool) -> Result<()> {
+    /// Draws a token from each of the first `n` rows of logits, whose slots and positions stand in `rows`, into `scratch.picked`.
+    pub(crate) fn draw(&self, r: &mut Recorder<'_>, n: u32, rows: BufferSlice<'_>, penalties: bool) -> Result<()> {
         let (s, vocab) = (self.scratch, self.spec.n_vocab);
         let buffers = SamplingBuffers {
             rows,
@@ -442,7 +459,13 @@ impl<'a> Forward<'a> {
             r.record(penalize(n, vocab, logits, buffers)?.label("sample.penalize"))?;
         }
         r.record(argmax(n, vocab, cut, logits, partial)?.label("sample.argmax"))?;
-        r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))?;
+        r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))
+    }
+
+    /// As [`Forward::draw`], of rows of different sequences, and moves these on.
+    pub(crate) fn sample(&self, r: &mut Recorder<'_>, n: u32, rows: BufferSlice<'_>, penalties: bool) -> Result<()> {
+        let (s, picked) = (self.scratch, self.scratch.picked.whole());
+        self.draw(r, n, rows, penalties)?;
         let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
         let failed = self.fused.map(Fused::failed);
         r.record(check_stop(n, 0, picked, rows, states, stops, ring, failed)?.label("sample.stop"))?;
@@ -452,14 +475,15 @@ impl<'a> Forward<'a> {
         self.look_slot(r, "stop.state", None, states, (size_of::<SeqState>() / 4) as u32)
     }
 
-    /// One whole decode step of `n` sequences, whose slots stand in `scratch.batch_slots`.
-    pub(crate) fn decode_step(&self, r: &mut Recorder<'_>, n: u32, penalties: bool) -> Result<()> {
+    /// One whole decode step of `n` sequences, whose slots stand in `scratch.batch_slots`; `batch` is [`Batch::Rows`], or [`Batch::Drafts`] for
+    /// one sequence whose drafts are verified between its steps.
+    pub(crate) fn decode_step(&self, r: &mut Recorder<'_>, n: u32, penalties: bool, batch: Batch) -> Result<()> {
         let s = self.scratch;
         let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
-        let ready = self.body(r, n, Batch::Rows)?;
+        let ready = self.body(r, n, batch)?;
         self.logits(r, 0, n, ready)?;
         self.sample(r, n, rows, penalties)?;
         self.end_recurrent_step(r, n)

@@ -18,6 +18,7 @@ mod sequence;
 mod slots;
 mod spec;
 mod verify;
+mod verify_draft;
 mod weights;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub use spec::{
     RopeDivisors, RopeScaling, RopeSpec, ScanRule, ScanSpec,
 };
 pub use verify::{TensorCheck, verify_weights};
+pub use verify_draft::{DraftRole, MAX_DRAFT};
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -49,10 +49,13 @@ pub(crate) struct PartBuffers {
 
 impl PartBuffers {
     fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, scope: &Scope) -> Result<Self> {
+        // Drafted rows are split as a row alone is.
+        let few = rows.min(BYTE_ROWS);
         let sizes = |n: u32| {
             spec.attentions().map(move |a| {
                 let shape = a.shape();
-                AttentionParts::sizes(&shape, n, attention_splits(&shape, n))
+                let splits = if n <= few { 1 } else { n };
+                AttentionParts::sizes(&shape, n, attention_splits(&shape, splits))
             })
         };
         let [sums, tops] = (1..=rows.min(LOGIT_ROWS))
@@ -115,6 +118,9 @@ pub(crate) struct Scratch {
     pub(crate) ring: Buffer,
     /// Slots of a decode batch.
     pub(crate) batch_slots: Buffer,
+    /// Tokens to be verified, and their rows, `[LOGIT_ROWS]`.
+    pub(crate) draft_tokens: Buffer,
+    pub(crate) draft_rows: Buffer,
 }
 
 /// Rows of a prompt that suit a device in one submit. Many rows read the weights seldom and fill a large device; but a submit is
@@ -277,6 +283,8 @@ impl Scratch {
             picked: words("picked", LOGIT_ROWS.into())?,
             ring: words("ring", u64::from(LOGIT_ROWS) * 2)?,
             batch_slots: words("batch_slots", LOGIT_ROWS.into())?,
+            draft_tokens: words("draft.tokens", LOGIT_ROWS.into())?,
+            draft_rows: words("draft.rows", u64::from(LOGIT_ROWS) * 2)?,
         })
     }
 

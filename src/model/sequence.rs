@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::{Result, bail};
 use crate::gpu::{Gpu, Phase, Scope};
+use crate::kernels::sample::SeqState;
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::BlockTable;
 use crate::model::kv_cache::{KvPool, KvStats};
@@ -21,8 +22,13 @@ pub struct Sequence {
     pub(super) trail: Trail,
     /// Sampling changes logits (penalties or bias).
     pub(super) penalties: bool,
-    pub(super) n_stop: u32,
+    /// What ends it when it is drawn.
+    pub(super) stop_ids: Vec<u32>,
     pub(super) probe: Option<Probe>,
+    /// Drafts of it are verified.
+    pub(super) drafts: bool,
+    /// Where it stands, if the device does not know yet.
+    pub(super) state: Option<SeqState>,
 }
 
 impl Sequence {
@@ -109,7 +115,8 @@ impl Engine {
             self.slots.release(slot);
             return Err(e);
         }
-        Ok(Sequence { slot, n_ctx, tables, trail: Trail::default(), penalties: false, n_stop: 0, probe: None })
+        let (trail, stop_ids) = (Trail::default(), Vec::new());
+        Ok(Sequence { slot, n_ctx, tables, trail, penalties: false, stop_ids, probe: None, drafts: false, state: None })
     }
 
     /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.

@@ -66,14 +66,14 @@ fn joined(pieces: &[Piece]) -> String {
 /// A generation under way.
 #[derive(Debug)]
 pub(super) struct Generation {
-    max_tokens: u32,
+    pub(super) max_tokens: u32,
     render_special: bool,
     /// Present until the generation has ended.
     reply: Option<ReplyStream>,
     started: Instant,
     /// The first token was drawn: the device goes on by itself.
     decoding: bool,
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     pieces: Vec<Piece>,
     held: Vec<Piece>,
     events: VecDeque<TokenEvent>,
@@ -181,7 +181,9 @@ impl Session {
             return self.finish(FinishReason::Cancelled, None);
         }
         let (scope, decode_scope) = (self.scope(Phase::Prefill), self.scope(Phase::Decode));
-        let left = self.generation.as_ref().map_or(0, |g| g.max_tokens - 1);
+        // Where drafts are verified next, there is no batch to be encoded ahead.
+        let plain = self.speculator.as_ref().is_none_or(|s| s.rests());
+        let left = self.generation.as_ref().filter(|_| plain).map_or(0, |g| g.max_tokens - 1);
         let then = self.tokens_per_submit.min(left).min((self.n_ctx as usize - self.tokens.len()) as u32 - 1);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.warm_engine(&scope)?;
@@ -204,6 +206,9 @@ impl Session {
     }
 
     fn step_decode(&mut self) -> Result<()> {
+        if self.step_drafted()? {
+            return Ok(());
+        }
         let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
         let left = g.max_tokens - g.tokens.len() as u32;
         let per_submit = match self.sequence.as_ref().is_some_and(|s| s.is_probed()) {
@@ -212,8 +217,9 @@ impl Session {
         };
         let room = self.n_ctx - self.tokens.len() as u32;
         let tokens = per_submit.min(left).min(room).max(1);
-        // If nothing ends the generation before.
-        let then = per_submit.min(left.saturating_sub(tokens)).min(room.saturating_sub(tokens));
+        // If nothing ends the generation before, and no drafts come in between.
+        let plain = self.speculator.as_ref().is_none_or(|s| s.rests());
+        let then = if plain { per_submit } else { 0 }.min(left.saturating_sub(tokens)).min(room.saturating_sub(tokens));
         let scope = self.scope(Phase::Decode);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.warm_engine(&scope)?;
@@ -226,13 +232,16 @@ impl Session {
         let cost = self.counters.phase(Phase::Decode).since(&before);
         // Before anything is taken over: a refused batch leaves the session as it was.
         self.guard().check_decode(&cost, 1, tokens.into())?;
+        if let Some(s) = &mut self.speculator {
+            s.decoded(drawn.len(), elapsed);
+        }
         self.tally.decode_ns += elapsed;
         self.tally.decode_tokens += drawn.len() as u64;
         self.accept(&drawn)
     }
 
     /// Turns drawn tokens into events, up to what ends the generation. What was drawn behind that is forgotten.
-    fn accept(&mut self, drawn: &[Drawn]) -> Result<()> {
+    pub(super) fn accept(&mut self, drawn: &[Drawn]) -> Result<()> {
         let accepted = self.accept_some(drawn);
         self.settle();
         accepted

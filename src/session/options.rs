@@ -4,6 +4,7 @@ use crate::gpu::Guard;
 use crate::model::hf::WeightFormat;
 use crate::model::{KvType, LayerFusion};
 use crate::sample::SamplingOptions;
+use crate::session::speculate::Speculation;
 
 /// How to load a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Default for ModelOptions {
 }
 
 /// How to open a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SessionOptions {
     /// Context length; 0 = the model's.
     pub n_ctx: u32,
@@ -48,11 +49,13 @@ pub struct SessionOptions {
     pub tokens_per_submit: u32,
     /// Guard of this session; `None` = the context's.
     pub guard: Option<Guard>,
+    /// Tokens are drafted and verified in one submit; `None`: each is decoded. As [`crate::session::Session::set_speculation`].
+    pub speculation: Option<Speculation>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, tokens_per_submit: 1, guard: None }
+        Self { n_ctx: 0, tokens_per_submit: 1, guard: None, speculation: None }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::generation::Generation;
 use crate::session::model::Model;
 use crate::session::options::SessionOptions;
+use crate::session::speculate::{SpeculationStats, Speculator};
 use crate::session::stats::SessionStats;
 use crate::text::{Piece, Segmenter};
 
@@ -45,6 +46,7 @@ pub(super) struct Tally {
     pub(super) decode_tokens: u64,
     pub(super) decode_ns: u64,
     pub(super) first_token_ns: u64,
+    pub(super) speculation: SpeculationStats,
 }
 
 /// A conversation with a model. One thread at a time.
@@ -63,6 +65,8 @@ pub struct Session {
     pub(super) tally: Tally,
     pub(super) cancel: CancelHandle,
     pub(super) generation: Option<Generation>,
+    /// Who drafts, if anyone does.
+    pub(super) speculator: Option<Speculator>,
     pub(super) messages: Vec<Message>,
     /// `None`: the file's template alone.
     pub(super) chat: Option<Arc<Chat>>,
@@ -81,7 +85,7 @@ impl Session {
         let counters = Arc::new(Counters::default());
         let scope = gpu.scope(Phase::Other).with_session(counters.clone());
         let sequence = model.0.engine.lock().open(n_ctx, &scope)?;
-        Ok(Self {
+        let mut session = Self {
             model: model.clone(),
             sequence: Some(sequence),
             tokens: Vec::new(),
@@ -93,10 +97,15 @@ impl Session {
             tally: Tally::default(),
             cancel: CancelHandle::default(),
             generation: None,
+            speculator: None,
             messages: Vec::new(),
             chat: None,
             segment: None,
-        })
+        };
+        if options.speculation.is_some() {
+            session.set_speculation(options.speculation.as_ref())?;
+        }
+        Ok(session)
     }
 
     /// A second session that goes on from here by itself: with the same tokens, conversation and options. What was evaluated is shared,
@@ -111,7 +120,7 @@ impl Session {
         let Some(parent) = &self.sequence else { bail!(Internal, "a session without sequence") };
         let evaluated = &self.tokens[..self.cached as usize];
         let sequence = self.model.0.engine.lock().fork(parent, evaluated, &scope)?;
-        Ok(Self {
+        let mut child = Self {
             model: self.model.clone(),
             sequence: Some(sequence),
             tokens: self.tokens.clone(),
@@ -123,10 +132,13 @@ impl Session {
             tally: Tally::default(),
             cancel: CancelHandle::default(),
             generation: None,
+            speculator: None,
             messages: self.messages.clone(),
             chat: self.chat.clone(),
             segment: self.segment.clone(),
-        })
+        };
+        child.adopt_speculator(self.speculator.as_ref())?;
+        Ok(child)
     }
 
     /// The model.
@@ -446,6 +458,7 @@ impl Session {
             decode_tokens: t.decode_tokens,
             decode_ns: t.decode_ns,
             first_token_ns: t.first_token_ns,
+            speculation: t.speculation,
             tokens: self.tokens.len() as u32,
             cached_tokens: self.cached,
             gpu_timed: gpu.timed(),

@@ -2,6 +2,7 @@
 
 use crate::gpu::{CounterSnapshot, Guard, MemorySnapshot, PipelineCacheStats, PoolLabelStats, PoolStats, SubmitStats};
 use crate::model::{KvStats, LoadTimes, RecurrentStats};
+use crate::session::speculate::SpeculationStats;
 use crate::session::state::Session;
 
 /// A context's counters and memory.
@@ -72,6 +73,8 @@ pub struct SessionStats {
     pub decode_ns: u64,
     /// Wall time from the start of the latest generation to its first token.
     pub first_token_ns: u64,
+    /// What drafts did.
+    pub speculation: SpeculationStats,
     /// Tokens in the session.
     pub tokens: u32,
     /// Tokens whose keys and values are in the cache.

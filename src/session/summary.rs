@@ -198,6 +198,19 @@ impl SessionStats {
             rate(self.decode_tokens, self.decode_ns),
             self.tokens
         );
+        let s = &self.speculation;
+        if s.verifications > 0 {
+            let _ = writeln!(
+                out,
+                "drafts: {} of {} tokens accepted ({:.0} %) in {} verifications, {:.2} each; {:.1} ms of drafting",
+                s.accepted,
+                s.drafted,
+                s.acceptance() * 100.0,
+                s.verifications,
+                s.mean_accepted(),
+                ms(s.draft_ns)
+            );
+        }
         phases(&mut out, &self.counters, self.gpu_timed);
         submits(&mut out, &self.submits);
         histogram(&mut out, &self.counters);

@@ -181,6 +181,7 @@ programs! {
     eval: "c/eval.c",
     fork: "c/fork.c",
     observe: "c/observe.c",
+    speculate: "c/speculate.c",
     wrapper: "wrapper.cpp",
 }
 

@@ -57,6 +57,9 @@ int main(int argc, char **argv) {
         brief.tools = "[1]";
         brief.variables = "{\"x\": 7}";
         REQUIRE(model.render_chat("[]", brief) == "71");
+        doppler::SessionOptions drafts;
+        REQUIRE(model.session(drafts.draft_by_lookup(3)).stats().verifications == 0 && drafts.ngram_max == 3);
+        REQUIRE(model.session(drafts.draft_by_model(model, 7)).stats().n_tokens == 0 && drafts.max_draft == 7);
         session = model.session();
         session.set_chat_options(brief);
         REQUIRE(session.append_json("[]") > 0);

@@ -17,3 +17,4 @@ mod probe;
 mod recurrent;
 mod recurrent_files;
 mod sampling;
+mod speculation;

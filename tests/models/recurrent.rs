@@ -402,6 +402,7 @@ fn strict_guards_pass() {
                 kv_type: KvType::F16,
                 prewarm,
                 exact: false,
+                fusion: LayerFusion::Auto,
                 quantize: None,
             };
             let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");

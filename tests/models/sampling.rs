@@ -24,7 +24,7 @@ fn model() -> Option<&'static Model> {
 }
 
 fn open(model: &Model, n_ctx: u32, tokens_per_submit: u32) -> Session {
-    model.open_session(&SessionOptions { n_ctx, tokens_per_submit, guard: None }).expect("session")
+    model.open_session(&SessionOptions { n_ctx, tokens_per_submit, ..Default::default() }).expect("session")
 }
 
 /// A session that holds the beginning of a story.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
 use super::super::outcome::{Failure, Outcome};
 use super::super::report;
+use super::super::speculate::{self, SpeculationArgs};
 use super::copy::{CopySpeed, copy_speed, in_gb};
 use super::results::ResultFile;
 use super::stats::{median, percentile, sorted};
@@ -51,6 +52,8 @@ pub(in crate::cli) struct Args {
     engine: EngineArgs,
     #[command(flatten)]
     profile: ProfileArgs,
+    #[command(flatten)]
+    drafts: SpeculationArgs,
 }
 
 impl Args {
@@ -154,6 +157,7 @@ fn run_json(r: &Run) -> Value {
         "prefill_ms": report::ms(r.stats.prefill_ns), "prefill_tokens_per_s": r.prefill_rate(),
         "decode_ms": report::ms(r.decode_ns), "decode_tokens_per_s": r.decode_rate(),
         "batch_ms_per_token": r.batch_ms,
+        "speculation": speculate::stats_json(&r.stats.speculation),
         "counters": report::counters_json(&r.stats.counters, r.stats.gpu_timed),
     })
 }
@@ -176,7 +180,9 @@ fn measure(session: &mut Session, w: &Workload, args: &Args, copy: &CopySpeed) -
     let prompt = prompt_ids(session.model(), w.prompt);
     let mut all = Vec::new();
     for _ in 0..args.warmup + args.runs {
-        all.push(one_run(session, &prompt, w, args.tokens_per_submit)?);
+        // Verifications give as many as are accepted.
+        let batch = if args.drafts.wanted() { 1 } else { args.tokens_per_submit };
+        all.push(one_run(session, &prompt, w, batch)?);
     }
     let same = all.iter().all(|r| r.tokens == all[0].tokens && !r.tokens.is_empty());
     let timed = &all[args.warmup as usize..];
@@ -269,6 +275,19 @@ fn print_row(w: &Workload, numbers: &[f64], last: &Run, args: &Args) -> Outcome 
     if let Some(note) = &w.note {
         args.say(&format!("{:>10}{note}", ""))?;
     }
+    let s = &last.stats.speculation;
+    if s.verifications > 0 {
+        args.say(&format!(
+            "{:>10}drafts: {} of {} accepted ({:.0} %) in {} verifications, {:.2} each, {:.1} ms of drafting",
+            "",
+            s.accepted,
+            s.drafted,
+            s.acceptance() * 100.0,
+            s.verifications,
+            s.mean_accepted(),
+            report::ms(s.draft_ns)
+        ))?;
+    }
     if args.verbose {
         eprint!("{}", last.stats.summary());
     }
@@ -287,7 +306,11 @@ fn one_model(context: &Context, file: &Path, args: &Args, copy: &CopySpeed) -> O
     let model = open::model(context, file, &options)?;
     let (info, load_ms) = (model.info(), report::ms(model.stats().load_ns));
     args.say(&format!("{}: {} {}, loaded in {load_ms:.0} ms", file.display(), info.architecture, info.format))?;
-    let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
+    let how = args.drafts.session_options(context, &options, args.tokens_per_submit)?;
+    let mut session = model.open_session(&how)?;
+    if how.speculation.is_some() {
+        args.say("with drafts: a token's ms are of single arrivals, and those of a verification arrive together")?;
+    }
     let headings = HEADINGS.iter().map(|h| format!("{h:>10}")).collect::<String>();
     args.say(&headings)?;
     let mut measured = Vec::new();
@@ -311,6 +334,7 @@ fn one_model(context: &Context, file: &Path, args: &Args, copy: &CopySpeed) -> O
         "file": file.file_name().map(|n| n.to_string_lossy()), "architecture": info.architecture, "name": info.name,
         "format": info.format, "parameters": info.parameters, "weight_bytes": info.file_bytes,
         "token_bytes": info.token_bytes,
+        "speculation": speculate::source_json(how.speculation.as_ref()),
         "kv_type": info.kv_type.name(), "n_ctx": n_ctx, "load_ms": load_ms,
         "load_counters": report::phase_json(totals.counters.phase(Phase::Load), totals.gpu_timed),
         "context_counters": report::counters_json(&totals.counters, totals.gpu_timed),

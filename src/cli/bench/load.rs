@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use doppler::gpu::Phase;
 use doppler::sample::SamplingOptions;
-use doppler::session::{GenerateOptions, Session};
+use doppler::session::{GenerateOptions, Session, SessionOptions};
 use serde_json::{Value, json};
 
-use super::super::open::{self, DeviceArgs, EngineArgs};
+use super::super::open::{DeviceArgs, EngineArgs};
 use super::super::outcome::Outcome;
 use super::super::report;
 use super::inference::prompt_ids;
@@ -70,7 +70,7 @@ fn one_run(device: &DeviceArgs, file: &Path, args: &Args) -> Outcome<Run> {
     let model = context.load_model(file, &args.engine.model_options(), &mut |_, _| Ok(()))?;
     let load_ms = ms_since(at);
     let at = Instant::now();
-    let mut session = model.open_session(&open::session_options(1))?;
+    let mut session = model.open_session(&SessionOptions::default())?;
     let session_ms = ms_since(at);
     let prompt = prompt_ids(&model, args.prompt_tokens);
     let options =
