@@ -93,13 +93,8 @@ pub fn token_score<'a>(
             logits.rows
         );
     }
-    let params = TokenScoreParams {
-        entries,
-        first,
-        row_step: each_its_row.into(),
-        vocab: logits.cols,
-        chunks: cut.chunks,
-    };
+    let params =
+        TokenScoreParams { entries, first, row_step: each_its_row.into(), vocab: logits.cols, chunks: cut.chunks };
     Ok(Dispatch::new(&TOKEN_SCORE, &params, linear_grid(entries.into()))
         .constant("WG", THREADS)
         .bind("logits", logits.data)

@@ -18,6 +18,7 @@ use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
 use crate::model::recurrent::state::RecurrentPool;
+use crate::model::runs::Results;
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
@@ -98,15 +99,15 @@ struct BatchKind {
 #[derive(Debug)]
 pub struct Engine {
     pub(super) gpu: Arc<Gpu>,
-    spec: Arc<ModelSpec>,
+    pub(super) spec: Arc<ModelSpec>,
     weights: Weights,
     pub(super) options: EngineOptions,
     pub(super) slots: Slots,
     pub(super) kv: KvPool,
     pub(super) recurrent: RecurrentPool,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
     staging: Buffer,
-    groups: BindGroupCache,
+    pub(super) groups: BindGroupCache,
     /// Decode steps by number of sequences and whether logits are changed before drawing.
     plans: HashMap<(u32, bool), Arc<Plan>>,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
@@ -115,6 +116,8 @@ pub struct Engine {
     batch: Vec<u32>,
     /// [`Engine::prewarm`] was done for the buffers there are.
     warm: bool,
+    /// What scores and embeddings need.
+    pub(super) results: Results,
     /// Of the pipeline cache, when `groups` was made.
     purges: u64,
 }
@@ -141,6 +144,7 @@ impl Engine {
             ahead: None,
             batch: Vec::new(),
             warm: false,
+            results: Results::default(),
             purges: gpu.pipelines().purges(),
             gpu,
             spec,
@@ -159,7 +163,7 @@ impl Engine {
         self.options
     }
 
-    fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
+    pub(super) fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
         Forward {
             spec: &self.spec,
             weights: &self.weights,
@@ -189,6 +193,7 @@ impl Engine {
         self.groups.clear();
         self.batch.clear();
         self.warm = false;
+        self.results.warm = false;
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -213,7 +218,7 @@ impl Engine {
     }
 
     /// Puts `tokens`, at most [`EngineOptions::chunk`], in place for evaluation at positions from `pos` on.
-    fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
+    pub(super) fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
         let n = tokens.len() as u32;
         if n == 0 || n > self.options.chunk {
             bail!(InvalidArgument, "{n} tokens in a chunk of 1..={}", self.options.chunk);
@@ -229,13 +234,13 @@ impl Engine {
     }
 
     /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept.
-    fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
+    pub(super) fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
         let recorder = self.gpu.recorder(label, scope);
         if lens.is_some() { recorder } else { recorder.with_groups(&self.groups) }
     }
 
     /// Records the evaluation of `n` staged rows.
-    fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
+    pub(super) fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
         let forward = self.forward(lens);
         let mut recorder = self.recorder("prefill", lens, scope);
         forward.body(&mut recorder, n, Batch::Run)?;
