@@ -94,7 +94,7 @@ impl Engine {
             rows <= self.options.chunk
         };
         let n = lens.iter().take(MAX_RUNS).take_while(fits).count().max(1);
-        self.kv.lendable(start, lens.iter().take(n).map(|l| start + l))
+        self.kv.lendable(self.options.n_ctx, start, lens.iter().take(n).map(|l| start + l))
     }
 
     /// Evaluates `runs` after the first `start` positions of `trunk` (0 without one), a batch at a time: `work` records and submits what it wants of
@@ -160,7 +160,8 @@ impl Engine {
         let upkeep = scope.clone().in_phase(Phase::Other);
         let none = self.kv.tables();
         let tables = trunk.map_or(&none[..], |t| &t.tables);
-        let mut lent = self.with_pool(|kv, gpu| kv.lend(gpu, tables, start, &ends, &upkeep))?;
+        let n_ctx = self.options.n_ctx;
+        let mut lent = self.with_pool(|kv, gpu| kv.lend(gpu, n_ctx, tables, start, &ends, &upkeep))?;
         let mut branches: Vec<Sequence> = Vec::with_capacity(runs.len());
         let admitted = lent.iter_mut().zip(&ends).try_for_each(|(tables, &n_ctx)| {
             let (slot, trail) = self.admit_branch(trunk, start, &upkeep)?;

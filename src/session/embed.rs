@@ -118,8 +118,8 @@ impl Model {
         let mut at = 0;
         while at < texts.len() {
             gpu.rest_profiler()?;
-            // Other users of the model get their turn between the batches.
-            let mut engine = self.0.warm_engine(&scope)?;
+            // Other users of the model get their turn between the waves. There may be no cache yet: the wave sees to that.
+            let mut engine = self.0.engine.lock();
             let n = engine.wave(0, &lens[at..]);
             let mut before = counters.phase(Phase::Prefill);
             let rows = engine

@@ -3,6 +3,7 @@
 mod batch;
 mod budgets;
 mod common;
+mod embed;
 mod faults;
 mod folders;
 mod golden;
@@ -16,3 +17,4 @@ mod probe;
 mod recurrent;
 mod recurrent_files;
 mod sampling;
+mod score;

@@ -4,7 +4,7 @@
 use crate::error::{Result, bail};
 use crate::gpu::{Gpu, Scope};
 use crate::kernels::constants::KV_BLOCK_TOKENS;
-use crate::model::kv_blocks::BlockTable;
+use crate::model::kv_blocks::{BlockTable, Group};
 use crate::model::kv_cache::{KvPool, Layer};
 
 /// Blocks that a sequence up to `end` needs of its own beyond the full blocks of the first `start` positions.
@@ -13,9 +13,11 @@ fn own_blocks(start: u32, end: u32) -> u32 {
 }
 
 impl KvPool {
-    /// How many of the first sequences, from `start` up to each of `ends`, find free blocks together; one at least.
-    pub(in crate::model) fn lendable(&self, start: u32, ends: impl Iterator<Item = u32>) -> usize {
-        let free = self.groups.iter().map(|g| g.blocks() - g.used()).min().unwrap_or(u32::MAX);
+    /// How many of the first sequences, from `start` up to each of `ends`, find free blocks together, in a pool that is at least as large as for one
+    /// sequence of `n_ctx` positions; one of them does at least.
+    pub(in crate::model) fn lendable(&self, n_ctx: u32, start: u32, ends: impl Iterator<Item = u32>) -> usize {
+        let free = |g: &Group| g.blocks().max(self.cap(g, n_ctx)) - g.used();
+        let free = self.groups.iter().map(free).min().unwrap_or(u32::MAX);
         let mut needed = 0u32;
         let fits = |end: u32| {
             needed = needed.saturating_add(own_blocks(start, end));
@@ -25,11 +27,12 @@ impl KvPool {
     }
 
     /// Tables that share what `trunk` holds of the first `start` positions, and have blocks of their own from there up to each of `ends`. A block
-    /// that `start` lies within is copied for each, all of them in one submit. The pool grows only where free blocks are too few. Nothing is taken on
-    /// an error. They go back through [`KvPool::take_back`].
+    /// that `start` lies within is copied for each, all of them in one submit. The pool grows only where free blocks are too few, to what one sequence of
+    /// `n_ctx` positions takes at least. Nothing is taken on an error. They go back through [`KvPool::take_back`].
     pub(in crate::model) fn lend(
         &mut self,
         gpu: &Gpu,
+        n_ctx: u32,
         trunk: &[BlockTable],
         start: u32,
         ends: &[u32],
@@ -39,7 +42,11 @@ impl KvPool {
             bail!(Internal, "position {start} sees positions whose keys and values are not there");
         }
         let needed: u32 = ends.iter().map(|&end| own_blocks(start, end)).sum();
-        let wanted: Vec<u32> = self.groups.iter().map(|g| g.used() + needed).collect();
+        let wanted = |g: &Group| match g.used() + needed {
+            n if n <= g.blocks() => g.blocks(),
+            n => n.max(self.cap(g, n_ctx)),
+        };
+        let wanted: Vec<u32> = self.groups.iter().map(wanted).collect();
         self.grow(gpu, &wanted, scope)?;
         let mut lent: Vec<Vec<BlockTable>> = Vec::with_capacity(ends.len());
         for &end in ends {
