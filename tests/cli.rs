@@ -161,7 +161,8 @@ fn choices_and_embeddings_are_printed() {
     assert!(lines.len() == 2 && lines[0].starts_with('*') && lines[1].contains("Xylophone"), "{text}");
     assert_eq!(doppler(&["choose", MODEL, "-p", "a"], "").status.code(), Some(2), "no option");
 
-    let report = json(&["embed", MODEL, "-t", "a mouse", "--lines", "-", "--pooling", "last", "--json"], "a cat\na dog\n");
+    let report =
+        json(&["embed", MODEL, "-t", "a mouse", "--lines", "-", "--pooling", "last", "--json"], "a cat\na dog\n");
     let rows = report["embeddings"].as_array().unwrap();
     assert_eq!((rows.len(), &report["pooling"]), (3, &"last".into()));
     for row in rows {

@@ -1,9 +1,9 @@
 //! Scores of continuations against the references' logits, and against evaluating them one by one.
 
 use doppler::Error;
-use doppler::gpu::{Features, Guard, Phase, ReadbackClass};
+use doppler::gpu::{FaultPoint, Features, Guard, Phase, ReadbackClass};
 use doppler::model::KvType;
-use doppler::session::{Choice, Model, ModelOptions, Ranking, Session};
+use doppler::session::{Choice, EmbedOptions, Model, ModelOptions, Ranking, Session};
 
 use crate::common::*;
 
@@ -207,4 +207,56 @@ fn what_cannot_be_chosen_from_is_refused_and_changes_nothing() {
     assert!(matches!(refuse(&mut s, &[&long[..25]], "cancelled"), Error::Cancelled(_)));
     near("after being cancelled", &choose(&mut s, &[&long[..25], &[9, 8]]), &want, 1e-3);
     assert_eq!(model.stats().kv.used, 2);
+}
+
+/// Failures at every step of scoring and embedding: nothing stays on loan, and the next call is right.
+#[test]
+fn a_failure_at_any_step_leaves_nothing_on_loan() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let recurrent = shared("golden/granitehybrid").map(|d| d.join("model-f16.gguf"));
+    for file in [asset()].into_iter().chain(recurrent) {
+        let gpu = context.gpu().clone();
+        let model = load(&context, &file, KvType::F32, 96, 16);
+        let prefix: Vec<u32> = (5..45).collect();
+        let continuations: [&[u32]; 4] = [&[7, 8, 9], &[3], &[11, 12, 13, 14], &[20; 21]];
+        let texts: [&[u32]; 3] = [&[5, 6, 7], &[8; 9], &[9; 20]];
+        let embed = || model.embed_tokens(&texts, &EmbedOptions::default());
+        let mut s = told(&model, &prefix);
+        let (want, vectors) = (choose(&mut s, &continuations), embed().expect("embed").values);
+        let used = || (model.stats().kv.used, model.stats().recurrent.used);
+        let mut failures = 0;
+        for point in [FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait, FaultPoint::Map, FaultPoint::Buffer] {
+            // Steps of recording are alike in every layer.
+            for nth in (1..).step_by(if point == FaultPoint::Record { 23 } else { 1 }) {
+                // Every other time the prompt is evaluated too.
+                let mut s = told(&model, &prefix);
+                if nth % 2 == 0 {
+                    choose(&mut s, &continuations);
+                }
+                gpu.inject_fault(point, nth);
+                let (chosen, embedded) = (s.choose_tokens(&continuations, Ranking::Sum), embed());
+                gpu.inject_fault(point, 0);
+                if chosen.is_ok() && embedded.is_ok() {
+                    break;
+                }
+                failures += 1;
+                for e in [chosen.err(), embedded.err()].into_iter().flatten() {
+                    assert!(matches!(&e, Error::Gpu(m) if m.contains("injected")), "{point:?} {nth}: {e}");
+                }
+                assert!(gpu.pool().leaks().is_empty(), "{point:?} {nth}: {:?}", gpu.pool().leaks());
+                assert_eq!(s.tokens(), prefix);
+                let again = choose(&mut s, &continuations);
+                for (a, b) in again.scores.iter().zip(&want.scores) {
+                    assert!((a.log_likelihood() - b.log_likelihood()).abs() < 2e-3, "{point:?} {nth}");
+                }
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+                assert!(embed().expect("embed").values.iter().zip(&vectors).all(near), "{point:?} {nth}");
+                drop(s);
+                assert_eq!(used().0, 2, "{point:?} {nth}: only the first session is left");
+            }
+        }
+        assert!(failures > 10, "{failures}");
+        drop(s);
+        assert_eq!(used(), (0, 0));
+    }
 }
