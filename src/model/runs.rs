@@ -94,7 +94,7 @@ impl Engine {
             rows <= self.options.chunk
         };
         let n = lens.iter().take(MAX_RUNS).take_while(fits).count().max(1);
-        self.kv.lendable(self.options.n_ctx, start, lens.iter().take(n).map(|l| start + l))
+        self.kv.lendable(self.options.n_ctx, start, lens.iter().take(n).map(|l| start.saturating_add(*l)))
     }
 
     /// Evaluates `runs` after the first `start` positions of `trunk` (0 without one), a batch at a time: `work` records and submits what it wants of

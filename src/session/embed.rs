@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result, bail};
+use crate::error::{Result, bail};
 use crate::format::Gguf;
 use crate::gpu::{Counters, Phase};
 use crate::model::Pooling;
@@ -48,7 +48,7 @@ impl Embeddings {
 /// What a file says about pooling: `<architecture>.pooling_type`.
 ///
 /// # Errors
-/// [`Error::BadFile`] for a key of a wrong type.
+/// [`crate::Error::BadFile`] for a key of a wrong type.
 pub(super) fn pooling_type(file: &Gguf) -> Result<Option<u32>> {
     file.get_u32(&format!("{}.pooling_type", file.require_str("general.architecture")?))
 }
@@ -57,7 +57,7 @@ impl Model {
     /// How the model's file wants rows to be pooled; the mean where it says nothing.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a way that is not known here, such as ranking.
+    /// [`crate::Error::Unsupported`] for a way that is not known here, such as ranking.
     pub fn pooling(&self) -> Result<Pooling> {
         let named = match self.0.pooling_type {
             None | Some(1) => return Ok(Pooling::Mean),
@@ -92,18 +92,21 @@ impl Model {
     /// recurrent layers one after the other); long ones in several submits.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] as [`Model::pooling`]; [`Error::InvalidArgument`] for a text without tokens or a token outside the vocabulary;
-    /// [`Error::ContextFull`] naming a text longer than the model's context; [`Error::Guard`] for a broken budget of the context in strict mode; or
+    /// [`crate::Error::Unsupported`] as [`Model::pooling`]; [`crate::Error::InvalidArgument`] for a text without tokens or a token outside the vocabulary;
+    /// [`crate::Error::ContextFull`] naming a text longer than the model's context; [`crate::Error::Guard`] for a broken budget of the context in strict mode; or
     /// what the device reports.
     pub fn embed_tokens(&self, texts: &[&[u32]], options: &EmbedOptions) -> Result<Embeddings> {
         let pooling = match options.pooling {
             Some(p) => p,
             None => self.pooling()?,
         };
-        let (n_ctx, n_embd) = (self.info().n_ctx, self.0.spec.n_embd);
+        let (n_ctx, n_embd, vocab) = (self.info().n_ctx, self.0.spec.n_embd, self.0.spec.n_vocab);
         for (i, t) in texts.iter().enumerate() {
             if t.is_empty() {
                 bail!(InvalidArgument, "text {i} has no tokens");
+            }
+            if let Some(id) = t.iter().find(|&&id| id >= vocab) {
+                bail!(InvalidArgument, "text {i}: token {id} in a vocabulary of {vocab}");
             }
             if t.len() > n_ctx as usize {
                 bail!(ContextFull, "text {i}: {} tokens do not fit in a context of {n_ctx}", t.len());
@@ -122,20 +125,13 @@ impl Model {
             let mut engine = self.0.engine.lock();
             let n = engine.wave(0, &lens[at..]);
             let mut before = counters.phase(Phase::Prefill);
-            let rows = engine
-                .embed_wave(&texts[at..at + n], pooling, options.normalize, &scope, &mut |batch| {
-                    let now = counters.phase(Phase::Prefill);
-                    guard.check_results(&now.since(&before), batch.rows.into(), batch.bytes)?;
-                    before = now;
-                    Ok(())
-                })
-                .map_err(|e| match e {
-                    Error::InvalidArgument(m) if n > 1 => {
-                        Error::InvalidArgument(format!("texts {at}..{}: {m}", at + n))
-                    }
-                    Error::InvalidArgument(m) => Error::InvalidArgument(format!("text {at}: {m}")),
-                    e => e,
-                })?;
+            let wave = &texts[at..at + n];
+            let rows = engine.embed_wave(wave, pooling, options.normalize, &scope, &mut |batch| {
+                let now = counters.phase(Phase::Prefill);
+                guard.check_results(&now.since(&before), batch.rows.into(), batch.bytes)?;
+                before = now;
+                Ok(())
+            })?;
             values.extend(rows);
             at += n;
         }

@@ -94,6 +94,10 @@ impl Session {
             if c.is_empty() {
                 bail!(InvalidArgument, "continuation {i} has no tokens");
             }
+            let vocab = self.model.spec().n_vocab;
+            if let Some(t) = c.iter().find(|&&t| t >= vocab) {
+                bail!(InvalidArgument, "continuation {i}: token {t} in a vocabulary of {vocab}");
+            }
             // Nothing is evaluated after the last token.
             if self.tokens.len() + c.len() - 1 > self.n_ctx as usize {
                 let (n, held, n_ctx) = (c.len(), self.tokens.len(), self.n_ctx);

@@ -205,7 +205,7 @@ fn texts_that_cannot_be_embedded_are_named() {
     };
     assert!(matches!(refuse(&[&[5], &[]], "text 1"), Error::InvalidArgument(_)));
     assert!(matches!(refuse(&[&[5], &[6; 65]], "text 1"), Error::ContextFull(_)));
-    assert!(matches!(refuse(&[&[5], &[model.info().n_vocab]], "vocabulary"), Error::InvalidArgument(_)));
+    assert!(matches!(refuse(&[&[5], &[model.info().n_vocab]], "text 1: token"), Error::InvalidArgument(_)));
     assert_eq!(model.embed_tokens(&[], &EmbedOptions::default()).expect("nothing").values, [0f32; 0]);
     model.embed_tokens(&[&[6; 64]], &EmbedOptions::default()).expect("as long as the context");
 }
