@@ -89,7 +89,7 @@ pub unsafe extern "C" fn doppler_embed_options_init(
 
 /// Embeds lists of tokens, unless the caller only asks for the size.
 fn embed(model: &Model, lists: &[&[u32]], options: &EmbedOptions, out: BufferOut<f32>) -> Result<()> {
-    let rows = match options.pooling.map_or_else(|| model.pooling(), Ok)? {
+    let rows: usize = match options.pooling.map_or_else(|| model.pooling(), Ok)? {
         Pooling::None => lists.iter().map(|l| l.len()).sum(),
         _ => lists.len(),
     };

@@ -226,7 +226,8 @@ mod tests {
             assert_eq!(text_in(std::ptr::null(), 1, "t").unwrap_err().status, doppler_status::NullPointer);
             assert_eq!(text_in(c"a\xff".as_ptr(), 2, "t").unwrap_err().status, doppler_status::BadUtf8);
             assert_eq!(text_in(c"a\xff".as_ptr(), 1, "t").unwrap(), "a");
-            let lists = lists_in([1u32, 2, 3].as_ptr(), &[2, 0, 1], "t").unwrap();
+            let all = [1u32, 2, 3];
+            let lists = lists_in(all.as_ptr(), &[2, 0, 1], "t").unwrap();
             assert_eq!(lists, [&[1, 2][..], &[], &[3]]);
             assert_eq!(
                 slice_in(std::ptr::dangling::<u32>(), usize::MAX, "t").unwrap_err().status,

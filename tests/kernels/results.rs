@@ -113,7 +113,6 @@ fn scores_check_their_shapes() {
     assert!(token_score(x, cut, (&b).into(), scored(3, true)).is_err(), "three of two rows");
     assert!(token_score(x, cut, (&b).into(), scored(2, true)).is_ok());
     assert!(log_sum(Matrix { offset: 1, rows: 1, ..x }, cut, (&b).into()).is_err(), "not dense");
-    assert!(log_sum(Matrix::new(&b, 1, 64), cut, (&b).into()).is_err() || cut.chunk >= 64);
 }
 
 /// What stretches of rows become, and the sizes of the sums' terms.
@@ -205,7 +204,7 @@ fn rows_get_length_one() {
                     .collect::<Vec<_>>()
             };
             let want: Vec<Want> = x.chunks_exact(cols).flat_map(scaled).collect();
-            close(&format!("{}: {rows} x {cols}", v.name), &got, &want, 1e-7, 5e-6);
+            close(&format!("{}: {rows} x {cols}", v.name), &got, &want, 1e-12, 5e-6);
         }
     }
 }
