@@ -137,6 +137,24 @@ struct GenerateOptions {
     std::vector<doppler_logit_bias> logit_bias; /**< added to logits */
 };
 
+/** doppler_choose_options with their defaults. */
+struct ChooseOptions : doppler_choose_options {
+    ChooseOptions() : doppler_choose_options() {
+        check(doppler_choose_options_init(this, sizeof(doppler_choose_options)));
+    }
+};
+
+/** doppler_embed_options with their defaults. */
+struct EmbedOptions : doppler_embed_options {
+    EmbedOptions() : doppler_embed_options() { check(doppler_embed_options_init(this, sizeof(doppler_embed_options))); }
+};
+
+/** Continuations' scores, and the place of the best one. */
+struct Choice {
+    std::uint32_t best;
+    std::vector<doppler_score> scores;
+};
+
 /** A reply, and how it went. */
 struct Generated {
     std::string text;
@@ -193,6 +211,15 @@ template <typename Item, typename Fill> std::vector<Item> list_from(Fill fill) {
         list.resize(needed);
     }
     return list;
+}
+
+inline std::vector<const char *> raw_texts(const std::vector<std::string> &texts) {
+    std::vector<const char *> raw;
+    raw.reserve(texts.size());
+    for (const auto &t : texts) {
+        raw.push_back(t.c_str());
+    }
+    return raw;
 }
 
 inline std::vector<doppler_message> raw_messages(const std::vector<Message> &messages) {
@@ -278,6 +305,13 @@ class Session {
         check(doppler_session_eval(get(), tokens.data(), tokens.size(), logits.data(), logits.size() - 1));
         logits.pop_back();
         return logits;
+    }
+    /** doppler_session_choose() */
+    Choice choose(const std::vector<std::string> &continuations, const ChooseOptions &options = ChooseOptions()) {
+        const auto raw = detail::raw_texts(continuations);
+        Choice out{0, std::vector<doppler_score>(continuations.size())};
+        check(doppler_session_choose(get(), raw.data(), raw.size(), &options, out.scores.data(), &out.best));
+        return out;
     }
     /** doppler_session_get_tokens() */
     std::vector<std::uint32_t> tokens() const {
@@ -413,6 +447,13 @@ class Model {
     std::string detokenize(const std::vector<std::uint32_t> &tokens, bool render_special = false) const {
         return detail::text_from([&](char *to, std::size_t capacity, std::size_t *needed) {
             return doppler_model_detokenize(get(), tokens.data(), tokens.size(), render_special, to, capacity, needed);
+        });
+    }
+    /** doppler_model_embed(): the rows of all texts, one after the other, `n_embd` numbers each. */
+    std::vector<float> embed(const std::vector<std::string> &texts, const EmbedOptions &options = EmbedOptions()) const {
+        const auto raw = detail::raw_texts(texts);
+        return detail::list_from<float>([&](float *to, std::size_t capacity, std::size_t *needed) {
+            return doppler_model_embed(get(), raw.data(), raw.size(), &options, nullptr, to, capacity, needed);
         });
     }
     /** doppler_model_token_bytes() */

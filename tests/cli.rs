@@ -142,6 +142,39 @@ fn generation_logits_and_perplexity_agree_with_each_other() {
     assert!((mean - nats / 4.0).abs() < 1e-3, "{mean} {}", nats / 4.0);
 }
 
+#[test]
+fn choices_and_embeddings_are_printed() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let common = ["choose", MODEL, "-p", "Once upon a", "--option", " time", "-o", " Xylophone in the rain"];
+    let report = json(&[&common[..], &["--json", "--rank", "mean"]].concat(), "");
+    assert_eq!(report["best"], 0);
+    let [first, second] = [0, 1].map(|i| &report["options"][i]);
+    let number = |o: &serde_json::Value, key: &str| o[key].as_f64().unwrap();
+    assert!(number(first, "mean") > number(second, "mean"));
+    let sum: f64 = second["log_probs"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).sum();
+    assert!((sum - number(second, "log_likelihood")).abs() < 1e-4 && second["tokens"].as_u64().unwrap() > 1);
+    let text = out(&common, "");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with('*') && lines[1].contains("Xylophone"), "{text}");
+    assert_eq!(doppler(&["choose", MODEL, "-p", "a"], "").status.code(), Some(2), "no option");
+
+    let report =
+        json(&["embed", MODEL, "-t", "a mouse", "--lines", "-", "--pooling", "last", "--json"], "a cat\na dog\n");
+    let rows = report["embeddings"].as_array().unwrap();
+    assert_eq!((rows.len(), &report["pooling"]), (3, &"last".into()));
+    for row in rows {
+        let squares: f64 = row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap().powi(2)).sum();
+        assert!((squares - 1.0).abs() < 1e-5, "{squares}");
+    }
+    let text = out(&["embed", MODEL, "-t", "a mouse", "--pooling", "none", "--no-normalize"], "");
+    let width = report["n_embd"].as_u64().unwrap() as usize;
+    assert!(text.lines().count() > 1 && text.lines().all(|l| l.split(' ').count() == width), "{text}");
+    assert_eq!(doppler(&["embed", MODEL], "").status.code(), Some(2), "no text");
+}
+
 /// Keys and values in 8 bits: about half the bytes of f16, as `info` says and `generate` finds.
 #[test]
 fn the_cache_is_reported() {

@@ -3,6 +3,8 @@
 mod adapters;
 mod bench;
 mod chat;
+mod choose;
+mod embed;
 mod format;
 mod generate;
 mod info;
@@ -64,6 +66,10 @@ enum Verb {
     Format(format::Args),
     /// Look at a model's intermediate tensors; fails if one holds NaN, infinities or values beyond a limit.
     Probe(probe::Args),
+    /// Say which of several texts is most likely to follow a prompt.
+    Choose(choose::Args),
+    /// Turn texts into vectors.
+    Embed(embed::Args),
     /// Perplexity of a text, in independent windows.
     Perplexity(perplexity::Args),
 }
@@ -136,6 +142,8 @@ fn run(program: &Program) -> Outcome {
         Verb::Logits(a) => logits::run(device, a),
         Verb::Format(a) => format::run(a),
         Verb::Probe(a) => probe::run(device, a),
+        Verb::Choose(a) => choose::run(device, a),
+        Verb::Embed(a) => embed::run(device, a),
         Verb::Perplexity(a) => perplexity::run(device, a),
     }
 }

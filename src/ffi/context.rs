@@ -141,7 +141,7 @@ pub struct doppler_context_stats {
     pub phases: [doppler_phase_stats; 4],
     /// CPU times of submit calls: entry i counts calls of 2^i to 2^(i+1) nanoseconds.
     pub submit_histogram: [u64; 32],
-    /// Device memory now, in bytes, by doppler_memory_class; the last three are reserved and 0.
+    /// Device memory now, in bytes, by doppler_memory_class; the last two are reserved and 0.
     pub memory: [u64; 8],
     /// All classes together, in bytes.
     pub memory_total: u64,
@@ -173,7 +173,7 @@ pub struct doppler_context_stats {
     pub gpu_time_source: u32,
     /// 0.
     pub reserved: u32,
-    /// Readbacks by doppler_place; the last three are reserved and 0.
+    /// Readbacks by doppler_place; the last two are reserved and 0.
     pub places: [doppler_place_stats; 12],
     /// Most bytes there may be on the device; 0: no limit.
     pub memory_budget: u64,

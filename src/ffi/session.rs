@@ -168,7 +168,7 @@ pub struct doppler_session_stats {
     pub n_ctx: u32,
     /// A doppler_gpu_time_source.
     pub gpu_time_source: u32,
-    /// Readbacks by doppler_place; the last three are reserved and 0.
+    /// Readbacks by doppler_place; the last two are reserved and 0.
     pub places: [doppler_place_stats; 12],
     /// Tokens drafted and verified.
     pub drafted_tokens: u64,

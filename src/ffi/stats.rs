@@ -32,6 +32,8 @@ pub enum doppler_readback_class {
     Debug = 4,
     /// GPU times.
     Profile = 5,
+    /// Probabilities of given tokens that were asked for.
+    Score = 6,
 }
 
 /// Where GPU times come from.
@@ -68,9 +70,9 @@ pub struct doppler_phase_stats {
     pub uploads: u64,
     /// Bytes of those writes.
     pub upload_bytes: u64,
-    /// Readbacks, by doppler_readback_class; the last two are reserved and 0.
+    /// Readbacks, by doppler_readback_class; the last one is reserved and 0.
     pub readbacks: [u64; 8],
-    /// Bytes read back, by doppler_readback_class; the last two are reserved and 0.
+    /// Bytes read back, by doppler_readback_class; the last one is reserved and 0.
     pub readback_bytes: [u64; 8],
     /// CPU time inside submit calls, nanoseconds.
     pub submit_cpu_ns: u64,
@@ -106,6 +108,8 @@ pub enum doppler_place {
     Cast = 7,
     /// A buffer, read by a tool.
     Pool = 8,
+    /// Scores and embeddings.
+    Results = 9,
 }
 
 /// Readbacks of one place, all phases together. It stands in arrays, so it does not grow.
@@ -120,7 +124,7 @@ pub struct doppler_place_stats {
     pub refused: u64,
 }
 
-/// All places, in the order of [`doppler_place`]; the last three are reserved and 0.
+/// All places, in the order of [`doppler_place`]; the last two are reserved and 0.
 pub(crate) fn places(counters: &CounterSnapshot) -> [doppler_place_stats; 12] {
     std::array::from_fn(|i| {
         counters.places.get(i).map_or(doppler_place_stats::default(), |p| doppler_place_stats {
@@ -131,7 +135,7 @@ pub(crate) fn places(counters: &CounterSnapshot) -> [doppler_place_stats; 12] {
     })
 }
 
-fn classes(values: [u64; 6]) -> [u64; 8] {
+fn classes<const N: usize>(values: [u64; N]) -> [u64; 8] {
     std::array::from_fn(|i| values.get(i).copied().unwrap_or(0))
 }
 

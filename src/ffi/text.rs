@@ -37,6 +37,25 @@ pub(crate) unsafe fn slice_in<'a, T>(from: *const T, len: usize, name: &str) -> 
     Ok(unsafe { std::slice::from_raw_parts(from, len) })
 }
 
+/// Several arrays of the caller that stand one after the other, of the lengths given.
+///
+/// # Safety
+/// As [`slice_in`], for all of them together.
+pub(crate) unsafe fn lists_in<'a, T>(from: *const T, lengths: &[u32], name: &str) -> Result<Vec<&'a [T]>> {
+    let all = lengths.iter().try_fold(0usize, |sum, &n| sum.checked_add(n as usize));
+    let Some(all) = all else {
+        return Err(Failure::new(doppler_status::InvalidArgument, format!("{name}: the lengths have no sum")));
+    };
+    // SAFETY: passed on.
+    let mut rest = unsafe { slice_in(from, all, name)? };
+    let cut = |&n: &u32| {
+        let (list, more) = rest.split_at(n as usize);
+        rest = more;
+        list
+    };
+    Ok(lengths.iter().map(cut).collect())
+}
+
 fn utf8<'a>(bytes: &'a [u8], name: &str) -> Result<&'a str> {
     std::str::from_utf8(bytes)
         .map_err(|e| Failure::new(doppler_status::BadUtf8, format!("{name} is not UTF-8 at byte {}", e.valid_up_to())))
@@ -207,6 +226,9 @@ mod tests {
             assert_eq!(text_in(std::ptr::null(), 1, "t").unwrap_err().status, doppler_status::NullPointer);
             assert_eq!(text_in(c"a\xff".as_ptr(), 2, "t").unwrap_err().status, doppler_status::BadUtf8);
             assert_eq!(text_in(c"a\xff".as_ptr(), 1, "t").unwrap(), "a");
+            let all = [1u32, 2, 3];
+            let lists = lists_in(all.as_ptr(), &[2, 0, 1], "t").unwrap();
+            assert_eq!(lists, [&[1, 2][..], &[], &[3]]);
             assert_eq!(
                 slice_in(std::ptr::dangling::<u32>(), usize::MAX, "t").unwrap_err().status,
                 doppler_status::InvalidArgument

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::gpu::guard::Guard;
-use crate::gpu::readback::{Gate, PLACES, Place, ReadbackClass};
+use crate::gpu::readback::{CLASSES, Gate, PLACES, Place, ReadbackClass};
 use crate::gpu::sync::Mutex;
 
 /// What the work is for.
@@ -49,16 +49,16 @@ fn take(c: &AtomicU64) -> u64 {
 macro_rules! phase_counters {
     ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
         #[derive(Debug, Default)]
-        struct PhaseCounters { $($field: AtomicU64,)* readbacks: [AtomicU64; 6], readback_bytes: [AtomicU64; 6] }
+        struct PhaseCounters { $($field: AtomicU64,)* readbacks: [AtomicU64; CLASSES], readback_bytes: [AtomicU64; CLASSES] }
 
         /// The counters of one phase at one moment.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct PhaseSnapshot {
             $($(#[$doc])* pub $field: u64,)*
             /// Readbacks, by [`ReadbackClass`].
-            pub readbacks: [u64; 6],
+            pub readbacks: [u64; CLASSES],
             /// Bytes read back, by [`ReadbackClass`].
-            pub readback_bytes: [u64; 6],
+            pub readback_bytes: [u64; CLASSES],
         }
 
         impl PhaseCounters {

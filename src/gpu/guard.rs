@@ -46,12 +46,17 @@ impl Budget {
     pub const PRODUCTION: Self =
         Self { submits: 1, readbacks: 1, readback_bytes_per_token: 16, buffers: 0, bind_groups: 0, pipelines: 0 };
 
-    /// The first limit that `cost` breaks: what, how much was used, and the limit.
-    fn broken(&self, cost: &PhaseSnapshot, drawn: u64) -> Option<(&'static str, u64, u64)> {
+    /// Bytes that may be read back for `drawn` tokens.
+    fn bytes(&self, drawn: u64) -> u64 {
+        self.readback_bytes_per_token.saturating_mul(drawn)
+    }
+
+    /// The first limit that `cost` breaks, with leave to read `bytes` back: what, how much was used, and the limit.
+    fn broken(&self, cost: &PhaseSnapshot, bytes: u64) -> Option<(&'static str, u64, u64)> {
         [
             ("submits", cost.submits, self.submits),
             ("readbacks", cost.required_readbacks(), self.readbacks),
-            ("bytes read back", cost.required_readback_bytes(), self.readback_bytes_per_token.saturating_mul(drawn)),
+            ("bytes read back", cost.required_readback_bytes(), bytes),
             ("buffers created", cost.buffers, self.buffers),
             ("bind groups created", cost.bind_groups, self.bind_groups),
             ("pipelines created", cost.pipelines, self.pipelines),
@@ -112,7 +117,7 @@ impl Guard {
     /// # Errors
     /// [`Error::Guard`] in strict mode, naming the first limit broken.
     pub fn check_decode(&self, cost: &PhaseSnapshot, sequences: u64, tokens: u64) -> Result<()> {
-        self.answer(self.decode.broken(cost, sequences * tokens), || {
+        self.answer(self.decode.broken(cost, self.decode.bytes(sequences * tokens)), || {
             format!("decode batch of {sequences} x {tokens} tokens")
         })
     }
@@ -122,7 +127,17 @@ impl Guard {
     /// # Errors
     /// As [`Guard::check_decode`].
     pub fn check_prefill(&self, cost: &PhaseSnapshot, tokens: u64, drawn: u64) -> Result<()> {
-        self.answer(self.prefill.broken(cost, drawn), || format!("prompt chunk of {tokens} tokens"))
+        self.answer(self.prefill.broken(cost, self.prefill.bytes(drawn)), || format!("prompt chunk of {tokens} tokens"))
+    }
+
+    /// Compares what a batch of `rows` tokens cost, evaluated for `bytes` bytes of scores or embeddings, with the budget of prompts. Those bytes may
+    /// be read back and no more.
+    ///
+    /// # Errors
+    /// As [`Guard::check_decode`].
+    pub fn check_results(&self, cost: &PhaseSnapshot, rows: u64, bytes: u64) -> Result<()> {
+        let bytes = if self.prefill.readback_bytes_per_token == Budget::UNLIMITED { Budget::UNLIMITED } else { bytes };
+        self.answer(self.prefill.broken(cost, bytes), || format!("batch of {rows} tokens for results"))
     }
 
     fn answer(&self, broken: Option<(&str, u64, u64)>, batch: impl Fn() -> String) -> Result<()> {
@@ -157,7 +172,10 @@ mod tests {
         assert!(strict.check_prefill(&cost, 40, 1).is_ok());
         // A chunk from which nothing is drawn reads nothing back.
         assert!(matches!(strict.check_prefill(&cost, 40, 0), Err(Error::Guard(m)) if m.contains("bytes read back")));
+        assert!(strict.check_results(&cost, 40, 16).is_ok());
+        assert!(matches!(strict.check_results(&cost, 40, 12), Err(Error::Guard(m)) if m.contains("12")));
         cost.bind_groups = 1;
+        assert!(matches!(strict.check_results(&cost, 40, 16), Err(Error::Guard(m)) if m.contains("bind groups")));
         assert!(matches!(strict.check_decode(&cost, 1, 1), Err(Error::Guard(m)) if m.contains("bind groups")));
         assert!(Guard::DEBUG.check_decode(&cost, 1, 1).is_ok());
         assert!(Guard::BENCHMARK.gate(&debug).is_ok());

@@ -14,7 +14,7 @@ use crate::gpu::device::Gpu;
 use crate::gpu::fault::FaultPoint;
 use crate::gpu::recorder::Submission;
 
-/// What is read back. `Token`, `Logits`, `Embedding` and `State` are what a caller asked for (required);
+/// What is read back. `Token`, `Logits`, `Embedding`, `State` and `Score` are what a caller asked for (required);
 /// `Debug` and `Profile` are extras that a guard may refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReadbackClass {
@@ -30,22 +30,28 @@ pub enum ReadbackClass {
     Debug,
     /// Timestamps.
     Profile,
+    /// Probabilities of given tokens a caller asked for.
+    Score,
 }
+
+/// How many classes there are.
+pub(crate) const CLASSES: usize = 7;
 
 impl ReadbackClass {
     /// All classes, in the order of [`crate::gpu::PhaseSnapshot::readbacks`].
-    pub const ALL: [ReadbackClass; 6] = [
+    pub const ALL: [ReadbackClass; CLASSES] = [
         ReadbackClass::Token,
         ReadbackClass::Logits,
         ReadbackClass::Embedding,
         ReadbackClass::State,
         ReadbackClass::Debug,
         ReadbackClass::Profile,
+        ReadbackClass::Score,
     ];
 
     /// Lower-case name.
     pub fn name(self) -> &'static str {
-        ["token", "logits", "embedding", "state", "debug", "profile"][self as usize]
+        ["token", "logits", "embedding", "state", "debug", "profile", "score"][self as usize]
     }
 
     /// True for the classes without which the caller's request cannot be answered.
@@ -75,6 +81,8 @@ pub enum Place {
     Cast,
     /// A buffer, read by a tool or a test.
     Pool,
+    /// Scores and embeddings.
+    Results,
 }
 
 impl Place {
@@ -89,16 +97,18 @@ impl Place {
         Place::CheckStop,
         Place::Cast,
         Place::Pool,
+        Place::Results,
     ];
 
     /// Lower-case name.
     pub fn name(self) -> &'static str {
-        ["pipeline", "layer", "logits", "kv-cache", "profiler", "sample", "check-stop", "cast", "pool"][self as usize]
+        ["pipeline", "layer", "logits", "kv-cache", "profiler", "sample", "check-stop", "cast", "pool", "results"]
+            [self as usize]
     }
 }
 
 /// How many places there are.
-pub(crate) const PLACES: usize = 9;
+pub(crate) const PLACES: usize = 10;
 
 /// Leave to read something back: asked for before the work is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -46,6 +46,7 @@ pub struct Assembled {
 const LIBRARY: &[(&str, &str)] = &[
     ("thread", include_str!("../../shaders/lib/thread.wgsl")),
     ("reduce", include_str!("../../shaders/lib/reduce.wgsl")),
+    ("finite", include_str!("../../shaders/lib/finite.wgsl")),
     ("scan", include_str!("../../shaders/lib/scan.wgsl")),
     ("state", include_str!("../../shaders/lib/state.wgsl")),
     ("order", include_str!("../../shaders/lib/order.wgsl")),

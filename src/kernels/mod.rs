@@ -18,11 +18,13 @@ mod matmul_decoded;
 mod matmul_fused;
 mod moe;
 mod moe_coop;
+mod pool_rows;
 mod qk_norm;
 mod residual;
 mod rmsnorm;
 mod rope;
 pub mod sample;
+mod score;
 mod short_conv;
 mod softcap;
 mod softmax;
@@ -57,10 +59,12 @@ pub use moe::{
     tile_columns,
 };
 pub use moe_coop::{coop_columns, coop_entries, moe_coop_fits, moe_matmul_coop};
+pub use pool_rows::{Stretch, pool_rows, unit_rows};
 pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
 pub use rmsnorm::{Norm, NormKind, norm, norm_bytes, rmsnorm};
 pub use rope::{AngleTable, RopePairs, RopeShape, rope};
+pub use score::{Scored, log_sum, token_score};
 pub use short_conv::{Memory, NO_PLACE, Places, ShortConv, short_conv};
 pub use softcap::softcap;
 pub use softmax::softmax;
@@ -88,6 +92,7 @@ pub static KERNELS: &[&Kernel] = &[
     &matmul_decoded::HALF_WEIGHTS,
     &matmul_fused::MATMUL_GLU,
     &matmul_fused::MATMUL_NEXT,
+    &score::LOG_SUM,
     &moe_coop::MOE_COOP,
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
@@ -97,6 +102,7 @@ pub static KERNELS: &[&Kernel] = &[
     &moe::MOE_TILE,
     &moe::MOE_TILES,
     &moe::MOE_VEC,
+    &pool_rows::POOL_ROWS,
     &qk_norm::QK_NORM,
     &residual::RESIDUAL,
     &rmsnorm::RMSNORM,
@@ -112,6 +118,8 @@ pub static KERNELS: &[&Kernel] = &[
     &state_scan::STATE_SCAN,
     &state_scan::STATE_STEP,
     &tensor_stats::TENSOR_STATS,
+    &score::TOKEN_SCORE,
+    &pool_rows::UNIT_ROWS,
 ];
 
 /// How keys and values are stored.

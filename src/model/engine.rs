@@ -19,6 +19,7 @@ use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
 use crate::model::recurrent::state::RecurrentPool;
+use crate::model::runs::Results;
 use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
@@ -121,7 +122,7 @@ pub struct Engine {
     pub(super) recurrent: RecurrentPool,
     pub(super) scratch: Scratch,
     pub(super) staging: Buffer,
-    groups: BindGroupCache,
+    pub(super) groups: BindGroupCache,
     /// Decode steps by number of sequences, whether logits are changed before drawing, and how rows belong together.
     plans: HashMap<(u32, bool, Batch), Arc<Plan>>,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
@@ -133,6 +134,8 @@ pub struct Engine {
     pub(super) drafts: Drafts,
     /// [`Engine::prewarm`] was done for the buffers there are.
     pub(super) warm: bool,
+    /// What scores and embeddings need.
+    pub(super) results: Results,
     /// Of the pipeline cache, when `groups` was made.
     purges: u64,
 }
@@ -165,6 +168,7 @@ impl Engine {
             fusion,
             drafts: Drafts::default(),
             warm: false,
+            results: Results::default(),
             purges: gpu.pipelines().purges(),
             gpu,
             spec,
@@ -216,6 +220,7 @@ impl Engine {
         self.groups.clear();
         self.batch.clear();
         self.warm = false;
+        self.results.warm = false;
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -240,7 +245,7 @@ impl Engine {
     }
 
     /// Puts `tokens`, at most [`EngineOptions::chunk`], in place for evaluation at positions from `pos` on.
-    fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
+    pub(super) fn stage_run(&mut self, sequence: &mut Sequence, tokens: &[u32], pos: u32, scope: &Scope) -> Result<()> {
         let n = tokens.len() as u32;
         if n == 0 || n > self.options.chunk {
             bail!(InvalidArgument, "{n} tokens in a chunk of 1..={}", self.options.chunk);
@@ -262,7 +267,7 @@ impl Engine {
     }
 
     /// Records the evaluation of `n` staged rows.
-    fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
+    pub(super) fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
         let forward = self.forward(lens);
         let mut recorder = self.recorder("prefill", lens, scope);
         forward.body(&mut recorder, n, Batch::Run)?;

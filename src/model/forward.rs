@@ -25,10 +25,13 @@ use crate::model::weights::{FeedForwardWeights, LayerWeights, NormWeights, Weigh
 pub(crate) enum Batch {
     /// One sequence, consecutive positions: a piece of a prompt.
     Run,
-    /// Each row at its own slot and position: a decode step.
+    /// Each row at its own slot and position, one row a sequence: a decode step.
     Rows,
     /// One sequence, at most four positions, each computed as a decode step computes its row, bit for bit: drafted tokens that are verified.
     Drafts,
+    /// As `Rows`, but several rows may belong to one sequence: all keys and values are kept before attention looks at them. Recurrent layers know
+    /// no such batch.
+    Mixed,
 }
 
 /// When a norm is done: before the product that reads it, or by the way. `ready`: the block before has left what that takes.
@@ -441,6 +444,12 @@ impl<'a> Forward<'a> {
             r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
         }
         self.look(r, "logits", None, logits)
+    }
+
+    /// The final normalisation of the first rows, as many as `y` has, into `y`.
+    pub(crate) fn final_norm(&self, r: &mut Recorder<'_>, y: Matrix<'_>) -> Result<()> {
+        let x = Matrix::new(&self.scratch.x, y.rows, y.cols);
+        r.record(norm(self.norm_of(&self.weights.output_norm), x, y, false)?.label("output.norm"))
     }
 
     /// Draws a token from each of the first `n` rows of logits, whose slots and positions stand in `rows`, into `scratch.picked`.

@@ -9,6 +9,8 @@
 //! does not fail for want of a block in the middle of a text. Blocks that sequences share need to be there once only; when they stop
 //! sharing, the pool grows with the next evaluation of a prompt.
 
+mod lend;
+
 use std::ops::Range;
 
 use crate::error::{Result, bail};

@@ -3,6 +3,7 @@
 //! This layer knows weight names, layer order and which kernel; not workgroup sizes, not file offsets, not policy.
 
 pub mod arch;
+mod embed;
 mod engine;
 mod forward;
 mod fused;
@@ -13,6 +14,8 @@ mod kv_state;
 mod moe;
 mod probe;
 mod recurrent;
+mod runs;
+mod score;
 mod scratch;
 mod sequence;
 mod slots;
@@ -30,12 +33,14 @@ use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase, Scope};
 
 pub use crate::kernels::{KvType, TensorStats, UploadTimes};
+pub use embed::Pooling;
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use fused::LayerFusion;
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use recurrent::state::RecurrentStats;
+pub use runs::WaveBatch;
 pub use scratch::default_chunk;
 pub use sequence::Sequence;
 pub use spec::{

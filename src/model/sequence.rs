@@ -81,7 +81,7 @@ impl Engine {
     }
 
     /// As [`Engine::with_pool`], for one more sequence's recurrent states.
-    fn promise_states(&mut self, scope: &Scope) -> Result<()> {
+    pub(super) fn promise_states(&mut self, scope: &Scope) -> Result<()> {
         let before = self.recurrent.version();
         let result = self.recurrent.promise(&self.gpu, scope);
         if self.recurrent.version() != before {
@@ -90,7 +90,7 @@ impl Engine {
         result
     }
 
-    fn take_slot(&mut self, scope: &Scope) -> Result<u32> {
+    pub(super) fn take_slot(&mut self, scope: &Scope) -> Result<u32> {
         if let Some(slot) = self.slots.take() {
             return Ok(slot);
         }

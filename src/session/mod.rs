@@ -5,10 +5,12 @@
 
 mod chat;
 mod context;
+mod embed;
 mod file;
 mod generation;
 mod model;
 mod options;
+mod score;
 mod snapshot;
 mod speculate;
 mod state;
@@ -17,17 +19,19 @@ mod summary;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, LayerFusion, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats,
-    TensorStats,
+    KvGroupStats, KvStats, KvType, LayerFusion, PROBE_POINTS, Pooling, ProbeOptions, ProbePoint, ProbeReading,
+    RecurrentStats, TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};
 pub use chat::{ChatOptions, Message};
 pub use context::{Context, ContextOptions};
+pub use embed::{EmbedOptions, Embeddings};
 pub use file::{chat_template_of, open_model_file, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, ModelOptions, SessionOptions};
+pub use score::{Choice, Ranking, Score};
 pub use speculate::{DEFAULT_NGRAM, DraftSource, Speculation, SpeculationStats};
 pub use state::{CancelHandle, Session};
 pub use stats::{ContextStats, LoadStats, ModelStats, SessionStats, Timings};

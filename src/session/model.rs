@@ -13,10 +13,10 @@ use crate::gpu::{Mutex, MutexGuard, Phase, Scope};
 use crate::model::{self, Engine, EngineOptions, KvType, LoadedSizes, ModelSpec};
 use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::context::Context;
-use crate::session::file;
 use crate::session::options::{ModelOptions, SessionOptions};
 use crate::session::state::Session;
 use crate::session::stats::{LoadStats, ModelStats};
+use crate::session::{embed, file};
 use crate::text::{ChatTemplate, Markers, Tokenizer, Vocab};
 
 /// Contexts are not made longer than this unless asked for: the trained length of some files would take all memory.
@@ -36,6 +36,8 @@ pub(super) struct Inner {
     sizes: LoadedSizes,
     /// Of the file's tensors: snapshots belong to one set of weights.
     pub(super) fingerprint: u64,
+    /// `<architecture>.pooling_type`, if the file has it.
+    pub(super) pooling_type: Option<u32>,
     load_ns: u64,
     load: LoadStats,
 }
@@ -161,6 +163,7 @@ impl Model {
         let folder = path.is_dir();
         let spec = Arc::new(model::arch::read_spec(&file)?);
         let sizes = model::measure(&file, &spec)?;
+        let pooling_type = embed::pooling_type(&file)?;
         let too_many = |tokens: usize| -> Result<()> {
             if tokens as u64 > u64::from(spec.n_vocab) {
                 let (file, rows) = (file.name(), spec.n_vocab);
@@ -212,6 +215,7 @@ impl Model {
             options: engine_options,
             sizes,
             fingerprint: fingerprint(&file),
+            pooling_type,
             load_ns: started.elapsed().as_nanos() as u64,
             load,
             spec,

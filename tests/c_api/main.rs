@@ -179,6 +179,8 @@ programs! {
     text: "c/text.c",
     chat: "c/chat.c",
     eval: "c/eval.c",
+    choose: "c/choose.c",
+    embed: "c/embed.c",
     fork: "c/fork.c",
     observe: "c/observe.c",
     speculate: "c/speculate.c",

@@ -12,6 +12,7 @@ mod moe;
 mod norm;
 mod record;
 mod recurrent;
+mod results;
 mod rope;
 mod sample;
 mod stats;

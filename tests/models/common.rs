@@ -176,3 +176,10 @@ pub fn rewrite(path: &Path, name: &str, change: impl Fn(&mut Vec<Tensor>)) -> Pa
     std::fs::write(&out, writer.to_bytes()).expect("write");
     out
 }
+
+/// `ln p` of a token under a row of logits, in f64.
+pub fn log_prob(row: &[f32], token: u32) -> f64 {
+    let top = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = row.iter().map(|&x| (f64::from(x) - top).exp()).sum();
+    f64::from(row[token as usize]) - top - sum.ln()
+}

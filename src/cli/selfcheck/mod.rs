@@ -13,6 +13,7 @@ mod layer;
 mod model;
 mod moe;
 mod recurrent;
+mod results;
 mod sampling;
 mod stats;
 mod weights;
@@ -78,6 +79,9 @@ pub(super) const CHECKS: &[Check] = &[
     check("sample-draw", false, sampling::draw),
     check("check-stop", false, sampling::check_stop),
     check("step-begin", false, sampling::step_begin),
+    check("token-scores", false, results::token_scores),
+    check("pool-rows", false, results::pool),
+    check("unit-rows", false, results::unit),
     check("tensor-stats", true, stats::tensor_stats_check),
 ];
 
@@ -294,6 +298,10 @@ mod tests {
             ("check_stop", "check-stop"),
             ("step_begin", "step-begin"),
             ("tensor_stats", "tensor-stats"),
+            ("log_sum", "token-scores"),
+            ("token_score", "token-scores"),
+            ("pool_rows", "pool-rows"),
+            ("unit_rows", "unit-rows"),
             ("sample_argmax", "sample-greedy"),
             ("sample_penalize", "sample-draw"),
             ("sample_pick", "sample-draw"),

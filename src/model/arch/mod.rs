@@ -71,6 +71,10 @@ pub fn read_spec(file: &Gguf) -> Result<ModelSpec> {
         let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
         bail!(Unsupported, "{}: architecture \"{name}\" (this version runs {})", file.name(), known.join(", "));
     };
+    let causal = format!("{name}.attention.causal");
+    if file.get_bool(&causal)? == Some(false) {
+        bail!(Unsupported, "{}: key {causal}: attention to what comes later does not run", file.name());
+    }
     (arch.spec)(file)
 }
 

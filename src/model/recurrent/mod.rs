@@ -134,7 +134,11 @@ impl<'a> Forward<'a> {
         self.product(r, "mix.in", normed, &w.qkv, inputs, false)?;
         self.look(r, "mix.in", Some(layer), inputs)?;
         let [conv_states, scan_states] = self.recurrent.layer(layer)?;
-        let (sequences, steps) = if batch == Batch::Run { (1, n) } else { (n, 1) };
+        let (sequences, steps) = match batch {
+            Batch::Run => (1, n),
+            Batch::Rows | Batch::Drafts => (n, 1),
+            Batch::Mixed => bail!(Internal, "layer {layer}: a recurrence over runs of several sequences"),
+        };
         let (rows, places) = (s.row_data.whole(), self.slots.places.whole());
         let memory = Memory { sequences, steps, rows, places, states: conv_states };
         let bias = own.conv_bias.as_ref().map(|b| b.whole());

@@ -191,6 +191,16 @@ int main(int argc, char **argv) {
     EXPECT(doppler_session_generate(session, &options, NULL, NULL, NULL), DOPPLER_STATUS_INVALID_ARGUMENT);
     options.top_p = 1.0f;
     OK(doppler_session_generate(session, &options, NULL, NULL, NULL));
+    NULLED(doppler_choose_options_init(NULL, sizeof(doppler_choose_options)));
+    NULLED(doppler_embed_options_init(NULL, sizeof(doppler_embed_options)));
+    NULLED(doppler_session_choose(session, &no_text, 1, NULL, NULL, NULL));
+    FOREIGN(doppler_session_choose(fake_session, &no_text, 1, NULL, NULL, NULL));
+    NULLED(doppler_session_choose_tokens(session, NULL, tokens, 1, NULL, NULL, NULL, NULL));
+    FOREIGN(doppler_session_choose_tokens(fake_session, tokens, tokens, 1, NULL, NULL, NULL, NULL));
+    NULLED(doppler_model_embed(model, &no_text, 1, NULL, NULL, logits, 4096, NULL));
+    FOREIGN(doppler_model_embed(fake_model, &no_text, 1, NULL, NULL, logits, 4096, NULL));
+    NULLED(doppler_model_embed_tokens(model, NULL, tokens, 1, NULL, logits, 4096, NULL));
+    FOREIGN(doppler_model_embed_tokens(fake_model, tokens, tokens, 1, NULL, logits, 4096, NULL));
     NULLED(doppler_session_eval(NULL, tokens, 1, logits, 4096));
     NULLED(doppler_session_eval(session, NULL, 1, logits, 4096));
     NULLED(doppler_session_eval(session, tokens, 1, NULL, 4096));

@@ -29,10 +29,13 @@ int main(int argc, char **argv) {
     doppler_adapter_info i;
     doppler_guard j;
     doppler_probe_options l;
+    doppler_choose_options m;
+    doppler_embed_options o;
+    const char *text = "a";
     newer_options newer;
     newer_stats wide;
     const size_t bad[] = {0, 1, sizeof(size_t), 1 << 20, (size_t)-1};
-    size_t k;
+    size_t k, k_needed = 0;
 
     REQUIRE(argc == 3);
     OK(doppler_context_options_init(&a, sizeof a));
@@ -41,6 +44,8 @@ int main(int argc, char **argv) {
     OK(doppler_generate_options_init(&d, sizeof d));
     OK(doppler_guard_init(&j, sizeof j, DOPPLER_GUARD_PRESET_PRODUCTION));
     OK(doppler_probe_options_init(&l, sizeof l));
+    OK(doppler_choose_options_init(&m, sizeof m));
+    OK(doppler_embed_options_init(&o, sizeof o));
     REQUIRE(a.struct_size == sizeof a && b.struct_size == sizeof b && c.struct_size == sizeof c && d.struct_size == sizeof d);
     REQUIRE(a.adapter_index == DOPPLER_NONE && b.prewarm == 1 && c.guard_mode == DOPPLER_GUARD_MODE_INHERIT);
     REQUIRE(d.temperature > 0.79f && d.top_k == 40 && d.repeat_penalty > 0.99f);
@@ -53,6 +58,11 @@ int main(int argc, char **argv) {
         BAD(doppler_generate_options_init(&d, bad[k]));
         BAD(doppler_guard_init(&j, bad[k], DOPPLER_GUARD_PRESET_PRODUCTION));
         BAD(doppler_probe_options_init(&l, bad[k]));
+        BAD(doppler_choose_options_init(&m, bad[k]));
+        BAD(doppler_embed_options_init(&o, bad[k]));
+        m.struct_size = o.struct_size = bad[k];
+        BAD(doppler_session_choose(session, &text, 1, &m, NULL, NULL));
+        BAD(doppler_model_embed(model, &text, 1, &o, NULL, NULL, 0, &k_needed));
         j.struct_size = l.struct_size = bad[k];
         BAD(doppler_context_set_guard(context, &j));
         BAD(doppler_context_get_guard(context, &j));
