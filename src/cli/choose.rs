@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use doppler::session::{Ranking, Session};
+use doppler::session::{Ranking, Session, SessionOptions};
 use serde_json::json;
 
 use super::input;
@@ -64,7 +64,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     };
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let mut session: Session = model.open_session(&open::session_options(1))?;
+    let mut session: Session = model.open_session(&SessionOptions::default())?;
     session.append_text(&prompt, args.special)?;
     let texts: Vec<&str> = args.options.iter().map(String::as_str).collect();
     let choice = session.choose(&texts, args.special, args.rank.into())?;
