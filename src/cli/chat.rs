@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use doppler::session::{ChatOptions, FinishReason, Message, Session};
 
-use super::open::{self, DeviceArgs, EngineArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::{generate, input, interrupt};
@@ -39,6 +39,8 @@ pub(super) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
 }
 
 impl Args {
@@ -97,6 +99,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
     let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
+    args.lora.give(&mut session)?;
     // Fails here, not at the first line, for a file without a usable template.
     session.set_chat_options(args.chat_options()?)?;
     interrupt::watch(session.cancel_handle());

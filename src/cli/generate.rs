@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use doppler::session::{FinishReason, GenerateOptions, Generated, Piece, SegmentKind, Session};
 use serde_json::json;
 
-use super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs, ProfileArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::{input, report};
@@ -46,6 +46,8 @@ pub(super) struct Args {
     profile: ProfileArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
 }
 
 enum Prompt {
@@ -117,6 +119,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
     let mut session = model.open_session(&open::session_options(args.tokens_per_submit))?;
+    args.lora.give(&mut session)?;
     match &prompt {
         Prompt::Ids(ids) => session.append_tokens(ids)?,
         Prompt::Text(text) => {

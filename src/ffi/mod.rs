@@ -25,6 +25,7 @@ pub mod chat;
 pub mod context;
 pub mod generate;
 mod handle;
+pub mod lora;
 pub mod model;
 pub mod model_stats;
 pub mod probe;

@@ -15,6 +15,7 @@ use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
+use crate::model::lora::{LoraPool, LoraSet};
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
 use crate::model::recurrent::state::RecurrentPool;
@@ -92,18 +93,21 @@ struct BatchKind {
     sequences: u32,
     tokens: u32,
     penalties: bool,
+    /// The number of their [`LoraSet`], or 0.
+    lora: u64,
 }
 
 /// See the module's text.
 #[derive(Debug)]
 pub struct Engine {
     pub(super) gpu: Arc<Gpu>,
-    spec: Arc<ModelSpec>,
+    pub(super) spec: Arc<ModelSpec>,
     weights: Weights,
     pub(super) options: EngineOptions,
     pub(super) slots: Slots,
     pub(super) kv: KvPool,
     pub(super) recurrent: RecurrentPool,
+    pub(super) lora: LoraPool,
     scratch: Scratch,
     staging: Buffer,
     groups: BindGroupCache,
@@ -134,6 +138,7 @@ impl Engine {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
             recurrent: RecurrentPool::new(&spec.layers),
+            lora: LoraPool::default(),
             scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, scope)?,
             staging,
             groups: BindGroupCache::default(),
@@ -159,7 +164,7 @@ impl Engine {
         self.options
     }
 
-    fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
+    pub(super) fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
         Forward {
             spec: &self.spec,
             weights: &self.weights,
@@ -169,6 +174,7 @@ impl Engine {
             recurrent: &self.recurrent,
             exact: self.options.exact,
             lens,
+            lora: None,
         }
     }
 
@@ -187,8 +193,16 @@ impl Engine {
         self.plans.clear();
         self.ahead = None;
         self.groups.clear();
+        self.lora.forget_plans();
         self.batch.clear();
         self.warm = false;
+    }
+
+    /// Forgets a batch encoded for adapters that no sequence has any more.
+    pub(super) fn drop_stale_batch(&mut self) {
+        if self.ahead.as_ref().is_some_and(|(kind, _)| kind.lora != 0 && self.lora.get(kind.lora).is_none()) {
+            self.ahead = None;
+        }
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -222,22 +236,38 @@ impl Engine {
             bail!(InvalidArgument, "token {t} in a vocabulary of {}", self.spec.n_vocab);
         }
         self.reserve(sequence, pos..pos + n, true, scope)?;
+        if let Some(set) = &sequence.lora {
+            self.warm_loras(set, scope)?;
+        }
         let rows: Vec<Row> = (pos..pos + n).map(|pos| Row { slot: sequence.slot, pos }).collect();
         self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(tokens), scope)?;
         self.gpu.upload(self.scratch.row_data.whole(), bytemuck::cast_slice(&rows), scope)?;
         self.slots.set_history(&self.gpu, sequence.slot, pos, tokens, scope)
     }
 
-    /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept.
-    fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
+    /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept; what adapters bind is kept
+    /// with them.
+    fn recorder<'a>(
+        &'a self,
+        label: &'static str,
+        lens: Option<Lens<'_>>,
+        lora: Option<&'a LoraSet>,
+        scope: &Scope,
+    ) -> Recorder<'a> {
         let recorder = self.gpu.recorder(label, scope);
-        if lens.is_some() { recorder } else { recorder.with_groups(&self.groups) }
+        if lens.is_some() { recorder } else { recorder.with_groups(lora.map_or(&self.groups, |set| &set.groups)) }
     }
 
     /// Records the evaluation of `n` staged rows.
-    fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
-        let forward = self.forward(lens);
-        let mut recorder = self.recorder("prefill", lens, scope);
+    fn record_run<'a>(
+        &'a self,
+        n: u32,
+        lens: Option<Lens<'a>>,
+        lora: Option<&'a LoraSet>,
+        scope: &Scope,
+    ) -> Result<Recorder<'a>> {
+        let forward = self.forward(lens).adapted(lora);
+        let mut recorder = self.recorder("prefill", lens, lora, scope);
         forward.body(&mut recorder, n, Batch::Run)?;
         Ok(recorder)
     }
@@ -250,7 +280,7 @@ impl Engine {
         self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let mut recorder = self.record_run(tokens.len() as u32, lens, sequence.lora(), scope)?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
@@ -308,15 +338,16 @@ impl Engine {
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let forward = self.forward(lens);
-        let mut recorder = self.record_run(n, lens, scope)?;
+        let (lora, kind) = (sequence.lora(), sequence.lora_id());
+        let forward = self.forward(lens).adapted(lora);
+        let mut recorder = self.record_run(n, lens, lora, scope)?;
         forward.logits(&mut recorder, n - 1, 1, false)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         if let (None, Some((tokens, scope))) = (lens, then) {
-            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties }, scope);
+            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties, lora: kind }, scope);
         }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -346,7 +377,7 @@ impl Engine {
         self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let mut recorder = self.record_run(tokens.len() as u32, lens, sequence.lora(), scope)?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
@@ -357,8 +388,9 @@ impl Engine {
             let rows = (n - first).min(LOGIT_ROWS);
             self.pass_gates(sequence, scope)?;
             let lens = sequence.lens(pos + first);
-            let mut recorder = self.recorder("logits", lens, scope);
-            self.forward(lens).logits(&mut recorder, first, rows, false)?;
+            let lora = sequence.lora();
+            let mut recorder = self.recorder("logits", lens, lora, scope);
+            self.forward(lens).adapted(lora).logits(&mut recorder, first, rows, false)?;
             let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
             let submission = recorder.submit()?;
             self.read_probe(sequence, seen, &submission, scope)?;
@@ -370,7 +402,19 @@ impl Engine {
         Ok(())
     }
 
-    fn decode_plan(&mut self, n: u32, penalties: bool, scope: &Scope) -> Result<Arc<Plan>> {
+    /// The plan of a decode step of `n` sequences, with the adapters of number `lora` if that is not 0.
+    pub(super) fn decode_plan(&mut self, n: u32, penalties: bool, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
+        if lora != 0 {
+            let Some(set) = self.lora.get(lora) else { bail!(Internal, "adapters {lora} are gone") };
+            if let Some(plan) = set.plans.lock().get(&(n, penalties)) {
+                return Ok(plan.clone());
+            }
+            let mut recorder = self.gpu.recorder("decode", scope).with_groups(&set.groups);
+            self.forward(None).adapted(Some(&set)).decode_step(&mut recorder, n, penalties)?;
+            let plan = Arc::new(recorder.into_plan()?);
+            set.plans.lock().insert((n, penalties), plan.clone());
+            return Ok(plan);
+        }
         if let Some(plan) = self.plans.get(&(n, penalties)) {
             return Ok(plan.clone());
         }
@@ -382,8 +426,8 @@ impl Engine {
     }
 
     /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
-    fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let forward = self.forward(None);
+    pub(super) fn record_prompts(&self, recorder: &mut Recorder<'_>, lora: Option<&LoraSet>) -> Result<()> {
+        let forward = self.forward(None).adapted(lora);
         // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
         // Long and full pieces of prompts take taller tiles.
@@ -411,11 +455,11 @@ impl Engine {
             return Ok(());
         }
         let mut survey = self.gpu.survey(scope);
-        self.record_prompts(&mut survey)?;
+        self.record_prompts(&mut survey, None)?;
         [false, true].into_iter().try_for_each(|p| self.forward(None).decode_step(&mut survey, 1, p))?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
-        self.record_prompts(&mut recorder)?;
+        self.record_prompts(&mut recorder, None)?;
         recorder.rehearse()?;
         self.prepare_decode(1, false, scope)?;
         self.prepare_decode(1, true, scope)?;
@@ -428,7 +472,7 @@ impl Engine {
     /// # Errors
     /// What building it reports.
     pub fn prepare_decode(&mut self, sequences: u32, penalties: bool, scope: &Scope) -> Result<()> {
-        self.decode_plan(sequences, penalties, scope).map(drop)
+        self.decode_plan(sequences, penalties, 0, scope).map(drop)
     }
 
     /// Copies what step `i` of `n` sequences drew to where it is read.
@@ -438,7 +482,7 @@ impl Engine {
     }
 
     fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
-        let mut recorder = self.recorder("decode", None, scope);
+        let mut recorder = self.recorder("decode", None, None, scope);
         for i in 0..kind.tokens {
             recorder.replay(plan);
             self.hand_out(&mut recorder, kind.sequences, i)?;
@@ -447,7 +491,7 @@ impl Engine {
     }
 
     fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
-        let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+        let plan = self.decode_plan(kind.sequences, kind.penalties, kind.lora, scope)?;
         self.record_batch(&plan, kind, scope)?.encode()
     }
 
@@ -456,7 +500,7 @@ impl Engine {
         let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
         // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
         if self.gpu.profiling() {
-            let plan = self.decode_plan(kind.sequences, kind.penalties, scope)?;
+            let plan = self.decode_plan(kind.sequences, kind.penalties, kind.lora, scope)?;
             return self.record_batch(&plan, kind, scope)?.submit();
         }
         let encoded = match ahead {
@@ -499,6 +543,11 @@ impl Engine {
         if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
             bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
         }
+        let set = sequences.first().and_then(|s| s.lora.clone());
+        let lora = sequences.first().map_or(0, |s| s.lora_id());
+        if sequences.iter().any(|s| s.lora_id() != lora) {
+            bail!(InvalidArgument, "sequences with different adapters do not decode together");
+        }
         for sequence in sequences.iter() {
             self.pass_gates(sequence, scope)?;
         }
@@ -510,6 +559,9 @@ impl Engine {
             }
             self.reserve(sequence, pos..end, false, scope)?;
         }
+        if let Some(set) = &set {
+            self.warm_loras(set, scope)?;
+        }
         let slots: Vec<u32> = sequences.iter().map(|s| s.slot).collect();
         let penalties = sequences.iter().any(|s| s.penalties);
         if self.batch != slots {
@@ -517,11 +569,11 @@ impl Engine {
             self.batch = slots;
         }
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
-        let kind = BatchKind { sequences: n, tokens, penalties };
+        let kind = BatchKind { sequences: n, tokens, penalties, lora };
         let (submission, seen) = match lens {
             Some(lens) => {
-                let mut recorder = self.recorder("decode", Some(lens), scope);
-                self.forward(Some(lens)).decode_step(&mut recorder, n, penalties)?;
+                let mut recorder = self.recorder("decode", Some(lens), None, scope);
+                self.forward(Some(lens)).adapted(set.as_deref()).decode_step(&mut recorder, n, penalties)?;
                 self.hand_out(&mut recorder, n, 0)?;
                 let seen = lens.probe.finish(&mut recorder)?;
                 (recorder.submit()?, Some(seen))

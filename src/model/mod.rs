@@ -9,6 +9,7 @@ pub mod hf;
 mod kv_blocks;
 mod kv_cache;
 mod kv_state;
+mod lora;
 mod moe;
 mod probe;
 mod recurrent;
@@ -19,6 +20,7 @@ mod spec;
 mod verify;
 mod weights;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
@@ -29,6 +31,7 @@ pub use crate::kernels::{KvType, TensorStats};
 pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
+pub use lora::{Lora, LoraInfo};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use recurrent::state::RecurrentStats;
 pub use scratch::default_chunk;
@@ -85,5 +88,22 @@ pub fn load(
     kv_cache::KvPool::check(options.kv_type, &spec.layers).map_err(|e| e.within(file.name()))?;
     let plan = weights::LoadPlan::new(file, &spec)?;
     let weights = plan.upload(gpu, &spec, options.n_ctx, &scope, progress)?;
-    Engine::new(gpu.clone(), spec, weights, options, &scope)
+    let places = plan.places(&spec);
+    let mut engine = Engine::new(gpu.clone(), spec, weights, options, &scope)?;
+    engine.lora = lora::LoraPool::new(places);
+    Ok(engine)
+}
+
+/// Loads an adapter for the model of an engine: a GGUF file, or a folder as PEFT writes it. `places` and `rows` are what [`Engine::lora_places`] says: the
+/// engine is not held while the file is read.
+///
+/// # Errors
+/// [`crate::Error::Io`]; [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming file and key or tensor; [`crate::Error::OutOfMemory`].
+pub(crate) fn load_lora(
+    gpu: &Gpu,
+    path: &Path,
+    spec: &ModelSpec,
+    (places, rows): (Arc<weights::Places>, u32),
+) -> Result<Lora> {
+    lora::load(gpu, path, spec, &places, rows, &gpu.scope(Phase::Load))
 }

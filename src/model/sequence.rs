@@ -1,12 +1,14 @@
 //! Sequences: opening, forking, truncating, closing, and the pages they hold.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Result, bail};
 use crate::gpu::{Gpu, Phase, Scope};
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::BlockTable;
 use crate::model::kv_cache::{KvPool, KvStats};
+use crate::model::lora::LoraSet;
 use crate::model::probe::{Lens, Probe, ProbeReading};
 use crate::model::recurrent::state::{RecurrentStats, Trail};
 
@@ -23,6 +25,8 @@ pub struct Sequence {
     pub(super) penalties: bool,
     pub(super) n_stop: u32,
     pub(super) probe: Option<Probe>,
+    /// Its adapters, if it has any.
+    pub(super) lora: Option<Arc<LoraSet>>,
 }
 
 impl Sequence {
@@ -109,7 +113,8 @@ impl Engine {
             self.slots.release(slot);
             return Err(e);
         }
-        Ok(Sequence { slot, n_ctx, tables, trail: Trail::default(), penalties: false, n_stop: 0, probe: None })
+        let (trail, penalties, n_stop) = (Trail::default(), false, 0);
+        Ok(Sequence { slot, n_ctx, tables, trail, penalties, n_stop, probe: None, lora: None })
     }
 
     /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
@@ -128,7 +133,7 @@ impl Engine {
     }
 
     /// Opens a sequence that begins as `parent` does: with the keys and values of its first tokens, which are `tokens`. Nothing is
-    /// evaluated and no page is copied: pages are shared until one of the two writes to them. How it draws is to be configured.
+    /// evaluated and no page is copied: pages are shared until one of the two writes to them. It has the same adapters; how it draws is to be configured.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if a window before the end of `tokens` was given up ([`Engine::keeps`]),
@@ -139,6 +144,7 @@ impl Engine {
             bail!(InvalidArgument, "a fork after {n} tokens: their keys and values are not all there");
         }
         let mut child = self.admit(parent.n_ctx, n, scope)?;
+        child.lora = parent.lora.clone();
         if n > 0 {
             child.tables = self.kv.share(&parent.tables, n);
             child.trail = self.recurrent.share(&parent.trail, n);
@@ -157,6 +163,8 @@ impl Engine {
         self.kv.withdraw(&mut sequence.tables, sequence.n_ctx);
         self.recurrent.withdraw(&mut sequence.trail);
         self.slots.release(sequence.slot);
+        drop(sequence);
+        self.drop_stale_batch();
     }
 
     /// Whether a sequence can go on after the first `tokens` tokens as it is. It cannot if they were not evaluated, or if a layer's window

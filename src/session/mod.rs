@@ -7,6 +7,7 @@ mod chat;
 mod context;
 mod file;
 mod generation;
+mod lora;
 mod model;
 mod options;
 mod snapshot;
@@ -16,7 +17,7 @@ mod summary;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats, TensorStats,
+    KvGroupStats, KvStats, KvType, LoraInfo, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats, TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};
@@ -24,6 +25,7 @@ pub use chat::{ChatOptions, Message};
 pub use context::{Context, ContextOptions};
 pub use file::{chat_template_of, open_model_file, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
+pub use lora::{Lora, LoraCache};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, ModelOptions, SessionOptions};
 pub use state::{CancelHandle, Session};

@@ -180,6 +180,7 @@ programs! {
     chat: "c/chat.c",
     eval: "c/eval.c",
     fork: "c/fork.c",
+    lora: "c/lora.c",
     observe: "c/observe.c",
     wrapper: "wrapper.cpp",
 }
