@@ -179,7 +179,11 @@ impl<'a> Forward<'a> {
 
     /// Whether products of so many rows take a norm by the way. Who looks at tensors is to find the normalised rows, and adapters read them.
     fn norms_by_the_way(&self, rows: u32, w: &NormWeights) -> bool {
-        rows < TILE_FROM && self.lens.is_none() && self.lora.is_none() && self.spec.norm == NormKind::Rms && w.bias.is_none()
+        rows < TILE_FROM
+            && self.lens.is_none()
+            && self.lora.is_none()
+            && self.spec.norm == NormKind::Rms
+            && w.bias.is_none()
     }
 
     /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.

@@ -17,7 +17,8 @@ mod summary;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, LoraInfo, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats, TensorStats,
+    KvGroupStats, KvStats, KvType, LoraInfo, PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading, RecurrentStats,
+    TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};

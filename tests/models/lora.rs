@@ -9,6 +9,7 @@ use doppler::format::{Gguf, GgufWriter};
 use doppler::gpu::{Features, Guard, Phase};
 use doppler::model::{self, EngineOptions, KvType, arch};
 use doppler::quant::by_ggml_type;
+use doppler::sample::SamplingOptions;
 use doppler::session::{Context, Lora, LoraCache, Model, ModelOptions, Session, SessionOptions};
 
 use crate::common::*;
@@ -94,7 +95,7 @@ pub fn written(name: &str, file: &GgufWriter) -> PathBuf {
 
 /// Matrices of a model that an adapter can change.
 fn adaptable(file: &Gguf) -> Vec<(String, [usize; 2])> {
-    let no = ["_norm", "_exps", "ffn_gate_inp.", "conv", "position_embd", "ssm_a", "ssm_d", EMBEDDING, "rope_"];
+    let no = ["_norm", "_exps", "ffn_gate_inp.", "conv1d", "conv.conv", "position_embd", EMBEDDING, "rope_"];
     let matrices = file.tensors().iter().filter(|t| t.dims.len() == 2 && t.name.ends_with(".weight"));
     let free = matrices.filter(|t| !no.iter().any(|part| t.name.contains(part)));
     free.map(|t| (t.name.clone(), [t.dims[1] as usize, t.dims[0] as usize])).collect()
@@ -241,8 +242,7 @@ fn several_add_up_and_factors_count() {
     assert_eq!(all_ways(&mut with(&model, &[(&attn, 0.0), (&ffn, 0.0)]), &ids), base);
     let factors = [0.5f32, -1.0, 0.25];
     let changes = [a, f, o];
-    let all: Vec<_> =
-        changes.iter().zip(factors).flat_map(|(c, s)| c.iter().map(move |c| (c, f64::from(s)))).collect();
+    let all: Vec<_> = changes.iter().zip(factors).flat_map(|(c, s)| c.iter().map(move |c| (c, f64::from(s)))).collect();
     let other = hearth_of(&context, &merged(&asset(), "merged-hearth", &all));
     let want = all_ways(&mut session(&other), &ids);
     let list = [(&attn, factors[0]), (&ffn, factors[1]), (&overlap, factors[2])];
@@ -459,6 +459,7 @@ fn batches_have_one_list_of_adapters() {
         let mut sequence = engine.open(128, &scope).unwrap();
         let list: Vec<_> = scales.iter().map(|&s| (lora.clone(), s)).collect();
         engine.set_loras(&mut sequence, &list, &scope).unwrap();
+        engine.configure(&mut sequence, &SamplingOptions::greedy(), &[], &scope).unwrap();
         let first = engine.prefill_and_draw(&mut sequence, &prompt, 0, 127, None, &scope).unwrap();
         (sequence, first.token)
     };

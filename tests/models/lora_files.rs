@@ -35,9 +35,10 @@ fn folder(name: &str, config: &Value, tensors: &[Stored]) -> PathBuf {
     std::fs::create_dir_all(&path).unwrap();
     std::fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| le(&t.2)).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &path.join("adapter_model.safetensors")).unwrap();
     path
 }
@@ -125,9 +126,13 @@ fn factors_of_single_modules() {
     let mut root = config();
     root["use_rslora"] = json!(true);
     root["lora_alpha"] = json!(2.0 * 2f64.sqrt() * 2f64.sqrt());
-    root["alpha_pattern"] = json!({"layers.0.mlp.down_proj": 4.0 * 2f64.sqrt(), "layers.3.mlp.down_proj": 0.25 * 8f64.sqrt()});
+    root["alpha_pattern"] =
+        json!({"layers.0.mlp.down_proj": 4.0 * 2f64.sqrt(), "layers.3.mlp.down_proj": 0.25 * 8f64.sqrt()});
     let rooted = adapted(&model, &folder("root", &root, &tensors));
-    assert!(max_error(&rooted, &plain) < 1e-3 && max_error(&plain, &logits(&mut session(&model), &[1, 300, 400, 500, 600])) > 0.1);
+    assert!(
+        max_error(&rooted, &plain) < 1e-3
+            && max_error(&plain, &logits(&mut session(&model), &[1, 300, 400, 500, 600])) > 0.1
+    );
 }
 
 #[track_caller]
@@ -153,10 +158,9 @@ fn bad_gguf_files_are_refused_by_name() {
     refuse("arch", &writer("qwen3", 1.0, &[q]), &["qwen3", "llama"]);
     let good = of("blk.0.attn_q.weight", [n_embd, n_embd]);
     refuse("alpha", &writer("llama", f32::NAN, &[good]), &["adapter.lora.alpha"]);
-    for (name, tensor, dims) in [
-        ("unknown", "blk.77.attn_q.weight", [n_embd, n_embd]),
-        ("norm", "blk.0.attn_norm.weight", [n_embd, n_embd]),
-    ] {
+    for (name, tensor, dims) in
+        [("unknown", "blk.77.attn_q.weight", [n_embd, n_embd]), ("norm", "blk.0.attn_norm.weight", [n_embd, n_embd])]
+    {
         refuse(name, &writer("llama", 1.0, &[of(tensor, dims)]), &[tensor, "no matrix"]);
     }
     for (name, dims) in [("rows", [n_embd + 4, n_embd]), ("columns", [n_embd, n_embd - 4])] {
@@ -186,7 +190,10 @@ fn bad_folders_are_refused_by_name() {
         config[key] = value;
         let path = folder(name, &config, &tensors);
         let text = model.load_lora(&path).unwrap_err().to_string();
-        assert!(text.contains("adapter_config.json") && text.contains(key) && words.iter().all(|w| text.contains(w)), "{text}");
+        assert!(
+            text.contains("adapter_config.json") && text.contains(key) && words.iter().all(|w| text.contains(w)),
+            "{text}"
+        );
     };
     with("dora", "use_dora", json!(true), &[]);
     with("bias", "bias", json!("lora_only"), &["lora_only"]);
@@ -203,7 +210,11 @@ fn bad_folders_are_refused_by_name() {
         assert!(text.contains("adapter_model.safetensors") && words.iter().all(|w| text.contains(w)), "{text}");
     };
     file("half", &|t| drop(t.remove(0)), &["lora_B", "no lora_A"]);
-    file("magnitude", &|t| t[0].0 = t[0].0.replace("lora_A.weight", "lora_magnitude_vector"), &["lora_magnitude_vector"]);
+    file(
+        "magnitude",
+        &|t| t[0].0 = t[0].0.replace("lora_A.weight", "lora_magnitude_vector"),
+        &["lora_magnitude_vector"],
+    );
     file("foreign", &|t| t[0].0 = "classifier.weight".into(), &["classifier.weight"]);
     file("module", &|t| t.iter_mut().for_each(|t| t.0 = t.0.replace("down_proj", "sideways")), &["sideways", "llama"]);
     file("layer", &|t| t.iter_mut().for_each(|t| t.0 = t.0.replace("layers.5", "layers.55")), &["layers.55"]);

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use serde_json::json;
 use tokenizers::utils::SysRegex;
 
+use super::bare;
 use super::config::Config;
 use super::families::{self, Rule};
 use super::recipe::{Each, Heads, Op, Recipe, Recipes, result_shape, stored_format};
-use super::bare;
 use crate::error::{Error, Result, bail};
 use crate::format::{Gguf, MadeTensor, SafetensorsFolder, StoredTensor, Value};
 use crate::model::spec::{ModelSpec, ScanRule};
@@ -34,8 +34,7 @@ impl Scales {
         if let Some(part) = config.object("alpha_pattern") {
             for key in part.keys() {
                 // As in PEFT: the end of a module's name, or from its beginning on.
-                let pattern =
-                    if key.starts_with('^') { key.to_string() } else { format!("^(?:.*\\.)?(?:{key})$") };
+                let pattern = if key.starts_with('^') { key.to_string() } else { format!("^(?:.*\\.)?(?:{key})$") };
                 match SysRegex::new(&pattern) {
                     Ok(regex) => patterns.push((regex, part.need_f64(key)?)),
                     Err(e) => bail!(BadFile, "{}: key \"{key}\": no pattern: {e}", part.name),

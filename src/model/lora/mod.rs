@@ -12,5 +12,5 @@ mod set;
 mod weights;
 
 pub(crate) use set::{LoraPool, LoraSet};
-pub use weights::{Lora, LoraInfo};
 pub(crate) use weights::load;
+pub use weights::{Lora, LoraInfo};

@@ -122,7 +122,8 @@ impl Engine {
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming file and key or tensor; [`crate::Error::OutOfMemory`].
     pub fn load_lora(&self, path: &Path) -> Result<Arc<Lora>> {
-        load(&self.gpu, path, &self.spec, &self.lora.places, self.options.chunk, &self.gpu.scope(Phase::Load)).map(Arc::new)
+        load(&self.gpu, path, &self.spec, &self.lora.places, self.options.chunk, &self.gpu.scope(Phase::Load))
+            .map(Arc::new)
     }
 
     /// Changes what is added to a sequence's products: `list` has adapters of this model, each with a factor (0: as if it were not there). Everything
@@ -186,7 +187,13 @@ impl<'a> Forward<'a> {
     }
 
     /// `y += scale · B · (A · x)`, for each adapter that changes the weight of this product.
-    pub(in crate::model) fn adapt(&self, r: &mut Recorder<'_>, from: Input<'_>, w: &Weight, y: Matrix<'_>) -> Result<()> {
+    pub(in crate::model) fn adapt(
+        &self,
+        r: &mut Recorder<'_>,
+        from: Input<'_>,
+        w: &Weight,
+        y: Matrix<'_>,
+    ) -> Result<()> {
         for (lora, scale) in self.lora.iter().flat_map(|set| &set.list) {
             let Some(low) = lora.products.get(w.name()) else { continue };
             if from.norm.is_some() {

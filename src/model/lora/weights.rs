@@ -1,7 +1,7 @@
 //! An adapter on the device: for each product two small matrices, with the factors of the file in them.
 
-use std::path::Path;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Result, bail};
@@ -126,10 +126,8 @@ pub(crate) fn load(
         }
         a.resize(width as usize * product.k as usize, 0.0);
         let name = |half: &str| format!("{}.lora_{half}", product.name);
-        let low = LowRank {
-            a: upload(&mut up, &name("a"), product.k, &a)?,
-            b: upload(&mut up, &name("b"), width, &b)?,
-        };
+        let low =
+            LowRank { a: upload(&mut up, &name("a"), product.k, &a)?, b: upload(&mut up, &name("b"), width, &b)? };
         products.insert(product.name.clone(), low);
     }
     up.finish()?;
