@@ -200,9 +200,7 @@ impl Engine {
 
     /// Forgets a batch encoded for adapters that no sequence has any more.
     pub(super) fn drop_stale_batch(&mut self) {
-        if self.ahead.as_ref().is_some_and(|(kind, _)| kind.lora != 0 && self.lora.get(kind.lora).is_none()) {
-            self.ahead = None;
-        }
+        self.ahead.take_if(|(kind, _)| kind.lora != 0 && self.lora.get(kind.lora).is_none());
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -403,17 +401,9 @@ impl Engine {
     }
 
     /// The plan of a decode step of `n` sequences, with the adapters of number `lora` if that is not 0.
-    pub(super) fn decode_plan(&mut self, n: u32, penalties: bool, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
+    fn decode_plan(&mut self, n: u32, penalties: bool, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
         if lora != 0 {
-            let Some(set) = self.lora.get(lora) else { bail!(Internal, "adapters {lora} are gone") };
-            if let Some(plan) = set.plans.lock().get(&(n, penalties)) {
-                return Ok(plan.clone());
-            }
-            let mut recorder = self.gpu.recorder("decode", scope).with_groups(&set.groups);
-            self.forward(None).adapted(Some(&set)).decode_step(&mut recorder, n, penalties)?;
-            let plan = Arc::new(recorder.into_plan()?);
-            set.plans.lock().insert((n, penalties), plan.clone());
-            return Ok(plan);
+            return self.lora_plan(n, penalties, lora, scope);
         }
         if let Some(plan) = self.plans.get(&(n, penalties)) {
             return Ok(plan.clone());
@@ -544,7 +534,7 @@ impl Engine {
             bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
         }
         let set = sequences.first().and_then(|s| s.lora.clone());
-        let lora = sequences.first().map_or(0, |s| s.lora_id());
+        let lora = set.as_ref().map_or(0, |set| set.id());
         if sequences.iter().any(|s| s.lora_id() != lora) {
             bail!(InvalidArgument, "sequences with different adapters do not decode together");
         }

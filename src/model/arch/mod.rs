@@ -67,7 +67,11 @@ pub static ARCHITECTURES: &[Architecture] = &[
 /// senseless key.
 pub fn read_spec(file: &Gguf) -> Result<ModelSpec> {
     if file.get_str("general.type")? == Some("adapter") {
-        bail!(Unsupported, "{}: key \"general.type\": an adapter is no model; it is loaded for one (--lora)", file.name());
+        bail!(
+            Unsupported,
+            "{}: key \"general.type\": an adapter is no model; it is loaded for one (--lora)",
+            file.name()
+        );
     }
     let name = file.require_str("general.architecture")?;
     let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {

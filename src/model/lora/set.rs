@@ -25,12 +25,17 @@ pub(crate) struct LoraSet {
     list: Vec<(Arc<Lora>, f32)>,
     pub(crate) groups: BindGroupCache,
     /// Decode steps by number of sequences and whether logits are changed before drawing.
-    pub(crate) plans: Mutex<HashMap<(u32, bool), Arc<Plan>>>,
+    plans: Mutex<HashMap<(u32, bool), Arc<Plan>>>,
     /// Everything that single-sequence prompts and decoding need is there.
     warm: AtomicBool,
 }
 
 impl LoraSet {
+    /// Its number.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     fn is(&self, list: &[(Arc<Lora>, f32)]) -> bool {
         let same = |(a, b): (&(Arc<Lora>, f32), &(Arc<Lora>, f32))| a.0.id == b.0.id && a.1.to_bits() == b.1.to_bits();
         self.list.len() == list.len() && self.list.iter().zip(list).all(same)
@@ -153,6 +158,20 @@ impl Engine {
         self.drop_stale_batch();
     }
 
+    /// The plan of a decode step with the adapters of a number: see [`Engine::prepare_decode`].
+    pub(in crate::model) fn lora_plan(&self, n: u32, penalties: bool, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
+        let Some(set) = self.lora.get(lora) else { bail!(Internal, "adapters {lora} are gone") };
+        let mut plans = set.plans.lock();
+        if let Some(plan) = plans.get(&(n, penalties)) {
+            return Ok(plan.clone());
+        }
+        let mut recorder = self.gpu.recorder("decode", scope).with_groups(&set.groups);
+        self.forward(None).adapted(Some(&set)).decode_step(&mut recorder, n, penalties)?;
+        let plan = Arc::new(recorder.into_plan()?);
+        plans.insert((n, penalties), plan.clone());
+        Ok(plan)
+    }
+
     /// Makes what evaluation of single sequences with these adapters needs, as [`Engine::prewarm`] does without.
     pub(in crate::model) fn warm_loras(&mut self, set: &Arc<LoraSet>, scope: &Scope) -> Result<()> {
         if set.warm.load(Ordering::Relaxed) {
@@ -169,7 +188,7 @@ impl Engine {
         let mut recorder = self.gpu.recorder("prewarm", &scope).with_groups(&set.groups);
         self.record_prompts(&mut recorder, Some(set))?;
         recorder.rehearse()?;
-        [false, true].into_iter().try_for_each(|p| self.decode_plan(1, p, set.id, &scope).map(drop))?;
+        [false, true].into_iter().try_for_each(|p| self.lora_plan(1, p, set.id, &scope).map(drop))?;
         set.warm.store(true, Ordering::Relaxed);
         Ok(())
     }
