@@ -8,7 +8,7 @@ mod places;
 #[path = "weights_upload.rs"]
 mod upload;
 
-pub(crate) use places::{Place, Places, Product, Run};
+pub(crate) use places::{Places, Run};
 pub(super) use upload::vector;
 
 use crate::error::{Error, Result, bail};
