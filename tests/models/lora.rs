@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use doppler::error::Error;
 use doppler::format::{Gguf, GgufWriter};
-use doppler::gpu::{Features, Guard, Phase};
+use doppler::gpu::{FaultPoint, Features, Guard, Phase};
 use doppler::model::{self, EngineOptions, KvType, arch};
 use doppler::quant::by_ggml_type;
 use doppler::sample::SamplingOptions;
@@ -476,4 +476,41 @@ fn batches_have_one_list_of_adapters() {
         assert_eq!(one[0], two[0]);
     }
     [a, b, plain].into_iter().for_each(|s| engine.close(s));
+}
+
+#[test]
+fn a_failure_at_any_step_leaves_everything_consistent() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let gpu = context.gpu().clone();
+    let model = hearth(&context);
+    let path = written("faults", &writer("llama", 0.0, &hearth_changes("attn", 1)));
+    let mut s = session(&model);
+    s.append_tokens(&prompt(&model)).unwrap();
+    generate(&mut s, &greedy(2));
+    let give = |s: &mut Session| model.load_lora(&path).and_then(|l| s.set_loras(&[(l, 1.0)], LoraCache::Keep));
+    let take = |s: &mut Session| s.set_loras(&[], LoraCache::Keep).unwrap();
+    give(&mut s).unwrap();
+    take(&mut s);
+    let (live, cached) = (gpu.memory().snapshot().live_buffers, s.stats().cached_tokens);
+    let mut failures = 0;
+    for point in [FaultPoint::Buffer, FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait] {
+        // Thousands of dispatches are recorded, alike in every layer.
+        for nth in (1..).step_by(if point == FaultPoint::Record { 211 } else { 1 }) {
+            gpu.inject_fault(point, nth);
+            let outcome = give(&mut s);
+            gpu.inject_fault(point, 0);
+            let Err(e) = outcome else { break };
+            failures += 1;
+            assert!(matches!(&e, Error::Gpu(m) if m.contains("injected")), "{point:?} {nth}: {e}");
+            assert!(s.loras().is_empty() && s.stats().cached_tokens == cached, "{point:?} {nth}");
+            gpu.pool().trim();
+            assert!(gpu.memory().snapshot().live_buffers <= live, "{point:?} {nth}: no buffer is left over");
+        }
+        assert_eq!(s.loras().len(), 1, "{point:?}");
+        take(&mut s);
+    }
+    // Two matrices of two products a layer, and two buffers; some recordings.
+    assert!(failures >= 22 + 4, "{failures} failures were injected");
+    assert_eq!(s.stats().cached_tokens, cached);
+    like_fresh(&mut s, &[], 4);
 }
