@@ -9,8 +9,8 @@
  *    people, for the calling thread. No failure ends the process, and no panic crosses this boundary.
  *  - Outputs are written on success only, with two exceptions: `needed` (of a snapshot: `size`) also says how large a buffer would have been enough, and the logits
  *    buffer of doppler_session_eval() has no defined content if that call fails half-way.
- *  - Handles (doppler_context, doppler_model, doppler_session) are opaque. NULL gets DOPPLER_STATUS_NULL_POINTER; a handle that was
- *    destroyed, or is of another kind, gets DOPPLER_STATUS_BAD_HANDLE. They may be destroyed in any order: a session keeps its model,
+ *  - Handles (doppler_context, doppler_model, doppler_lora, doppler_session) are opaque. NULL gets DOPPLER_STATUS_NULL_POINTER; a handle that was
+ *    destroyed, or is of another kind, gets DOPPLER_STATUS_BAD_HANDLE. They may be destroyed in any order: a session keeps its model and its adapters,
  *    a model its context. Destroying NULL does nothing.
  *  - Structures begin with `struct_size`. Options: call the matching ..._init(&options, sizeof options), then change fields. Results: set
  *    `struct_size = sizeof` the structure, then call. Structures only ever grow at their end, so a program built for an older header goes on
@@ -644,6 +644,11 @@ typedef uint32_t doppler_segment_kind;
  * An open device. Models are loaded into it and keep it alive, so it may be destroyed before them.
  */
 typedef struct doppler_context doppler_context;
+
+/**
+ * A LoRA adapter, loaded for one model. Sessions that use it keep it alive, and it keeps its model, so handles may be destroyed in any order.
+ */
+typedef struct doppler_lora doppler_lora;
 
 /**
  * A loaded model. Sessions keep it alive, so it may be destroyed before them.
@@ -1290,6 +1295,32 @@ typedef struct doppler_generate_result {
  * It must return: no exception and no longjmp may leave it.
  */
 typedef int (*doppler_progress_callback)(void *user, uint64_t done_bytes, uint64_t total_bytes);
+
+/**
+ * What an adapter is. Set `struct_size` before the call.
+ */
+typedef struct doppler_lora_info {
+    /**
+     * sizeof(doppler_lora_info)
+     */
+    size_t struct_size;
+    /**
+     * Its name, NUL-terminated, cut to fit; may be empty.
+     */
+    char name[128];
+    /**
+     * Bytes on the device.
+     */
+    uint64_t bytes;
+    /**
+     * Tensors of the model that it changes.
+     */
+    uint32_t n_tensors;
+    /**
+     * The highest rank among them.
+     */
+    uint32_t rank;
+} doppler_lora_info;
 
 /**
  * How to load a model. Fill it with doppler_model_options_init().
@@ -2235,6 +2266,59 @@ doppler_status doppler_session_generate(struct doppler_session *session,
                                         struct doppler_generate_result *result);
 
 /**
+ * Loads a LoRA adapter for a model. The model stays as it is: sessions choose their adapters with doppler_session_set_loras().
+ *
+ * @param model  the model it was made for
+ * @param path   a GGUF file, or a folder with adapter_config.json and adapter_model.safetensors; NUL-terminated UTF-8
+ * @param lora   gets the handle; end it with doppler_lora_destroy()
+ * @return       DOPPLER_STATUS_IO; DOPPLER_STATUS_BAD_FILE for one of another architecture or shape, DOPPLER_STATUS_UNSUPPORTED for what is not plain
+ *               LoRA (the error text names the file, and the key or tensor); DOPPLER_STATUS_OUT_OF_MEMORY
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_lora_load(struct doppler_model *model, const char *path, struct doppler_lora **lora);
+
+/**
+ * Ends an adapter's handle. Sessions that use it go on with it; its memory is freed with the last use.
+ *
+ * @param lora  NULL is allowed; a handle that was destroyed already gets DOPPLER_STATUS_BAD_HANDLE
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_lora_destroy(struct doppler_lora *lora);
+
+/**
+ * What an adapter is.
+ *
+ * @param info  filled in; set its `struct_size`
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_lora_get_info(const struct doppler_lora *lora, struct doppler_lora_info *info);
+
+/**
+ * Gives a session these adapters in the place of those it has; what they change adds up. What is evaluated from now on is evaluated with them.
+ * The same list again changes nothing. Nothing is loaded: adapters may be changed between any two generations, and lists that were used lately
+ * are kept ready. Forks have the adapters of their session; a snapshot is only taken back by a session that has the same ones.
+ *
+ * @param loras       the adapters, all of the session's model; may be NULL if `n_loras` is 0: none
+ * @param scales      a factor for each; NULL: 1 for all. 0 is as if the adapter were not there.
+ * @param n_loras     how many
+ * @param keep_cache  0: what was evaluated with other adapters is evaluated again when it is needed, as if the session had had these from the
+ *                    beginning. Not 0: it stays as it is, and only what comes now is seen by the new adapters.
+ * @return            DOPPLER_STATUS_INVALID_ARGUMENT for an adapter of another model or a factor that is not finite,
+ *                    DOPPLER_STATUS_INVALID_STATE while generating; the session is then as it was
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_set_loras(struct doppler_session *session,
+                                         struct doppler_lora *const *loras,
+                                         const float *scales,
+                                         size_t n_loras,
+                                         uint32_t keep_cache);
+
+/**
  * Fills options with their defaults.
  *
  * @param options      filled in
@@ -2789,7 +2873,7 @@ doppler_status doppler_session_get_stats(const struct doppler_session *session,
 DOPPLER_API doppler_status doppler_session_reset_stats(struct doppler_session *session);
 
 /**
- * Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
+ * Creates a session that goes on from where another one is: with the same tokens, conversation, adapters and options. What was evaluated is
  * shared, not copied, and not evaluated again; from then on the two are independent. The cache makes room for what the new one may
  * still come to hold. Its statistics start at zero.
  *
@@ -2805,7 +2889,8 @@ doppler_status doppler_session_fork(struct doppler_session *session,
 
 /**
  * Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
- * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
+ * the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it; of LoRA adapters it says which
+ * they were, and the other session must have the same ones.
  *
  * @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
  * @param capacity  bytes that fit
@@ -2826,7 +2911,7 @@ doppler_status doppler_session_snapshot(const struct doppler_session *session,
  *
  * @param data  the bytes; only read during the call
  * @param size  how many
- * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
+ * @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model or other adapters (the error text
  *              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
  *              then as it was
  *

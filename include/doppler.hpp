@@ -1,7 +1,7 @@
 /*
  * Doppler for C++17: owners for the handles of doppler.h, exceptions for its statuses, std::function for its callbacks. Header only.
  *
- * Context, Model and Session can be moved, not copied, and may be destroyed in any order. Threads are as in doppler.h: one at a time for each
+ * Context, Model, Lora and Session can be moved, not copied, and may be destroyed in any order. Threads are as in doppler.h: one at a time for each
  * Session (cancel() from any), everything else from any. An exception that leaves a callback ends the call it was called from, which
  * then throws it; it does not travel through the library.
  */
@@ -239,6 +239,32 @@ using Owner = std::unique_ptr<Handle, Destroy<Handle, destroy>>;
 
 } // namespace detail
 
+/** A LoRA adapter of a model. */
+class Lora {
+  public:
+    /** Takes a handle over. */
+    explicit Lora(doppler_lora *handle) noexcept : handle_(handle) {}
+    /** The handle, for functions of doppler.h; it stays with this object. */
+    doppler_lora *get() const noexcept { return handle_.get(); }
+
+    /** doppler_lora_get_info() */
+    doppler_lora_info info() const {
+        doppler_lora_info out{};
+        out.struct_size = sizeof out;
+        check(doppler_lora_get_info(get(), &out));
+        return out;
+    }
+
+  private:
+    detail::Owner<doppler_lora, doppler_lora_destroy> handle_;
+};
+
+/** An adapter in use, with its factor. */
+struct LoraUse {
+    const Lora &lora;
+    float scale = 1.0f;
+};
+
 /** A conversation with a model. */
 class Session {
   public:
@@ -324,6 +350,16 @@ class Session {
         std::uint32_t n = 0;
         check(doppler_session_get_length(get(), &n));
         return n;
+    }
+    /** doppler_session_set_loras() */
+    void set_loras(const std::vector<LoraUse> &uses, bool keep_cache = false) {
+        std::vector<doppler_lora *> loras;
+        std::vector<float> scales;
+        for (const auto &use : uses) {
+            loras.push_back(use.lora.get());
+            scales.push_back(use.scale);
+        }
+        check(doppler_session_set_loras(get(), loras.data(), scales.data(), loras.size(), keep_cache));
     }
     /** doppler_session_reset() */
     void reset() { check(doppler_session_reset(get())); }
@@ -420,6 +456,12 @@ class Model {
         doppler_session *session = nullptr;
         check(doppler_session_create(get(), &options, &session));
         return Session(session);
+    }
+    /** doppler_lora_load() */
+    Lora load_lora(const std::string &path) const {
+        doppler_lora *lora = nullptr;
+        check(doppler_lora_load(get(), path.c_str(), &lora));
+        return Lora(lora);
     }
     /** doppler_model_get_info() */
     doppler_model_info info() const {

@@ -33,8 +33,9 @@ struct Params {
 @group(0) @binding(auto) var<storage, read_write> tops: array<vec2<f32>>;
 #endif
 
-// Threads of a position's score.
+// Threads of a position's score, and vectors of values that a thread asks for before the scores are there.
 const ATTENTION_TEAM: u32 = 4u;
+const ATTENTION_AHEAD: u32 = 8u;
 #if FRESH
 fn fresh_load(row: u32, i: u32) -> vec4<f32> { return qkv[row * params.x_stride4 + params.x_offset4 + i]; }
 #if QK_NORM

@@ -42,7 +42,9 @@ fn has(form: u32) -> bool { return (params.forms & form) != 0u; }
 
 #set FRESH
 #set QK_NORM
+#set KEYS_AHEAD
 const ATTENTION_TEAM: u32 = 16u;
+const ATTENTION_AHEAD: u32 = 4u;
 fn fresh_load(row: u32, i: u32) -> vec4<f32> { return receive(i); }
 fn heads_normed() -> bool { return has(FORM_HEAD_NORMS); }
 fn halves_turn() -> bool { return has(FORM_HALVES); }
@@ -181,8 +183,6 @@ fn main(t: Thread) {
     let step = WG / TEAM * t.nwg.x;
     // Who has no rows does not read either: nobody would wait for it before the input is written anew.
     if (t.wid.x < params.n_first + params.n_second) { make_qkv(t, lane, first, step); }
-    // While others are waited for: a thread has nothing else to do.
-    var odd = first < params.n_embd && warm_out(first, params.n_head * HEAD_DIM, lane);
     let items = params.n_head / G * params.parts;
     for (var item = t.wid.x; item < items; item += t.nwg.x) {
         workgroupBarrier();
@@ -202,10 +202,6 @@ fn main(t: Thread) {
             }
         }
     }
-    if (first < params.n_ff) {
-        odd = odd || warm_up(first, params.n_embd, lane);
-        odd = odd || warm_up(params.n_ff + first, params.n_embd, lane);
-    }
     workgroupBarrier();
     if (t.wid.x < params.n_ff) {
         let factor = norm_factor(t, stage_mail(t, mail_x(), params.n_embd, true));
@@ -214,9 +210,6 @@ fn main(t: Thread) {
             if (lane == 0u) { post(mail_inner() * 4u + r, select(silu(v.x), gelu_tanh(v.x), has(FORM_GELU)) * v.y); }
         }
     }
-    odd = odd || (first < params.n_embd && warm_down(first, params.n_ff, lane));
-    // It never is, but a compiler does not know.
-    if (odd) { atomicAdd(&sync[3], 1u); }
     workgroupBarrier();
     if (t.wid.x < params.n_embd) {
         _ = stage_mail(t, mail_inner(), params.n_ff, false);

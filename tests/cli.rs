@@ -197,6 +197,33 @@ fn the_cache_is_reported() {
     }
 }
 
+/// Adapters by file and factor, for every verb that has them.
+#[test]
+fn adapters_are_given_by_file_and_factor() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let lora = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/lora/hearth");
+    let run = |loras: &[String]| {
+        let ids = file("lora-ids.json", "[1, 300, 301, 302, 303]");
+        let mut args = vec!["perplexity", MODEL, "--ids", &ids, "--window", "5", "--kv", "f32", "--exact", "--json"];
+        loras.iter().for_each(|l| args.extend(["--lora", l]));
+        json(&args, "")["mean_nats"].as_f64().unwrap()
+    };
+    let of = |scale: &str| format!("{lora}={scale}");
+    let (base, whole) = (run(&[]), run(&[lora.to_string()]));
+    assert!((base - whole).abs() > 0.01, "{base} {whole}");
+    assert_eq!(run(&[of("0")]), base);
+    assert!((run(&[of("0.25"), of("0.75")]) - whole).abs() < 1e-3);
+    let said = |args: &[&str]| out(&[&["generate", MODEL, "-p", "Once", "-n", "8", "--greedy"], args].concat(), "");
+    assert!(said(&["--lora", lora]) != said(&[]) && said(&["--lora", &of("0")]) == said(&[]));
+    let talk = |args: &[&str]| out(&[&["chat", MODEL, "--greedy", "-n", "8"], args].concat(), "Who are you?\n");
+    assert_ne!(talk(&["--lora", lora]), talk(&[]));
+    let (code, text) = fails(&["generate", MODEL, "-p", "x", "--lora", "no/such=2"]);
+    assert!(code == Some(1) && text.contains("no/such") && !text.contains("=2"), "{text}");
+}
+
 #[test]
 fn chat_answers_each_line() {
     if no_gpu() {

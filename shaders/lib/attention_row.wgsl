@@ -2,7 +2,7 @@
 // WG / TEAM positions lo..pos, with an online softmax over the tiles. softcap: s = cap * tanh(s / cap).
 // FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM: if heads_normed()) and rotated here (halves_turn(): which dimensions
 // pair), as qk_norm.wgsl and rope.wgsl do, and k and v written to their page; who needs the new position takes it from workgroup memory.
-// The caller declares WG, HEAD_DIM, G, ATTENTION_TEAM; rows and tables; params with n_head, n_kv, block_tokens, table_stride,
+// The caller declares WG, HEAD_DIM, G, ATTENTION_TEAM, ATTENTION_AHEAD; rows and tables; params with n_head, n_kv, block_tokens, table_stride,
 // window, scale and softcap; with FRESH n_rot and eps, angles, halves_turn() and fresh_load(row, i): the four numbers at 4 * i of [q heads, k heads,
 // v heads]; with QK_NORM q_w, k_w and heads_normed().
 #import thread
@@ -140,11 +140,13 @@ fn take_fresh(t: Thread, row: u32, slot: u32, pos: u32, head0: u32, split: u32, 
 }
 #endif
 
-// What a thread needs of a tile: fours of the key of its position, and values of the first of its positions. Four of each are asked for ahead;
-// more only wide heads have. None of them depends on q, so the first tile's may be asked for before q is there. What is not there is 0.
+// What a thread needs of a tile: values of the first of its positions, and with KEYS_AHEAD fours of the key of its position; at most
+// ATTENTION_AHEAD of each. None of them depends on q, so the first tile's may be asked for before q is there. What is not there is 0.
 struct Ahead {
-    k: array<vec4<f32>, 4>,
-    v: array<vec4<f32>, 4>,
+#if KEYS_AHEAD
+    k: array<vec4<f32>, ATTENTION_AHEAD>,
+#endif
+    v: array<vec4<f32>, ATTENTION_AHEAD>,
 }
 fn attention_rounds() -> u32 { return (HEAD_DIM / 4u + ATTENTION_TEAM - 1u) / ATTENTION_TEAM; }
 
@@ -161,16 +163,18 @@ fn look_ahead(t: Thread, slot: u32, pos: u32, head0: u32, tile: u32) -> Ahead {
 #else
     let end = min(pos + 1u, base + tile_len);
 #endif
+#if KEYS_AHEAD
     let p = base + t.lid / ATTENTION_TEAM;
     var at = 0u;
     if (p < end) { at = place(p, table, kv_head); }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < ATTENTION_AHEAD; i++) {
         a.k[i] = vec4<f32>(0.0);
         let d = i * ATTENTION_TEAM + t.lid % ATTENTION_TEAM;
         if (i < attention_rounds() && p < end && d < d4) { a.k[i] = k_load4(at, d); }
     }
+#endif
     let v_groups = WG / d4;
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < ATTENTION_AHEAD; i++) {
         a.v[i] = vec4<f32>(0.0);
         let j = base + t.lid / d4 + i * v_groups;
         if (i * v_groups < tile_len && t.lid / d4 < v_groups && j < end) { a.v[i] = v_load4(place(j, table, kv_head), t.lid % d4); }
@@ -201,12 +205,11 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, f
     var acc: array<vec4<f32>, 4>;
     for (var c = 0u; c < G; c++) { acc[c] = vec4<f32>(0.0); }
     workgroupBarrier();
-    var ahead = first;
     for (var tile = split; tile < tiles; tile += splits) {
         let base = lo + tile * tile_len;
         let n = min(pos + 1u - base, tile_len);
-        let now = ahead;
-        if (tile + splits < tiles) { ahead = look_ahead(t, slot, pos, head0, tile + splits); }
+        var now = first;
+        if (tile != split) { now = look_ahead(t, slot, pos, head0, tile); }
         var s: array<f32, 4>;
         for (var c = 0u; c < 4u; c++) { s[c] = 0.0; }
         let member = t.lid % ATTENTION_TEAM;
@@ -217,10 +220,17 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, f
                 let i = round * ATTENTION_TEAM + member;
                 if (i < d4) {
                     var k: vec4<f32>;
-                    if (round < 4u) { k = now.k[round]; } else { k = k_load4(at, i); }
 #if FRESH
-                    if (p == pos) { k = kv_fresh(0u, i); }
+                    if (p == pos) { k = kv_fresh(0u, i); } else {
+#else
+                    {
 #endif
+#if KEYS_AHEAD
+                        if (round < ATTENTION_AHEAD) { k = now.k[round]; } else { k = k_load4(at, i); }
+#else
+                        k = k_load4(at, i);
+#endif
+                    }
                     for (var c = 0u; c < G; c++) { s[c] += dot(qs[c * d4 + i], k); }
                 }
             }
@@ -251,7 +261,7 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, f
         }
         workgroupBarrier();
         if (v_group < v_groups) {
-            for (var i = 0u; i < 4u; i++) {
+            for (var i = 0u; i < ATTENTION_AHEAD; i++) {
                 let j = v_group + i * v_groups;
                 if (j < n) {
                     var v = now.v[i];
@@ -261,7 +271,7 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, f
                     for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * v; }
                 }
             }
-            for (var j = v_group + 4u * v_groups; j < n; j += v_groups) {
+            for (var j = v_group + ATTENTION_AHEAD * v_groups; j < n; j += v_groups) {
                 let late = value_at(base + j, pos, table, kv_head, v_dim);
                 for (var c = 0u; c < G; c++) { acc[c] += weights[j][c] * late; }
             }

@@ -1,18 +1,6 @@
 // Products of the staged input with rows of one weight (slot @), by teams of TEAM threads: see staged.wgsl. An instance for each weight: names
 // end in its own. Several blocks are asked for at once; every thread of the team has the result.
 #slot @
-// Asks for a row of weights that will be needed soon, so that it comes nearer while others are waited for. Says true for no row there is.
-fn warm@(row: u32, k: u32, lane: u32) -> bool {
-    var seen = 0.0;
-#if FLOATS
-    let steps = k / 8u;
-    for (var i = lane; i < steps; i += TEAM) { seen += weight_eight@(row * steps + i)[0].x; }
-#else
-    let blocks = k / 32u;
-    for (var i = lane; i < blocks; i += TEAM) { seen += f32(weight_bytes@(row * blocks + i).lo.x & 1u); }
-#endif
-    return seen == -1.5e37;
-}
 #if FLOATS
 fn row@(row: u32, k: u32, lane: u32) -> f32 {
     let steps = k / 8u;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use doppler::session::{ChatOptions, FinishReason, Message, Session};
 
-use super::open::{self, DeviceArgs, EngineArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::speculate::SpeculationArgs;
@@ -42,6 +42,8 @@ pub(super) struct Args {
     drafts: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
 }
 
 impl Args {
@@ -101,6 +103,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
     let how = args.drafts.session_options(&context, &args.engine.model_options(), args.tokens_per_submit)?;
     let mut session = model.open_session(&how)?;
+    args.lora.give(&mut session)?;
     // Fails here, not at the first line, for a file without a usable template.
     session.set_chat_options(args.chat_options()?)?;
     interrupt::watch(session.cancel_handle());

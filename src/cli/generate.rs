@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use doppler::session::{FinishReason, GenerateOptions, Generated, Piece, SegmentKind, Session};
 use serde_json::json;
 
-use super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs, ProfileArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::speculate::{self, SpeculationArgs};
@@ -49,6 +49,8 @@ pub(super) struct Args {
     drafts: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
 }
 
 enum Prompt {
@@ -121,6 +123,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
     let how = args.drafts.session_options(&context, &args.engine.model_options(), args.tokens_per_submit)?;
     let mut session = model.open_session(&how)?;
+    args.lora.give(&mut session)?;
     match &prompt {
         Prompt::Ids(ids) => session.append_tokens(ids)?,
         Prompt::Text(text) => {

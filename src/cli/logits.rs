@@ -6,7 +6,7 @@ use doppler::session::SessionOptions;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 use super::input;
-use super::open::{self, DeviceArgs, EngineArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs};
 use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,8 @@ pub(super) struct Args {
     out: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
@@ -28,6 +30,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
     let mut session = model.open_session(&SessionOptions::default())?;
+    args.lora.give(&mut session)?;
     let vocab = model.spec().n_vocab as usize;
     let mut bytes = Vec::with_capacity(ids.len() * vocab * 4);
     session.eval(&ids, &mut |rows| {

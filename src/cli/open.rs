@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
 use doppler::kernels::KvType;
-use doppler::session::{Context, ContextOptions, LayerFusion, Model, ModelOptions, WeightFormat};
+use doppler::session::{Context, ContextOptions, LayerFusion, LoraCache, Model, ModelOptions, Session, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outcome::Outcome;
@@ -216,6 +216,33 @@ pub(super) struct EngineArgs {
     quantize: Option<QuantizeArg>,
 }
 
+/// The flag of verbs whose session may have adapters.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(super) struct LoraArgs {
+    /// LoRA adapter, a GGUF file or a folder as PEFT writes it, with a factor (1 if none is given); may be repeated
+    #[arg(long = "lora", value_name = "FILE[=SCALE]")]
+    loras: Vec<String>,
+}
+
+/// A file and its factor. What follows the last `=` is a part of the name where it is no number.
+fn lora_of(text: &str) -> (&str, f32) {
+    let split = text.rsplit_once('=').and_then(|(file, scale)| Some((file, scale.parse().ok()?)));
+    split.filter(|_| !Path::new(text).exists()).unwrap_or((text, 1.0))
+}
+
+impl LoraArgs {
+    /// Loads the adapters and gives them to a session.
+    pub(super) fn give(&self, session: &mut Session) -> Outcome {
+        let mut list = Vec::with_capacity(self.loras.len());
+        for text in &self.loras {
+            let (file, scale) = lora_of(text);
+            list.push((session.model().load_lora(Path::new(file))?, scale));
+        }
+        Ok(session.set_loras(&list, LoraCache::Forget)?)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FusionArg {
     Auto,
@@ -266,4 +293,17 @@ pub(super) fn model(context: &Context, path: &Path, options: &ModelOptions) -> O
     });
     bar.finish_and_clear();
     Ok(model?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lora_of;
+
+    #[test]
+    fn factors_of_adapters() {
+        assert_eq!(lora_of("a.gguf"), ("a.gguf", 1.0));
+        assert_eq!(lora_of("a.gguf=0.5"), ("a.gguf", 0.5));
+        assert_eq!(lora_of("a=b/c.gguf"), ("a=b/c.gguf", 1.0));
+        assert_eq!(lora_of("a=1=-2"), ("a=1", -2.0));
+    }
 }

@@ -7,7 +7,7 @@ use doppler::session::SessionOptions;
 use serde_json::json;
 
 use super::input;
-use super::open::{self, DeviceArgs, EngineArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs};
 use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,8 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
 }
 
 /// −ln of the probability that a row of logits gives a token, in f64.
@@ -64,6 +66,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     }
     let vocab = model.spec().n_vocab as usize;
     let mut session = model.open_session(&SessionOptions::default())?;
+    args.lora.give(&mut session)?;
     let mut means = Vec::with_capacity(windows.len());
     for window in windows {
         session.reset();

@@ -26,6 +26,7 @@ pub mod context;
 pub mod embed;
 pub mod generate;
 mod handle;
+pub mod lora;
 pub mod model;
 pub mod model_stats;
 pub mod probe;

@@ -8,7 +8,7 @@ use crate::ffi::status::{Failure, doppler_status};
 use crate::ffi::structs::slot;
 use crate::ffi::text::{buffer_out, slice_in};
 
-/// Creates a session that goes on from where another one is: with the same tokens, conversation and options. What was evaluated is
+/// Creates a session that goes on from where another one is: with the same tokens, conversation, adapters and options. What was evaluated is
 /// shared, not copied, and not evaluated again; from then on the two are independent. The cache makes room for what the new one may
 /// still come to hold. Its statistics start at zero.
 ///
@@ -33,7 +33,8 @@ pub unsafe extern "C" fn doppler_session_fork(
 }
 
 /// Writes a session to bytes: its tokens, its conversation and what was evaluated. doppler_session_restore() takes them back, in any session of
-/// the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it.
+/// the same model file loaded with the same `kv_type`, in this process or another. Options and statistics are no part of it; of LoRA adapters it says which
+/// they were, and the other session must have the same ones.
 ///
 /// @param buffer    gets the bytes; NULL (with `capacity` 0) to ask for the size, which reads nothing from the device
 /// @param capacity  bytes that fit
@@ -65,7 +66,7 @@ pub unsafe extern "C" fn doppler_session_snapshot(
 ///
 /// @param data  the bytes; only read during the call
 /// @param size  how many
-/// @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model (the error text
+/// @return      DOPPLER_STATUS_INVALID_ARGUMENT for bytes that are no snapshot, are damaged, or belong to another model or other adapters (the error text
 ///              says which), DOPPLER_STATUS_CONTEXT_FULL if their tokens do not fit, DOPPLER_STATUS_INVALID_STATE while generating: the session is
 ///              then as it was
 ///

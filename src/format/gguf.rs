@@ -224,6 +224,14 @@ impl Gguf {
         &self.header.tensors
     }
 
+    /// All tensors with the names that they are found by, in the order of the file.
+    #[must_use]
+    pub fn named_tensors(&self) -> Vec<(&str, &TensorInfo)> {
+        let mut all: Vec<(&str, usize)> = self.header.names.iter().map(|(name, &i)| (name.as_str(), i)).collect();
+        all.sort_unstable_by_key(|&(_, i)| i);
+        all.into_iter().filter_map(|(name, i)| Some((name, self.header.tensors.get(i)?))).collect()
+    }
+
     /// The tensor with this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {

@@ -125,6 +125,17 @@ impl SafetensorsFolder {
         Ok(new)
     }
 
+    /// Maps one file of a folder.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFolder::open`].
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let mut new = Self { name, shards: Vec::new(), tensors: Vec::new(), names: HashMap::new() };
+        new.add(path)?;
+        Ok(new)
+    }
+
     /// Maps one file and lists its tensors.
     fn add(&mut self, path: &Path) -> Result<()> {
         let name = path.display().to_string();

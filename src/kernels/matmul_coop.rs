@@ -257,6 +257,12 @@ impl<'a> HalfRoom<'a> {
     pub fn rows(self, rows: u32, cols: u32) -> HalfRows<'a> {
         HalfRows { data: self.data, scales: self.scales, rows, cols }
     }
+
+    /// The same for products whose weights are decoded as they are read.
+    #[must_use]
+    pub fn without_weights(self) -> Self {
+        Self { weights: None, ..self }
+    }
 }
 
 /// [`crate::kernels::matmul`], by cooperative matrices where there is room for f16 rows, and the device, the weight and the number of

@@ -84,7 +84,7 @@ impl Engine {
             if pooling != Pooling::None {
                 engine.gpu.upload(room.stretches.whole(), bytemuck::cast_slice(&stretches), scope)?;
             }
-            let (mut recorder, n) = engine.record_wave(pieces, scope)?;
+            let (mut recorder, n) = engine.record_wave(pieces, None, scope)?;
             let x = engine.record_final_norm(&mut recorder, n)?;
             let width = u64::from(x.cols) * 4;
             let mut bytes = 0;

@@ -16,6 +16,7 @@ use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::forward::{Batch, Forward};
 use crate::model::fused::{Fusion, LayerFusion};
 use crate::model::kv_cache::KvPool;
+use crate::model::lora::{LoraPool, LoraSet};
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
 use crate::model::recurrent::state::RecurrentPool;
@@ -98,6 +99,8 @@ struct BatchKind {
     tokens: u32,
     penalties: bool,
     steps: Batch,
+    /// The number of their [`LoraSet`], or 0.
+    lora: u64,
 }
 
 /// Whether the one sequence of a batch drew nothing in a step though it had not stopped.
@@ -125,6 +128,7 @@ pub struct Engine {
     pub(super) groups: BindGroupCache,
     /// Decode steps by number of sequences, whether logits are changed before drawing, and how rows belong together.
     plans: HashMap<(u32, bool, Batch), Arc<Plan>>,
+    pub(super) lora: LoraPool,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
     ahead: Option<(BatchKind, Result<Encoded>)>,
     /// Slots that `scratch.batch_slots` holds.
@@ -159,6 +163,7 @@ impl Engine {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
             recurrent: RecurrentPool::new(&spec.layers),
+            lora: LoraPool::default(),
             scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, scope)?,
             staging,
             groups: BindGroupCache::default(),
@@ -199,6 +204,7 @@ impl Engine {
             exact: self.options.exact,
             fused: self.fusion.on(),
             lens,
+            lora: None,
         }
     }
 
@@ -218,9 +224,15 @@ impl Engine {
         self.ahead = None;
         self.drafts.forget();
         self.groups.clear();
+        self.lora.forget_plans();
         self.batch.clear();
         self.warm = false;
         self.results.warm = false;
+    }
+
+    /// Forgets a batch encoded for adapters that no sequence has any more.
+    pub(super) fn drop_stale_batch(&mut self) {
+        self.ahead.take_if(|(kind, _)| kind.lora != 0 && self.lora.get(kind.lora).is_none());
     }
 
     /// Sets how a sequence draws and what ends it. Takes effect with the next [`Engine::prefill_and_draw`].
@@ -254,22 +266,38 @@ impl Engine {
             bail!(InvalidArgument, "token {t} in a vocabulary of {}", self.spec.n_vocab);
         }
         self.reserve(sequence, pos..pos + n, true, scope)?;
+        if let Some(set) = &sequence.lora {
+            self.warm_loras(set, scope)?;
+        }
         let rows: Vec<Row> = (pos..pos + n).map(|pos| Row { slot: sequence.slot, pos }).collect();
         self.gpu.upload(self.scratch.tokens.whole(), bytemuck::cast_slice(tokens), scope)?;
         self.gpu.upload(self.scratch.row_data.whole(), bytemuck::cast_slice(&rows), scope)?;
         self.slots.set_history(&self.gpu, sequence.slot, pos, tokens, scope)
     }
 
-    /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept.
-    pub(super) fn recorder<'a>(&'a self, label: &'static str, lens: Option<Lens<'_>>, scope: &Scope) -> Recorder<'a> {
+    /// A recorder whose bind groups are kept. What a probe binds goes with the probe, so with one nothing is kept; what adapters bind is kept
+    /// with them.
+    pub(super) fn recorder<'a>(
+        &'a self,
+        label: &'static str,
+        lens: Option<Lens<'_>>,
+        lora: Option<&'a LoraSet>,
+        scope: &Scope,
+    ) -> Recorder<'a> {
         let recorder = self.gpu.recorder(label, scope);
-        if lens.is_some() { recorder } else { recorder.with_groups(&self.groups) }
+        if lens.is_some() { recorder } else { recorder.with_groups(lora.map_or(&self.groups, |set| &set.groups)) }
     }
 
     /// Records the evaluation of `n` staged rows.
-    pub(super) fn record_run<'a>(&'a self, n: u32, lens: Option<Lens<'a>>, scope: &Scope) -> Result<Recorder<'a>> {
-        let forward = self.forward(lens);
-        let mut recorder = self.recorder("prefill", lens, scope);
+    pub(super) fn record_run<'a>(
+        &'a self,
+        n: u32,
+        lens: Option<Lens<'a>>,
+        lora: Option<&'a LoraSet>,
+        scope: &Scope,
+    ) -> Result<Recorder<'a>> {
+        let forward = self.forward(lens).adapted(lora);
+        let mut recorder = self.recorder("prefill", lens, lora, scope);
         forward.body(&mut recorder, n, Batch::Run)?;
         Ok(recorder)
     }
@@ -282,7 +310,7 @@ impl Engine {
         self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let mut recorder = self.record_run(tokens.len() as u32, lens, sequence.lora(), scope)?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
@@ -341,15 +369,16 @@ impl Engine {
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let forward = self.forward(lens);
-        let mut recorder = self.record_run(n, lens, scope)?;
+        let (lora, kind) = (sequence.lora(), sequence.lora_id());
+        let forward = self.forward(lens).adapted(lora);
+        let mut recorder = self.record_run(n, lens, lora, scope)?;
         forward.logits(&mut recorder, n - 1, 1, false)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         if let (None, Some((tokens, scope))) = (lens, then) {
-            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties, steps }, scope);
+            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties, steps, lora: kind }, scope);
         }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -379,7 +408,7 @@ impl Engine {
         self.pass_gates(sequence, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let mut recorder = self.record_run(tokens.len() as u32, lens, scope)?;
+        let mut recorder = self.record_run(tokens.len() as u32, lens, sequence.lora(), scope)?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         self.gpu.wait(&submission)?;
@@ -390,8 +419,9 @@ impl Engine {
             let rows = (n - first).min(LOGIT_ROWS);
             self.pass_gates(sequence, scope)?;
             let lens = sequence.lens(pos + first);
-            let mut recorder = self.recorder("logits", lens, scope);
-            self.forward(lens).logits(&mut recorder, first, rows, false)?;
+            let lora = sequence.lora();
+            let mut recorder = self.recorder("logits", lens, lora, scope);
+            self.forward(lens).adapted(lora).logits(&mut recorder, first, rows, false)?;
             let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
             let submission = recorder.submit()?;
             self.read_probe(sequence, seen, &submission, scope)?;
@@ -403,6 +433,7 @@ impl Engine {
         Ok(())
     }
 
+    /// The plan of a decode step of `n` sequences.
     pub(super) fn decode_plan(&mut self, n: u32, penalties: bool, steps: Batch, scope: &Scope) -> Result<Arc<Plan>> {
         if let Some(plan) = self.plans.get(&(n, penalties, steps)) {
             return Ok(plan.clone());
@@ -415,8 +446,8 @@ impl Engine {
     }
 
     /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
-    fn record_prompts(&self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let forward = self.forward(None);
+    pub(super) fn record_prompts(&self, recorder: &mut Recorder<'_>, lora: Option<&LoraSet>) -> Result<()> {
+        let forward = self.forward(None).adapted(lora);
         // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
         // Long and full pieces of prompts take taller tiles.
@@ -444,14 +475,14 @@ impl Engine {
             return Ok(());
         }
         let mut survey = self.gpu.survey(scope);
-        self.record_prompts(&mut survey)?;
+        self.record_prompts(&mut survey, None)?;
         let planned = Forward { fused: self.fusion.planned(), ..self.forward(None) };
         [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p, Batch::Rows))?;
         self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         self.try_fusion(scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
-        self.record_prompts(&mut recorder)?;
+        self.record_prompts(&mut recorder, None)?;
         recorder.rehearse()?;
         self.prepare_decode(1, false, scope)?;
         self.prepare_decode(1, true, scope)?;
@@ -474,8 +505,16 @@ impl Engine {
         recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(u64::from(i) * step, step))
     }
 
+    /// The plan of a step of a batch, with its adapters if it has any.
+    fn batch_plan(&mut self, kind: BatchKind, scope: &Scope) -> Result<Arc<Plan>> {
+        match kind.lora {
+            0 => self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope),
+            lora => self.lora_plan(kind.sequences, kind.penalties, lora, scope),
+        }
+    }
+
     fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
-        let mut recorder = self.recorder("decode", None, scope);
+        let mut recorder = self.recorder("decode", None, None, scope);
         for i in 0..kind.tokens {
             recorder.replay(plan);
             self.hand_out(&mut recorder, kind.sequences, i)?;
@@ -484,7 +523,7 @@ impl Engine {
     }
 
     fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
-        let plan = self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope)?;
+        let plan = self.batch_plan(kind, scope)?;
         self.record_batch(&plan, kind, scope)?.encode()
     }
 
@@ -493,7 +532,7 @@ impl Engine {
         let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
         // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
         if self.gpu.profiling() {
-            let plan = self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope)?;
+            let plan = self.batch_plan(kind, scope)?;
             return self.record_batch(&plan, kind, scope)?.submit();
         }
         let encoded = match ahead {
@@ -545,6 +584,11 @@ impl Engine {
         if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
             bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
         }
+        let set = sequences.first().and_then(|s| s.lora.clone());
+        let lora = set.as_ref().map_or(0, |set| set.id());
+        if sequences.iter().any(|s| s.lora_id() != lora) {
+            bail!(InvalidArgument, "sequences with different adapters do not decode together");
+        }
         for sequence in sequences.iter() {
             self.pass_gates(sequence, scope)?;
         }
@@ -557,15 +601,18 @@ impl Engine {
             self.reserve(sequence, pos..end, false, scope)?;
             self.send_state(sequence, scope)?;
         }
+        if let Some(set) = &set {
+            self.warm_loras(set, scope)?;
+        }
         let penalties = sequences.iter().any(|s| s.penalties);
         self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
         let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
-        let kind = BatchKind { sequences: n, tokens, penalties, steps };
+        let kind = BatchKind { sequences: n, tokens, penalties, steps, lora };
         let (submission, seen) = match lens {
             Some(lens) => {
-                let mut recorder = self.recorder("decode", Some(lens), scope);
-                self.forward(Some(lens)).decode_step(&mut recorder, n, penalties, steps)?;
+                let mut recorder = self.recorder("decode", Some(lens), None, scope);
+                self.forward(Some(lens)).adapted(set.as_deref()).decode_step(&mut recorder, n, penalties, steps)?;
                 self.hand_out(&mut recorder, n, 0)?;
                 let seen = lens.probe.finish(&mut recorder)?;
                 (recorder.submit()?, Some(seen))

@@ -13,6 +13,7 @@ use crate::kernels::{
 };
 use crate::model::fused::Fused;
 use crate::model::kv_cache::KvPool;
+use crate::model::lora::LoraSet;
 use crate::model::probe::Lens;
 use crate::model::recurrent::state::RecurrentPool;
 use crate::model::scratch::{ByteBuffers, LOGIT_ROWS, Scratch};
@@ -64,6 +65,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) fused: Option<&'a Fused>,
     /// Looks at tensors on the way.
     pub(crate) lens: Option<Lens<'a>>,
+    /// What is added to products.
+    pub(crate) lora: Option<&'a LoraSet>,
 }
 
 impl<'a> Forward<'a> {
@@ -83,7 +86,8 @@ impl<'a> Forward<'a> {
     ) -> Result<()> {
         let few = from.norm.is_some() || (from.bytes.is_some() && w.has_bytes());
         let room = self.scratch.half_room().filter(|_| !few);
-        Self::record_all(r, label, matmul_fast(r.gpu(), room, from, w, y, accumulate)?)
+        Self::record_all(r, label, matmul_fast(r.gpu(), room, from, w, y, accumulate)?)?;
+        self.adapt(r, from, w, y)
     }
 
     /// Shows a tensor to the probe, if there is one.
@@ -114,11 +118,14 @@ impl<'a> Forward<'a> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
+        self.adapt_embedding(r, x)?;
         if let Some(positions) = &self.weights.positions {
             Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
         }
         self.look(r, "embed", None, x)?;
-        if let Some(fused) = self.fused.filter(|_| n == 1 && batch == Batch::Rows && self.lens.is_none()) {
+        if let Some(fused) =
+            self.fused.filter(|_| n == 1 && batch == Batch::Rows && self.lens.is_none() && self.lora.is_none())
+        {
             self.fused_layers(r, fused)?;
             return Ok(false);
         }
@@ -185,9 +192,13 @@ impl<'a> Forward<'a> {
         if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
     }
 
-    /// Whether products of so many rows take a norm by the way. Who looks at tensors is to find the normalised rows.
+    /// Whether products of so many rows take a norm by the way. Who looks at tensors is to find the normalised rows, and adapters read them.
     fn norms_by_the_way(&self, rows: u32, w: &NormWeights) -> bool {
-        rows < TILE_FROM && self.lens.is_none() && self.spec.norm == NormKind::Rms && w.bias.is_none()
+        rows < TILE_FROM
+            && self.lens.is_none()
+            && self.lora.is_none()
+            && self.spec.norm == NormKind::Rms
+            && w.bias.is_none()
     }
 
     /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.
@@ -417,7 +428,7 @@ impl<'a> Forward<'a> {
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
         let (which, gated) = (spec.feed_forward.activation, spec.feed_forward.gated);
         let wanted = w_down.has_bytes() && x.rows < TILE_FROM;
-        let inner = if gated && x.rows < TILE_FROM && matmul_glu_fits(which, w_up) {
+        let inner = if gated && x.rows < TILE_FROM && matmul_glu_fits(which, w_up) && !self.adapts(w_up) {
             let bytes = self.bytes(&s.inner_bytes, x.rows, n_ff, wanted);
             r.record(matmul_glu(r.gpu(), which, input, w_up, inner, bytes)?.label("ffn.gate_up"))?;
             Input { x: inner, bytes, norm: None }

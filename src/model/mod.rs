@@ -11,6 +11,7 @@ pub mod hf;
 mod kv_blocks;
 mod kv_cache;
 mod kv_state;
+mod lora;
 mod moe;
 mod probe;
 mod recurrent;
@@ -24,6 +25,7 @@ mod verify;
 mod verify_draft;
 mod weights;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
@@ -38,6 +40,7 @@ pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use fused::LayerFusion;
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
+pub use lora::{Lora, LoraInfo};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};
 pub use recurrent::state::RecurrentStats;
 pub use runs::WaveBatch;
@@ -149,6 +152,7 @@ pub fn load_timed(
     };
     let finish = |weights, times: &mut LoadTimes| -> Result<Engine> {
         let mut engine = Engine::new(gpu.clone(), spec.clone(), weights, options, &scope)?;
+        engine.lora = lora::LoraPool::new(plan.places(&spec));
         if prewarm {
             timed(&mut times.prewarm_ns, || prepare(&mut engine, &scope))?;
         }
@@ -179,4 +183,18 @@ pub fn load_timed(
         let upload = filled?;
         prepared.map(|(engine, times)| (engine, LoadTimes { fill_ns, upload, ..times }))
     })
+}
+
+/// Loads an adapter for the model of an engine: a GGUF file, or a folder as PEFT writes it. `places` and `rows` are what [`Engine::lora_places`] says: the
+/// engine is not held while the file is read.
+///
+/// # Errors
+/// [`crate::Error::Io`]; [`crate::Error::BadFile`] or [`crate::Error::Unsupported`] naming file and key or tensor; [`crate::Error::OutOfMemory`].
+pub(crate) fn load_lora(
+    gpu: &Gpu,
+    path: &Path,
+    spec: &ModelSpec,
+    (places, rows): (Arc<weights::Places>, u32),
+) -> Result<Lora> {
+    lora::load(gpu, path, spec, &places, rows, &gpu.scope(Phase::Load))
 }

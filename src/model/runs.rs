@@ -13,6 +13,7 @@ use crate::kernels::sample::{Chunks, Row};
 use crate::kernels::{Matrix, Scored, Stretch, log_sum, pool_rows, token_score, unit_rows};
 use crate::model::engine::Engine;
 use crate::model::forward::Batch;
+use crate::model::lora::LoraSet;
 use crate::model::moe::grouped_from;
 use crate::model::recurrent::state::Trail;
 use crate::model::scratch::{LOGIT_ROWS, buffer};
@@ -176,6 +177,7 @@ impl Engine {
                 probe: None,
                 drafts: false,
                 state: None,
+                lora: trunk.and_then(|t| t.lora.clone()),
             });
             Ok(())
         });
@@ -233,10 +235,19 @@ impl Engine {
     }
 
     /// Records the evaluation of a staged batch. Returns its rows.
-    pub(super) fn record_wave<'a>(&'a self, pieces: &[Piece], scope: &Scope) -> Result<(Recorder<'a>, u32)> {
+    pub(super) fn record_wave<'a>(
+        &'a self,
+        pieces: &[Piece],
+        lora: Option<&'a LoraSet>,
+        scope: &Scope,
+    ) -> Result<(Recorder<'a>, u32)> {
         let n = pieces.iter().map(|p| p.rows).sum();
-        let mut recorder = self.recorder("results", None, scope);
-        self.forward(None).body(&mut recorder, n, if pieces.len() == 1 { Batch::Run } else { Batch::Mixed })?;
+        let mut recorder = self.recorder("results", None, lora, scope);
+        self.forward(None).adapted(lora).body(
+            &mut recorder,
+            n,
+            if pieces.len() == 1 { Batch::Run } else { Batch::Mixed },
+        )?;
         Ok((recorder, n))
     }
 
@@ -247,12 +258,13 @@ impl Engine {
         room: &ResultRoom,
         (first, n): (u32, u32),
         entries: Option<u32>,
+        lora: Option<&LoraSet>,
     ) -> Result<()> {
         let (vocab, partial) = (self.spec.n_vocab, self.scratch.partial.whole());
         let (cut, end) = (Chunks::of(vocab), first + n);
         for at in (first..end).step_by(LOGIT_ROWS as usize) {
             let rows = (end - at).min(LOGIT_ROWS);
-            self.forward(None).logits(recorder, at, rows, false)?;
+            self.forward(None).adapted(lora).logits(recorder, at, rows, false)?;
             let logits = Matrix::new(&self.scratch.logits, rows, vocab);
             let scored = Scored {
                 targets: room.targets.whole(),
@@ -310,12 +322,12 @@ impl Engine {
             if n > 1 && self.recurrent.is_empty() {
                 self.forward(None).body(recorder, n, Batch::Mixed)?;
             }
-            self.record_scores(recorder, room, (0, n), None)?;
+            self.record_scores(recorder, room, (0, n), None, None)?;
             let x = self.record_final_norm(recorder, n)?;
             self.record_pooled(recorder, room, x, 1, true)?;
             recorder.record(unit_rows(x)?.label("embed.unit"))?;
         }
-        self.record_scores(recorder, room, (0, 1), Some(1))
+        self.record_scores(recorder, room, (0, 1), Some(1), None)
     }
 
     /// Makes everything that results need: room for `entries` targets, pipelines, bind groups. Does nothing if it is there.

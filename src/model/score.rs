@@ -47,8 +47,8 @@ impl Engine {
         self.warm_results(entries, scope)?;
         let room = self.room()?;
         self.gpu.upload(room.targets.whole(), bytemuck::cast_slice(targets), scope)?;
-        let mut recorder = self.record_run(n, None, scope)?;
-        self.record_scores(&mut recorder, room, (n - 1, 1), Some(entries))?;
+        let mut recorder = self.record_run(n, None, sequence.lora(), scope)?;
+        self.record_scores(&mut recorder, room, (n - 1, 1), Some(entries), sequence.lora())?;
         let scores = self.read_scores(recorder, entries, scope)?;
         self.recurrent.finish(&mut sequence.trail, pos + n);
         Ok(scores)
@@ -78,8 +78,8 @@ impl Engine {
             let targets: Vec<u32> = pieces.iter().flat_map(after).copied().collect();
             let room = engine.room()?;
             engine.gpu.upload(room.targets.whole(), bytemuck::cast_slice(&targets), scope)?;
-            let (mut recorder, n) = engine.record_wave(pieces, scope)?;
-            engine.record_scores(&mut recorder, room, (0, n), None)?;
+            let (mut recorder, n) = engine.record_wave(pieces, trunk.lora(), scope)?;
+            engine.record_scores(&mut recorder, room, (0, n), None, trunk.lora())?;
             scores.extend(engine.read_scores(recorder, n, scope)?);
             on_batch(WaveBatch { rows: n, bytes: u64::from(n) * 4 })
         })?;

@@ -1,6 +1,7 @@
 //! Sequences: opening, forking, truncating, closing, and the pages they hold.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Result, bail};
 use crate::gpu::{Gpu, Phase, Scope};
@@ -8,6 +9,7 @@ use crate::kernels::sample::SeqState;
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::BlockTable;
 use crate::model::kv_cache::{KvPool, KvStats};
+use crate::model::lora::LoraSet;
 use crate::model::probe::{Lens, Probe, ProbeReading};
 use crate::model::recurrent::state::{RecurrentStats, Trail};
 
@@ -29,6 +31,8 @@ pub struct Sequence {
     pub(super) drafts: bool,
     /// Where it stands, if the device does not know yet.
     pub(super) state: Option<SeqState>,
+    /// Its adapters, if it has any.
+    pub(super) lora: Option<Arc<LoraSet>>,
 }
 
 impl Sequence {
@@ -115,8 +119,18 @@ impl Engine {
             self.slots.release(slot);
             return Err(e);
         }
-        let (trail, stop_ids) = (Trail::default(), Vec::new());
-        Ok(Sequence { slot, n_ctx, tables, trail, penalties: false, stop_ids, probe: None, drafts: false, state: None })
+        Ok(Sequence {
+            slot,
+            n_ctx,
+            tables,
+            trail: Trail::default(),
+            penalties: false,
+            stop_ids: Vec::new(),
+            probe: None,
+            drafts: false,
+            state: None,
+            lora: None,
+        })
     }
 
     /// Opens a sequence of up to `n_ctx` positions; the cache grows to hold it.
@@ -135,7 +149,7 @@ impl Engine {
     }
 
     /// Opens a sequence that begins as `parent` does: with the keys and values of its first tokens, which are `tokens`. Nothing is
-    /// evaluated and no page is copied: pages are shared until one of the two writes to them. How it draws is to be configured.
+    /// evaluated and no page is copied: pages are shared until one of the two writes to them. It has the same adapters; how it draws is to be configured.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if a window before the end of `tokens` was given up ([`Engine::keeps`]),
@@ -146,6 +160,7 @@ impl Engine {
             bail!(InvalidArgument, "a fork after {n} tokens: their keys and values are not all there");
         }
         let mut child = self.admit(parent.n_ctx, n, scope)?;
+        child.lora = parent.lora.clone();
         if n > 0 {
             child.tables = self.kv.share(&parent.tables, n);
             child.trail = self.recurrent.share(&parent.trail, n);
@@ -164,6 +179,8 @@ impl Engine {
         self.kv.withdraw(&mut sequence.tables, sequence.n_ctx);
         self.recurrent.withdraw(&mut sequence.trail);
         self.slots.release(sequence.slot);
+        drop(sequence);
+        self.drop_stale_batch();
     }
 
     /// Whether a sequence can go on after the first `tokens` tokens as it is. It cannot if they were not evaluated, or if a layer's window

@@ -166,7 +166,7 @@ impl Engine {
         if let Some(plan) = self.drafts.verify.get(&(rows, penalties)) {
             return Ok(plan.clone());
         }
-        let mut recorder = self.recorder("verify", None, scope);
+        let mut recorder = self.recorder("verify", None, None, scope);
         self.record_verify(&mut recorder, rows, penalties)?;
         let plan = Arc::new(recorder.into_plan()?);
         self.drafts.verify.insert((rows, penalties), plan.clone());
@@ -177,7 +177,7 @@ impl Engine {
         if let Some(plan) = self.drafts.lead.get(&penalties) {
             return Ok(plan.clone());
         }
-        let mut recorder = self.recorder("draft", None, scope);
+        let mut recorder = self.recorder("draft", None, None, scope);
         self.record_lead(&mut recorder, penalties)?;
         let plan = Arc::new(recorder.into_plan()?);
         self.drafts.lead.insert(penalties, plan.clone());
@@ -194,7 +194,7 @@ impl Engine {
                 let plans =
                     pieces.iter().map(|p| self.verify_plan(p.1, penalties, scope)).collect::<Result<Vec<_>>>()?;
                 let s = &self.scratch;
-                let mut recorder = self.recorder("verify", None, scope);
+                let mut recorder = self.recorder("verify", None, None, scope);
                 for (&(first, n), plan) in pieces.iter().zip(&plans) {
                     let (first, n) = (u64::from(first), u64::from(n));
                     recorder.copy(s.draft_tokens.slice(first * 4, n * 4), s.tokens.slice(0, n * 4))?;
@@ -207,7 +207,7 @@ impl Engine {
             Job::Draft { lead, tokens, penalties } => {
                 let first = if lead { Some(self.lead_plan(penalties, scope)?) } else { None };
                 let step = self.decode_plan(1, penalties, Batch::Rows, scope)?;
-                let mut recorder = self.recorder("draft", None, scope);
+                let mut recorder = self.recorder("draft", None, None, scope);
                 for i in 0..tokens {
                     recorder.replay(first.as_ref().filter(|_| i == 0).unwrap_or(&step));
                     self.hand_out(&mut recorder, 1, i)?;

@@ -3,9 +3,12 @@
 //! Every tensor is found, typed and measured before the first byte goes to the device, so a bad file costs nothing.
 //! q, k and v are stacked into one product, and gate and up into another, whatever formats they come in; with experts, for each of them.
 
+#[path = "weights_places.rs"]
+mod places;
 #[path = "weights_upload.rs"]
 mod upload;
 
+pub(crate) use places::{Places, Run};
 pub(super) use upload::Allocator;
 
 use crate::error::{Error, Result, bail};
@@ -104,6 +107,8 @@ impl Weights {
 
 /// One tensor among those stacked into a weight.
 pub(super) struct Member<'a> {
+    /// As in a GGUF file, without `.weight`.
+    name: String,
     info: &'a TensorInfo,
     format: &'static quant::Format,
     /// First row in the tensor.
@@ -428,7 +433,7 @@ impl<'a> Finder<'a> {
         let whole = self.member(name, k, None, all)?;
         let piece = |&(first, rows): &(u32, u32)| {
             let bias = whole.bias.as_ref().map(|b| b[first as usize..(first + rows) as usize].to_vec());
-            Member { first, rows, bias, ..whole }
+            Member { name: whole.name.clone(), first, rows, bias, ..whole }
         };
         Ok(runs.iter().map(piece).collect())
     }
@@ -446,7 +451,7 @@ impl<'a> Finder<'a> {
         if let Some(b) = bias.as_ref().filter(|b| b.len() as u64 != values) {
             bail!(BadFile, "{}: tensor {member}.bias: {} values for {values} rows", self.file.name(), b.len());
         }
-        Ok(Member { info, format: self.format(info)?, first: 0, rows, bias })
+        Ok(Member { name: member.to_string(), info, format: self.format(info)?, first: 0, rows, bias })
     }
 
     /// `<name>.weight`, with `<name>.bias` where there is one, as vectors of `n` numbers.

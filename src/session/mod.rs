@@ -8,6 +8,7 @@ mod context;
 mod embed;
 mod file;
 mod generation;
+mod lora;
 mod model;
 mod options;
 mod score;
@@ -19,8 +20,8 @@ mod summary;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, LayerFusion, PROBE_POINTS, Pooling, ProbeOptions, ProbePoint, ProbeReading,
-    RecurrentStats, TensorStats,
+    KvGroupStats, KvStats, KvType, LayerFusion, LoraInfo, PROBE_POINTS, Pooling, ProbeOptions, ProbePoint,
+    ProbeReading, RecurrentStats, TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};
@@ -29,6 +30,7 @@ pub use context::{Context, ContextOptions};
 pub use embed::{EmbedOptions, Embeddings};
 pub use file::{chat_template_of, open_model_file, tokenizer_of};
 pub use generation::{FinishReason, Generated, TokenEvent};
+pub use lora::{Lora, LoraCache};
 pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, ModelOptions, SessionOptions};
 pub use score::{Choice, Ranking, Score};

@@ -12,6 +12,7 @@ use crate::error::{Result, bail};
 use crate::gpu::Phase;
 use crate::model::{KvExtent, Mixer, RopeScaling};
 use crate::session::chat::Message;
+use crate::session::lora::describe;
 use crate::session::model::Model;
 use crate::session::state::Session;
 
@@ -21,6 +22,10 @@ const MAGIC: [u8; 8] = *b"DOPPLERS";
 const VERSION: u32 = 2;
 /// Magic, version, length of the rest, its checksum.
 const HEADER: usize = 8 + 4 + 8 + 8;
+
+/// The line of a session's adapters, and what it says where there are none.
+const ADAPTERS: &str = "adapters";
+pub(super) const NO_ADAPTERS: &str = "none";
 
 /// What stands before the bytes of the cache.
 #[derive(Debug)]
@@ -123,7 +128,9 @@ impl Session {
 
     fn encode(&self, c: &Contents) -> Writer {
         let mut w = Writer::default();
-        let identity = identity(&self.model);
+        let mut identity = identity(&self.model);
+        // Without adapters nothing is said of them.
+        identity.extend(Some((ADAPTERS, describe(&self.loras))).filter(|(_, list)| list != NO_ADAPTERS));
         w.u32(identity.len() as u32);
         for (name, value) in &identity {
             w.text(name);
@@ -157,7 +164,7 @@ impl Session {
     }
 
     /// The session as bytes: tokens, conversation, and what was evaluated, read back in one submit. Counters, options and a cancel
-    /// request are no part of it.
+    /// request are no part of it; of adapters it says which they were.
     ///
     /// # Errors
     /// [`crate::Error::InvalidState`] while generating, [`crate::Error::OutOfMemory`] if there is no room for reading it back, or what the device reports.
@@ -180,10 +187,11 @@ impl Session {
         Ok(out.0)
     }
 
-    /// Becomes what a session of the same model was when [`Session::snapshot`] gave `bytes`: it goes on exactly as that one.
+    /// Becomes what a session of the same model was when [`Session::snapshot`] gave `bytes`: it goes on exactly as that one. It must have the same
+    /// adapters as that one had, set before.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] for bytes that are no snapshot, are damaged or belong to another model, [`crate::Error::ContextFull`] if its
+    /// [`crate::Error::InvalidArgument`] for bytes that are no snapshot, are damaged or belong to another model or to other adapters, [`crate::Error::ContextFull`] if its
     /// tokens do not fit, [`crate::Error::InvalidState`] while generating: the session is then as it was. Should the device fail, the
     /// session keeps its tokens and evaluates them again.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
@@ -228,7 +236,8 @@ impl Session {
 
     fn decode_contents(&self, r: &mut Reader<'_>) -> Result<Contents> {
         let own = identity(&self.model);
-        if r.u32()? as usize != own.len() {
+        let lines = r.u32()? as usize;
+        if lines != own.len() && lines != own.len() + 1 {
             bail!(InvalidArgument, "snapshot: it describes its model in another way");
         }
         for (name, value) in &own {
@@ -239,6 +248,14 @@ impl Session {
                     "snapshot: it belongs to another model: {their_name} {theirs}, here {name} {value}"
                 );
             }
+        }
+        let (name, theirs) = match lines - own.len() {
+            0 => (ADAPTERS.to_string(), NO_ADAPTERS.to_string()),
+            _ => (r.text()?, r.text()?),
+        };
+        let list = describe(&self.loras);
+        if name != ADAPTERS || theirs != list {
+            bail!(InvalidArgument, "snapshot: it was made with other adapters: {name} {theirs}, here {list}");
         }
         let n = r.u64()?;
         let words = r.bytes(n.saturating_mul(4))?;

@@ -12,6 +12,7 @@ use crate::gpu::{BatchingSaving, Counters, Guard, Phase, PhaseSnapshot, Scope};
 use crate::model::{MAX_TOKENS_PER_SUBMIT, ProbeOptions, ProbeReading, Sequence};
 use crate::session::chat::{Chat, ChatOptions, Message};
 use crate::session::generation::Generation;
+use crate::session::lora::Lora;
 use crate::session::model::Model;
 use crate::session::options::SessionOptions;
 use crate::session::speculate::{SpeculationStats, Speculator};
@@ -72,6 +73,7 @@ pub struct Session {
     pub(super) chat: Option<Arc<Chat>>,
     /// The segment that the last generation ended in, and the number of tokens then: the next one may go on with it.
     pub(super) segment: Option<(usize, Segmenter)>,
+    pub(super) loras: Vec<(Lora, f32)>,
 }
 
 impl Session {
@@ -101,6 +103,7 @@ impl Session {
             messages: Vec::new(),
             chat: None,
             segment: None,
+            loras: Vec::new(),
         };
         if options.speculation.is_some() {
             session.set_speculation(options.speculation.as_ref())?;
@@ -108,7 +111,7 @@ impl Session {
         Ok(session)
     }
 
-    /// A second session that goes on from here by itself: with the same tokens, conversation and options. What was evaluated is shared,
+    /// A second session that goes on from here by itself: with the same tokens, conversation, adapters and options. What was evaluated is shared,
     /// not copied, and not evaluated again. Its counters start at zero.
     ///
     /// # Errors
@@ -136,6 +139,7 @@ impl Session {
             messages: self.messages.clone(),
             chat: self.chat.clone(),
             segment: self.segment.clone(),
+            loras: self.loras.clone(),
         };
         child.adopt_speculator(self.speculator.as_ref())?;
         Ok(child)

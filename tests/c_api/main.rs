@@ -182,6 +182,7 @@ programs! {
     choose: "c/choose.c",
     embed: "c/embed.c",
     fork: "c/fork.c",
+    lora: "c/lora.c",
     observe: "c/observe.c",
     speculate: "c/speculate.c",
     wrapper: "wrapper.cpp",

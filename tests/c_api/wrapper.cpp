@@ -121,6 +121,30 @@ int main(int argc, char **argv) {
     REQUIRE(cut.result.reason == DOPPLER_FINISH_REASON_STOP_STRING && reply.text.rfind(cut.text, 0) == 0);
     REQUIRE(session.stats().generated_tokens > 0 && context.stats().memory_total > 0);
 
+    // Adapters: owners like the others.
+    {
+        const std::string path = argv[1];
+        doppler::Model model = context.load(path);
+        doppler::Session adapted = model.session();
+        const auto asked = [&] {
+            adapted.reset();
+            adapted.append({{"user", "Who are you?"}});
+            greedy.stop.clear();
+            return adapted.generate(greedy).text;
+        };
+        const auto plain = asked();
+        {
+            const auto folder = path.substr(0, path.find("assets/hearth-5m")) + "tests/data/lora/hearth";
+            doppler::Lora lora = model.load_lora(folder);
+            REQUIRE(lora.info().rank == 2);
+            adapted.set_loras({{lora}, {lora, -0.5f}});
+        }
+        REQUIRE(asked() != plain);
+        adapted.set_loras({});
+        REQUIRE(asked() == plain);
+        REQUIRE(status_of([&] { model.load_lora("/no/such/adapter"); }) == DOPPLER_STATUS_IO);
+    }
+
     // What was done, and a look inside.
     doppler::Guard guard(DOPPLER_GUARD_PRESET_PRODUCTION);
     guard.decode.readback_bytes_per_token = 1;

@@ -12,6 +12,8 @@ mod hearth;
 mod kv_sharing;
 mod kv_windows;
 mod loading;
+mod lora;
+mod lora_files;
 mod moe;
 mod perplexity;
 mod probe;

@@ -66,6 +66,13 @@ pub static ARCHITECTURES: &[Architecture] = &[
 /// [`crate::Error::Unsupported`] naming an architecture that does not run; [`crate::Error::BadFile`] naming a missing or
 /// senseless key.
 pub fn read_spec(file: &Gguf) -> Result<ModelSpec> {
+    if file.get_str("general.type")? == Some("adapter") {
+        bail!(
+            Unsupported,
+            "{}: key \"general.type\": an adapter is no model; it is loaded for one (--lora)",
+            file.name()
+        );
+    }
     let name = file.require_str("general.architecture")?;
     let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();

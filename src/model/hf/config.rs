@@ -17,13 +17,25 @@ pub(super) struct Config {
 
 impl Config {
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let name = path.display().to_string();
-        let Json::Object(mut fields) = read_json(&path)? else { bail!(BadFile, "{name}: no JSON object") };
-        if let Some(Json::Object(text)) = fields.remove("text_config") {
-            fields.extend(text);
+        let mut config = Self::read(&folder.join("config.json"))?;
+        if let Some(Json::Object(text)) = config.fields.remove("text_config") {
+            config.fields.extend(text);
         }
-        Ok(Self { name, fields })
+        Ok(config)
+    }
+
+    /// Any file with an object.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        match read_json(path)? {
+            Json::Object(fields) => Ok(Self { name, fields }),
+            _ => bail!(BadFile, "{name}: no JSON object"),
+        }
+    }
+
+    /// Its keys.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
     }
 
     /// A part of the configuration that is an object itself; its keys are shown with `name` in front.

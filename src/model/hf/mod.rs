@@ -7,6 +7,7 @@
 mod config;
 mod families;
 mod hybrids;
+mod peft;
 mod recipe;
 mod rope;
 
@@ -19,6 +20,7 @@ use crate::format::{ElementType, Gguf, MadeTensor, SafetensorsFolder, StoredTens
 use crate::quant::Format;
 use config::{Config, Keys};
 use families::{Family, Rule};
+pub(super) use peft::open_adapter;
 use recipe::{Heads, Op, Recipe, Recipes, format_named, result_shape, stored_format};
 
 /// What weights are quantised to while they are loaded.

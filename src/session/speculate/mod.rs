@@ -170,6 +170,9 @@ impl Session {
     /// [`crate::Error::Unsupported`] for models with recurrent layers, [`crate::Error::OutOfMemory`]. The session is then as before.
     pub fn set_speculation(&mut self, how: Option<&Speculation>) -> Result<()> {
         self.idle()?;
+        if how.is_some() && !self.loras.is_empty() {
+            bail!(Unsupported, "drafts in a session with adapters: take the adapters away first");
+        }
         let speculator = how.map(|how| Speculator::new(self, how)).transpose()?;
         // What verifying needs is compiled now: within the first reply it would look like slow drafts.
         let scope = self.scope(Phase::Load);
