@@ -450,6 +450,10 @@ enum doppler_readback_class
      * GPU times.
      */
     DOPPLER_READBACK_CLASS_PROFILE = 5,
+    /**
+     * Probabilities of given tokens that were asked for.
+     */
+    DOPPLER_READBACK_CLASS_SCORE = 6,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -528,6 +532,10 @@ enum doppler_place
      * A buffer, read by a tool.
      */
     DOPPLER_PLACE_POOL = 8,
+    /**
+     * Scores and embeddings.
+     */
+    DOPPLER_PLACE_RESULTS = 9,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -637,6 +645,72 @@ enum doppler_segment_kind
 typedef enum doppler_segment_kind doppler_segment_kind;
 #else
 typedef uint32_t doppler_segment_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What decides between continuations.
+ */
+enum doppler_ranking
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The likelihood of the whole continuation: the longer it is, the less likely.
+     */
+    DOPPLER_RANKING_SUM = 0,
+    /**
+     * The likelihood by token, for continuations of different lengths.
+     */
+    DOPPLER_RANKING_MEAN = 1,
+    /**
+     * The likelihood of the first token.
+     */
+    DOPPLER_RANKING_FIRST = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_ranking doppler_ranking;
+#else
+typedef uint32_t doppler_ranking;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How the rows of a text become one.
+ */
+enum doppler_pooling
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * As the model's file says; the mean where it says nothing.
+     */
+    DOPPLER_POOLING_MODEL = 0,
+    /**
+     * They do not: a row for each token.
+     */
+    DOPPLER_POOLING_NONE = 1,
+    /**
+     * Their mean.
+     */
+    DOPPLER_POOLING_MEAN = 2,
+    /**
+     * The first token's row.
+     */
+    DOPPLER_POOLING_CLS = 3,
+    /**
+     * The last token's row.
+     */
+    DOPPLER_POOLING_LAST = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum doppler_pooling doppler_pooling;
+#else
+typedef uint32_t doppler_pooling;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -936,11 +1010,11 @@ typedef struct doppler_phase_stats {
      */
     uint64_t upload_bytes;
     /**
-     * Readbacks, by doppler_readback_class; the last two are reserved and 0.
+     * Readbacks, by doppler_readback_class; the last one is reserved and 0.
      */
     uint64_t readbacks[8];
     /**
-     * Bytes read back, by doppler_readback_class; the last two are reserved and 0.
+     * Bytes read back, by doppler_readback_class; the last one is reserved and 0.
      */
     uint64_t readback_bytes[8];
     /**
@@ -1000,7 +1074,7 @@ typedef struct doppler_context_stats {
      */
     uint64_t submit_histogram[32];
     /**
-     * Device memory now, in bytes, by doppler_memory_class; the last three are reserved and 0.
+     * Device memory now, in bytes, by doppler_memory_class; the last two are reserved and 0.
      */
     uint64_t memory[8];
     /**
@@ -1064,7 +1138,7 @@ typedef struct doppler_context_stats {
      */
     uint32_t reserved;
     /**
-     * Readbacks by doppler_place; the last three are reserved and 0.
+     * Readbacks by doppler_place; the last two are reserved and 0.
      */
     struct doppler_place_stats places[12];
     /**
@@ -1108,6 +1182,32 @@ typedef struct doppler_context_stats {
      */
     uint64_t gpu_times_dropped;
 } doppler_context_stats;
+
+/**
+ * How to embed. Fill it with doppler_embed_options_init().
+ */
+typedef struct doppler_embed_options {
+    /**
+     * Set by doppler_embed_options_init().
+     */
+    size_t struct_size;
+    /**
+     * A doppler_pooling. Default MODEL.
+     */
+    uint32_t pooling;
+    /**
+     * Not 0: rows get length 1 (L2). Default 1.
+     */
+    uint32_t normalize;
+    /**
+     * Not 0: the text of control tokens becomes those tokens. Default 0.
+     */
+    uint32_t parse_special;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} doppler_embed_options;
 
 /**
  * Added to the logit of one token.
@@ -1873,6 +1973,50 @@ typedef struct doppler_profile_row {
 } doppler_profile_row;
 
 /**
+ * How to choose. Fill it with doppler_choose_options_init().
+ */
+typedef struct doppler_choose_options {
+    /**
+     * Set by doppler_choose_options_init().
+     */
+    size_t struct_size;
+    /**
+     * A doppler_ranking. Default SUM.
+     */
+    uint32_t ranking;
+    /**
+     * Not 0: the text of control tokens becomes those tokens. Default 0.
+     */
+    uint32_t parse_special;
+} doppler_choose_options;
+
+/**
+ * How likely a continuation is, in natural logarithms. It stands in arrays, so it does not grow.
+ */
+typedef struct doppler_score {
+    /**
+     * ln p of the whole continuation: the sum over its tokens. -INFINITY for what the model excludes.
+     */
+    double log_likelihood;
+    /**
+     * The same, divided by the number of tokens.
+     */
+    double mean;
+    /**
+     * ln p of the first token.
+     */
+    double first;
+    /**
+     * Tokens of the continuation.
+     */
+    uint32_t n_tokens;
+    /**
+     * 0.
+     */
+    uint32_t reserved[3];
+} doppler_score;
+
+/**
  * How to create a session. Fill it with doppler_session_options_init().
  */
 typedef struct doppler_session_options {
@@ -1986,7 +2130,7 @@ typedef struct doppler_session_stats {
      */
     uint32_t gpu_time_source;
     /**
-     * Readbacks by doppler_place; the last three are reserved and 0.
+     * Readbacks by doppler_place; the last two are reserved and 0.
      */
     struct doppler_place_stats places[12];
     /**
@@ -2235,6 +2379,66 @@ doppler_status doppler_context_get_stats(const struct doppler_context *context,
  */
 DOPPLER_API
 doppler_status doppler_context_reset_stats(struct doppler_context *context);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_embed_options_init(struct doppler_embed_options *options, size_t struct_size);
+
+/**
+ * The embeddings of texts: their final hidden states, pooled on the device. Texts that are short are evaluated together. No session is needed, and none
+ * changes. The rows have `n_embd` numbers (doppler_model_get_info()): one row a text, without pooling one row for each token of each text.
+ *
+ * @param texts       NUL-terminated UTF-8, tokenized with BOS and EOS where the model's file says so
+ * @param n_texts     how many
+ * @param options     NULL: defaults
+ * @param n_tokens    gets the tokens of each text, `n_texts` numbers; may be NULL
+ * @param embeddings  gets the rows; NULL (with `capacity` 0) to ask for the size, which evaluates nothing
+ * @param capacity    numbers that fit
+ * @param needed      gets how many numbers there are, also when they do not fit; may be NULL
+ * @return            DOPPLER_STATUS_BUFFER_TOO_SMALL (found before anything is evaluated), DOPPLER_STATUS_UNSUPPORTED if the file asks for a pooling that is not
+ *                    here (ranking), DOPPLER_STATUS_INVALID_ARGUMENT or DOPPLER_STATUS_CONTEXT_FULL naming the text, DOPPLER_STATUS_GUARD
+ *
+ * Threads: any; the call takes turns with the model's sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_embed(struct doppler_model *model,
+                                   const char *const *texts,
+                                   size_t n_texts,
+                                   const struct doppler_embed_options *options,
+                                   uint32_t *n_tokens,
+                                   float *embeddings,
+                                   size_t capacity,
+                                   size_t *needed);
+
+/**
+ * As doppler_model_embed(), for token ids as they are.
+ *
+ * @param tokens      the tokens of all texts, one after the other
+ * @param lengths     how many of them each text has, 1 at least
+ * @param n_texts     how many texts
+ * @param options     NULL: defaults; `parse_special` means nothing here
+ * @param embeddings  gets the rows; NULL (with `capacity` 0) to ask for the size, which evaluates nothing
+ * @param capacity    numbers that fit
+ * @param needed      gets how many numbers there are, also when they do not fit; may be NULL
+ * @return            as doppler_model_embed()
+ *
+ * Threads: any; the call takes turns with the model's sessions.
+ */
+DOPPLER_API
+doppler_status doppler_model_embed_tokens(struct doppler_model *model,
+                                          const uint32_t *tokens,
+                                          const uint32_t *lengths,
+                                          size_t n_texts,
+                                          const struct doppler_embed_options *options,
+                                          float *embeddings,
+                                          size_t capacity,
+                                          size_t *needed);
 
 /**
  * Fills options with their defaults.
@@ -2689,6 +2893,64 @@ doppler_status doppler_context_get_profile_text(const struct doppler_context *co
  * Threads: any.
  */
 DOPPLER_API doppler_status doppler_context_write_trace(const struct doppler_context *context, const char *path);
+
+/**
+ * Fills options with their defaults.
+ *
+ * @param options      filled in
+ * @param struct_size  sizeof *options
+ *
+ * Threads: any.
+ */
+DOPPLER_API doppler_status doppler_choose_options_init(struct doppler_choose_options *options, size_t struct_size);
+
+/**
+ * Says how likely each of several texts is as the continuation of what a session holds, and which is best. The session's own tokens are evaluated once;
+ * the continuations share them and are evaluated together, as many in one submit as fit (models with recurrent layers: one after the other). Only
+ * one number a token is read back. The session is as before, but that its tokens are evaluated. Each text is tokenized by itself, as
+ * doppler_session_append_text() would append it: where words begin with a space, so should a continuation that begins one.
+ *
+ * @param continuations    NUL-terminated UTF-8, each of one token at least
+ * @param n_continuations  how many, 1 at least
+ * @param options          NULL: defaults
+ * @param scores           gets `n_continuations` scores; may be NULL
+ * @param best             gets the place of the best one, the first of several that are equal; may be NULL
+ * @return                 DOPPLER_STATUS_INVALID_STATE in an empty session; DOPPLER_STATUS_INVALID_ARGUMENT or DOPPLER_STATUS_CONTEXT_FULL name the continuation at
+ *                         fault; DOPPLER_STATUS_CANCELLED; DOPPLER_STATUS_GUARD for a broken budget in strict mode. Nothing is written then.
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_choose(struct doppler_session *session,
+                                      const char *const *continuations,
+                                      size_t n_continuations,
+                                      const struct doppler_choose_options *options,
+                                      struct doppler_score *scores,
+                                      uint32_t *best);
+
+/**
+ * As doppler_session_choose(), for token ids, with each token's own number.
+ *
+ * @param tokens           the tokens of all continuations, one after the other
+ * @param lengths          how many of them each continuation has, 1 at least
+ * @param n_continuations  how many, 1 at least
+ * @param options          NULL: defaults
+ * @param log_probs        gets ln p of each of `tokens`, given the session and the tokens of its continuation before it; may be NULL
+ * @param scores           gets `n_continuations` scores; may be NULL
+ * @param best             gets the place of the best one; may be NULL
+ * @return                 as doppler_session_choose()
+ *
+ * Threads: one at a time for each session.
+ */
+DOPPLER_API
+doppler_status doppler_session_choose_tokens(struct doppler_session *session,
+                                             const uint32_t *tokens,
+                                             const uint32_t *lengths,
+                                             size_t n_continuations,
+                                             const struct doppler_choose_options *options,
+                                             float *log_probs,
+                                             struct doppler_score *scores,
+                                             uint32_t *best);
 
 /**
  * Fills options with their defaults.

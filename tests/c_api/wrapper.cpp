@@ -66,6 +66,7 @@ int main(int argc, char **argv) {
         session.set_chat_options();
         session.reset();
         REQUIRE(session.eval(tokens, model.info().n_vocab).size() == tokens.size() * 2048);
+        REQUIRE(model.embed({"a mouse", "a cat"}).size() == 2 * model.info().n_embd);
         session.reset();
     }
     REQUIRE(status_of([&] { session.generate(); }) == DOPPLER_STATUS_INVALID_STATE);
@@ -81,7 +82,7 @@ int main(int argc, char **argv) {
     });
     REQUIRE(!reply.text.empty() && reply.text == streamed && reply.result.n_tokens > 0);
 
-    // Continuations and embeddings; the session is as before.
+    // Continuations; the session is as before.
     const auto length = session.length();
     doppler::ChooseOptions by_token;
     by_token.ranking = DOPPLER_RANKING_MEAN;
@@ -89,7 +90,6 @@ int main(int argc, char **argv) {
     REQUIRE(choice.scores.size() == 2 && choice.best < 2 && session.length() == length);
     REQUIRE(choice.scores[choice.best].mean >= choice.scores[1 - choice.best].mean);
     REQUIRE(status_of([&] { session.choose({}); }) == DOPPLER_STATUS_INVALID_ARGUMENT);
-    REQUIRE(model.embed({"a mouse", "a cat"}).size() == 2 * model.info().n_embd);
 
     // A fork and a restored session go on alike.
     const auto bytes = session.snapshot();
