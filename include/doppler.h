@@ -807,9 +807,9 @@ typedef struct doppler_adapter_info {
      */
     uint32_t cooperative_matrix;
     /**
-     * 0.
+     * 1 if workgroups of one dispatch can hand each other data (of a context: if that is used).
      */
-    uint32_t reserved;
+    uint32_t exchange;
 } doppler_adapter_info;
 
 /**
@@ -960,9 +960,9 @@ typedef struct doppler_context_options {
      */
     uint32_t disable_cooperative_matrix;
     /**
-     * 0.
+     * Not 0: let no workgroups of one dispatch hand each other data; a decode step takes more dispatches then.
      */
-    uint32_t reserved;
+    uint32_t disable_exchange;
 } doppler_context_options;
 
 /**
@@ -1391,12 +1391,6 @@ typedef struct doppler_generate_result {
 } doppler_generate_result;
 
 /**
- * Hears how loading goes on: bytes done, and bytes in all. Called on the thread that loads. Not 0 ends the load.
- * It must return: no exception and no longjmp may leave it.
- */
-typedef int (*doppler_progress_callback)(void *user, uint64_t done_bytes, uint64_t total_bytes);
-
-/**
  * What an adapter is. Set `struct_size` before the call.
  */
 typedef struct doppler_lora_info {
@@ -1421,6 +1415,12 @@ typedef struct doppler_lora_info {
      */
     uint32_t rank;
 } doppler_lora_info;
+
+/**
+ * Hears how loading goes on: bytes done, and bytes in all. Called on the thread that loads. Not 0 ends the load.
+ * It must return: no exception and no longjmp may leave it.
+ */
+typedef int (*doppler_progress_callback)(void *user, uint64_t done_bytes, uint64_t total_bytes);
 
 /**
  * How to load a model. Fill it with doppler_model_options_init().
@@ -2480,7 +2480,10 @@ doppler_status doppler_session_generate(struct doppler_session *session,
  *
  * Threads: any.
  */
-DOPPLER_API doppler_status doppler_lora_load(struct doppler_model *model, const char *path, struct doppler_lora **lora);
+DOPPLER_API
+doppler_status doppler_lora_load(struct doppler_model *model,
+                                 const char *path,
+                                 struct doppler_lora **lora);
 
 /**
  * Ends an adapter's handle. Sessions that use it go on with it; its memory is freed with the last use.
