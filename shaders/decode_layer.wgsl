@@ -9,6 +9,8 @@ override TEAM: u32 = 32u;
 override HEAD_DIM: u32 = 128u;
 override G: u32 = 1u;
 override K_MOST: u32 = 32u;
+// Threads of a position's score.
+override ATTENTION_TEAM: u32 = 16u;
 struct Params {
     tag: u32, patience: u32, forms: u32, n_embd: u32, n_first: u32, n_second: u32, n_ff: u32, n_head: u32, n_kv: u32,
     parts: u32, block_tokens: u32, table_stride: u32, window: u32, n_rot: u32, scale: f32, softcap: f32, eps: f32,
@@ -43,7 +45,6 @@ fn has(form: u32) -> bool { return (params.forms & form) != 0u; }
 #set FRESH
 #set QK_NORM
 #set KEYS_AHEAD
-const ATTENTION_TEAM: u32 = 16u;
 const ATTENTION_AHEAD: u32 = 4u;
 fn fresh_load(row: u32, i: u32) -> vec4<f32> { return receive(i); }
 fn heads_normed() -> bool { return has(FORM_HEAD_NORMS); }

@@ -29,9 +29,9 @@ pub const DECODE_FROM: u32 = 512;
 pub const ATTENTION_ROWS: u32 = 16;
 /// Rows of queries in a workgroup of cooperative attention, whose step is one block of the KV cache.
 pub const COOP_ATTENTION_ROWS: u32 = 64;
-/// Threads of a workgroup of the kernel that makes a whole layer of a decode step: with so many registers as it takes, one workgroup is what a
-/// large device's core runs at a time.
-pub const LAYER_THREADS: u32 = 512;
+/// Threads of a workgroup of the kernel that makes a whole layer of a decode step: it takes so much workgroup memory that a processor runs one
+/// of them at a time.
+pub const LAYER_THREADS: u32 = 1024;
 /// Of them, those that make one row of a product: at most a subgroup.
 pub const LAYER_TEAM: u32 = 32;
 /// Tokens in a block of the KV cache.

@@ -21,7 +21,7 @@ pub(super) static DECODE_LAYER: Kernel = Kernel {
     name: "decode_layer",
     source: include_str!("../../shaders/decode_layer.wgsl"),
     flags: &["FLOATS"],
-    constants: &["WG", "TEAM", "HEAD_DIM", "G", "K_MOST"],
+    constants: &["WG", "TEAM", "HEAD_DIM", "G", "K_MOST", "ATTENTION_TEAM"],
     slots: &["kv", "first", "second", "out", "up", "down"],
     forms: Forms { paths: &[], exists: one_kind_of_input },
     params: LayerParams::FIELDS,
@@ -166,27 +166,30 @@ impl<'a> LayerOperands<'a> {
         Some([first, second, one(self.out)?, one(self.up)?, one(self.down)?])
     }
 
-    fn threads(gpu: &Gpu) -> u32 {
-        LAYER_THREADS.min(1 << gpu.max_workgroup_threads().max(1).ilog2())
+    /// Threads of a workgroup: as many as the device allows and workgroup memory has room for.
+    fn threads(&self, gpu: &Gpu) -> u32 {
+        let most = LAYER_THREADS.min(1 << gpu.max_workgroup_threads().max(1).ilog2());
+        let most = std::env::var("DL_WG").ok().and_then(|v| v.parse().ok()).unwrap_or(most); // DEBUG
+        if self.workgroup_bytes(most) <= gpu.workgroup_bytes() { most } else { most / 2 }
     }
 
     /// How many parts of the positions each group of heads has, with so many workgroups.
     fn splits(&self, gpu: &Gpu, groups: u32) -> u32 {
         let together = heads_together(&self.shape);
-        let room = Self::threads(gpu).saturating_sub(together * self.shape.head_dim / 4) + 1;
+        let room = self.threads(gpu).saturating_sub(together * self.shape.head_dim / 4) + 1;
         (groups / (self.shape.n_head / together).max(1)).clamp(1, DECODE_SPLITS.min(room))
     }
 
     /// Bytes of workgroup memory.
-    fn workgroup_bytes(&self, gpu: &Gpu, floats: bool) -> u32 {
-        let (wg, d, g) = (Self::threads(gpu), self.shape.head_dim, heads_together(&self.shape));
+    fn workgroup_bytes(&self, wg: u32) -> u32 {
+        let (d, g, floats) = (self.shape.head_dim, heads_together(&self.shape), !self.qkv.has_bytes());
         let staged = if floats { self.widest() * 4 } else { self.widest() / 32 * 44 };
         let kept = match self.kv_type {
             KvType::F32 => 0,
             KvType::F16 => 4 * d,
             KvType::Q8 => 8 * d,
         };
-        let attention = g * d * 4 + wg * 16 + 2 * (wg / 16) * 16 + (g + 2) * d * 4 + 16 * (g + 1) * 4 + kept;
+        let attention = g * d * 4 + wg * 16 + 2 * ATTENTION_TILE * 16 + (g + 2) * d * 4 + 16 * (g + 1) * 4 + kept;
         // Sums of a norm, and tops of parts.
         staged + attention + 1024 + DECODE_SPLITS * g * 8
     }
@@ -209,7 +212,7 @@ impl<'a> LayerOperands<'a> {
             && self.up.k() == self.n_embd
             && self.up.rows() == 2 * self.down.k()
             && self.down.rows() == self.n_embd;
-        let wg = Self::threads(gpu);
+        let wg = self.threads(gpu);
         let heads = s.head_dim.is_multiple_of(4) && wg >= 128 && heads_together(s) * s.head_dim / 4 <= wg;
         gpu.features().exchange
             && matches!(self.activation, Activation::Silu | Activation::GeluTanh)
@@ -218,7 +221,7 @@ impl<'a> LayerOperands<'a> {
             && whole
             && shapes
             && heads
-            && self.workgroup_bytes(gpu, !bytes) <= gpu.workgroup_bytes()
+            && self.workgroup_bytes(wg) <= gpu.workgroup_bytes()
             && gpu.max_storage_bindings() >= MOST_BINDINGS
     }
 
@@ -230,6 +233,9 @@ impl<'a> LayerOperands<'a> {
         vectors + parts
     }
 }
+
+/// Positions in a tile of attention: few, so that many workgroups have one in a short text.
+const ATTENTION_TILE: u32 = 32;
 
 /// Storage buffers that a layer binds at most: five weights of three planes, and the rest.
 const MOST_BINDINGS: u32 = 32;
@@ -306,7 +312,8 @@ pub fn decode_layer<'a>(gpu: &Gpu, layer: LayerOperands<'a>, step: LayerStep<'a>
     let bias = |p: &'a WeightPart| p.bias.as_ref().map_or(attn_norm, |b| b.whole());
     let [q_w, k_w] = step.head_norms.unwrap_or([attn_norm; 2]);
     let mut d = Dispatch::new(&DECODE_LAYER, &params, Grid::Direct([step.groups, 1, 1]))
-        .constant("WG", LayerOperands::threads(gpu))
+        .constant("WG", layer.threads(gpu))
+        .constant("ATTENTION_TEAM", layer.threads(gpu) / ATTENTION_TILE)
         .constant("TEAM", LAYER_TEAM.min(gpu.adapter().subgroup_min))
         .constant("HEAD_DIM", s.head_dim)
         .constant("G", heads_together(&s))

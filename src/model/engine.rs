@@ -478,6 +478,8 @@ impl Engine {
         self.record_prompts(&mut survey, None)?;
         let planned = Forward { fused: self.fusion.planned(), ..self.forward(None) };
         [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p, Batch::Rows))?;
+        let plain = Forward { fused: None, ..self.forward(None) };
+        plain.decode_step(&mut survey, 1, false, Batch::Rows)?;
         self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         self.try_fusion(scope)?;
@@ -489,6 +491,11 @@ impl Engine {
         self.prepare_drafts(scope)?;
         self.warm = true;
         Ok(())
+    }
+
+    /// Whether [`Engine::prewarm`] has nothing to do.
+    pub(super) fn is_warm(&self) -> bool {
+        self.warm
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
