@@ -24,6 +24,7 @@ pub mod budget;
 pub mod chat;
 pub mod context;
 pub mod generate;
+pub mod generate_many;
 mod handle;
 pub mod model;
 pub mod model_stats;

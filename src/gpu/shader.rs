@@ -54,6 +54,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/lib/activation.wgsl")),
     ("bytes", include_str!("../../shaders/lib/bytes.wgsl")),
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),
+    ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),
     ("team", include_str!("../../shaders/lib/team.wgsl")),
     ("products", include_str!("../../shaders/lib/products.wgsl")),
     ("quants", include_str!("../../shaders/lib/quants.wgsl")),
@@ -92,6 +93,10 @@ pub fn assemble(
         bindings: Vec::new(),
         out: String::new(),
     };
+    if name == "matmul_few" {
+        let dev: &'static str = Box::leak(std::env::var("DEV_FLAGS").unwrap_or_default().into_boxed_str());
+        a.flags.extend(dev.split(','));
+    }
     a.text(name, source)?;
     if let Some((slot, _)) = slots.iter().find(|(s, _)| !a.filled.contains(s)) {
         bail!(Internal, "shader {name} has no slot {slot}");

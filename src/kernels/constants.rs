@@ -5,6 +5,8 @@
 pub const THREADS: u32 = 64;
 /// Threads of reductions over long rows (logits).
 pub const THREADS_LONG: u32 = 256;
+/// The same where a row is walked along more than once, on devices that have as many.
+pub const THREADS_ROW: u32 = 1024;
 /// Threads that fill a large device: products of few rows give each weight row so many that they come to this.
 pub const PRODUCT_THREADS: u32 = 1 << 18;
 /// Weight rows that a workgroup of the matrix-vector product with experts makes.
@@ -23,6 +25,12 @@ pub const TILE: (u32, u32) = (32, 64);
 pub const COOP_TILE: (u32, u32) = (128, 128);
 /// Rows of activations from which on the cooperative product is used, where there is one.
 pub const COOP_FROM: u32 = 16;
+/// Rows of activations up to which the cooperative product for few rows is used.
+pub const FEW_TO: u32 = 32;
+/// Its tile: rows of activations (also half of them), rows of weights.
+pub const FEW_TILE: (u32, u32) = (32, 64);
+/// Workgroups of it that fill a large device: k is split until there are about as many.
+pub const FEW_GROUPS: u32 = 528;
 /// Rows of activations from which on the cooperative product takes weights decoded to f16 before.
 pub const DECODE_FROM: u32 = 512;
 /// Rows of queries in a workgroup of prefill attention.

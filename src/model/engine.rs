@@ -13,7 +13,7 @@ use crate::gpu::{
 use crate::kernels::KvType;
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
-use crate::model::forward::{Batch, Forward};
+use crate::model::forward::{Batch, Forward, Left};
 use crate::model::kv_cache::KvPool;
 use crate::model::moe::grouped_from;
 use crate::model::probe::{Lens, Probe, ProbeOptions};
@@ -29,6 +29,9 @@ use crate::sample::SamplingOptions;
 const PROMPT_TOKEN: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "prefill.token");
 const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
 const LOGITS: Gate = Gate::new(Place::Logits, ReadbackClass::Logits, "rows");
+
+/// Sequences that one submit may decode together, at most.
+pub const MAX_SEQUENCES: u32 = LOGIT_ROWS;
 
 /// Tokens that one submit may run, at most.
 pub const MAX_TOKENS_PER_SUBMIT: u32 = 64;
@@ -117,6 +120,8 @@ pub struct Engine {
     warm: bool,
     /// Of the pipeline cache, when `groups` was made.
     purges: u64,
+    /// Sequences of a decode batch up to which all pipelines are there.
+    batch_compiled: u32,
 }
 
 impl Engine {
@@ -142,6 +147,7 @@ impl Engine {
             batch: Vec::new(),
             warm: false,
             purges: gpu.pipelines().purges(),
+            batch_compiled: 1,
             gpu,
             spec,
             weights,
@@ -310,7 +316,7 @@ impl Engine {
         let lens = sequence.lens(pos);
         let forward = self.forward(lens);
         let mut recorder = self.record_run(n, lens, scope)?;
-        forward.logits(&mut recorder, n - 1, 1, false)?;
+        forward.logits(&mut recorder, n - 1, 1, Left::Nothing)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
@@ -358,7 +364,7 @@ impl Engine {
             self.pass_gates(sequence, scope)?;
             let lens = sequence.lens(pos + first);
             let mut recorder = self.recorder("logits", lens, scope);
-            self.forward(lens).logits(&mut recorder, first, rows, false)?;
+            self.forward(lens).logits(&mut recorder, first, rows, Left::Nothing)?;
             let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
             let submission = recorder.submit()?;
             self.read_probe(sequence, seen, &submission, scope)?;
@@ -390,7 +396,7 @@ impl Engine {
         let long = [COOP_FROM, 8 * COOP_FROM, 32 * COOP_FROM, self.scratch.rows];
         for n in [1, 2, 3, TILE_FROM].into_iter().chain(long).chain(grouped).filter(|&n| n <= self.scratch.rows) {
             forward.body(recorder, n, Batch::Run)?;
-            forward.logits(recorder, 0, n.min(LOGIT_ROWS), false)?;
+            forward.logits(recorder, 0, n.min(LOGIT_ROWS), Left::Nothing)?;
         }
         [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
     }
@@ -406,6 +412,7 @@ impl Engine {
         if self.purges != purges {
             self.forget_plans();
             self.purges = purges;
+            self.batch_compiled = 1;
         }
         if self.warm {
             return Ok(());
@@ -421,6 +428,32 @@ impl Engine {
         self.prepare_decode(1, true, scope)?;
         self.warm = true;
         Ok(())
+    }
+
+    /// Most sequences that one [`Engine::decode`] takes.
+    pub fn max_sequences(&self) -> u32 {
+        MAX_SEQUENCES.min(self.scratch.rows)
+    }
+
+    /// Makes everything that decoding these sequences together needs, and the pipelines of smaller batches with it, so that nothing compiles when
+    /// some of them have ended. Comes after [`Engine::prewarm`].
+    ///
+    /// # Errors
+    /// What compiling reports.
+    pub fn prewarm_batch(&mut self, sequences: &[&mut Sequence], scope: &Scope) -> Result<()> {
+        let n = sequences.len() as u32;
+        if n > self.max_sequences() {
+            bail!(InvalidArgument, "decode of {n} sequences");
+        }
+        if n > self.batch_compiled {
+            let mut survey = self.gpu.survey(scope);
+            for smaller in self.batch_compiled + 1..=n {
+                self.forward(None).decode_step(&mut survey, smaller, true)?;
+            }
+            self.gpu.compile(&survey.into_survey(), scope)?;
+            self.batch_compiled = n;
+        }
+        self.prepare_decode(n, sequences.iter().any(|s| s.penalties), scope)
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
@@ -492,7 +525,7 @@ impl Engine {
         scope: &Scope,
     ) -> Result<Vec<Vec<Option<Drawn>>>> {
         let n = sequences.len() as u32;
-        if n == 0 || n > LOGIT_ROWS.min(self.scratch.rows) || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
+        if n == 0 || n > self.max_sequences() || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
             bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
         }
         self.gpu.gate(&DECODE_TOKENS, scope)?;

@@ -26,7 +26,7 @@ use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase};
 
 pub use crate::kernels::{KvType, TensorStats};
-pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
+pub use engine::{Drawn, Engine, EngineOptions, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};
 pub use probe::{PROBE_POINTS, ProbeOptions, ProbePoint, ProbeReading};

@@ -13,6 +13,7 @@ mod snapshot;
 mod state;
 mod stats;
 mod summary;
+mod together;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
@@ -28,3 +29,4 @@ pub use model::{Model, ModelInfo};
 pub use options::{GenerateOptions, ModelOptions, SessionOptions};
 pub use state::{CancelHandle, Session};
 pub use stats::{ContextStats, ModelStats, SessionStats, Timings};
+pub use together::generate_together;

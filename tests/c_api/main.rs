@@ -180,6 +180,7 @@ programs! {
     chat: "c/chat.c",
     eval: "c/eval.c",
     fork: "c/fork.c",
+    many: "c/many.c",
     observe: "c/observe.c",
     wrapper: "wrapper.cpp",
 }

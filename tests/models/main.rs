@@ -16,3 +16,4 @@ mod probe;
 mod recurrent;
 mod recurrent_files;
 mod sampling;
+mod together;
