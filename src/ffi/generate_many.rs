@@ -1,6 +1,8 @@
 //! Generating in several sessions together.
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use crate::ffi::generate::{
@@ -130,12 +132,13 @@ fn run(
 ) -> Result<Vec<Result<doppler_generate_result>>> {
     let started = Instant::now();
     let before: Vec<_> = sessions.iter().map(|s| s.timings()).collect();
-    let tell = std::cell::RefCell::new(tell);
-    let mut listeners: Vec<_> =
-        (0..sessions.len()).map(|i| Listener::new({ let tell = &tell; move |event: &doppler_token_event| (tell.borrow_mut())(i, event) })).collect();
+    let tell = RefCell::new(tell);
+    let tell = &tell;
+    let listener = |i: usize| Listener::new(move |event: &doppler_token_event| (*tell.borrow_mut())(i, event));
+    let mut listeners: Vec<_> = (0..sessions.len()).map(listener).collect();
     let all = generate_together(sessions, options, &mut |i, event| match listeners.get_mut(i) {
         Some(listener) => listener.hear(event.token, &event.pieces),
-        None => std::ops::ControlFlow::Continue(()),
+        None => ControlFlow::Continue(()),
     })?;
     let mut done = Vec::new();
     for (i, (generated, before)) in all.into_iter().zip(&before).enumerate() {

@@ -3,8 +3,8 @@
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
-use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::constants::{PRODUCT_THREADS, THREADS_LONG, TILE, TILE_FROM};
+use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK, by_name};

@@ -193,8 +193,7 @@ pub fn sum_parts<'a>(parts: Parts<'a>, y: Matrix<'a>, accumulate: bool) -> Resul
     if parts.data.size < u64::from(parts.splits) * elements * 4 {
         bail!(InvalidArgument, "sum_parts: {parts:?} of {} x {}", y.rows, y.cols);
     }
-    let params =
-        SumParams { rows: y.rows, cols: y.cols, splits: parts.splits, y_stride: y.stride, y_offset: y.offset };
+    let params = SumParams { rows: y.rows, cols: y.cols, splits: parts.splits, y_stride: y.stride, y_offset: y.offset };
     Ok(Dispatch::new(&SUM_PARTS, &params, linear_grid(elements.div_ceil(THREADS.into())))
         .constant("WG", THREADS)
         .flag("ACCUMULATE", accumulate)

@@ -29,15 +29,7 @@ pub(super) static ACTIVATE_HALF: Kernel = Kernel {
     params: ActivateHalfParams::FIELDS,
 };
 
-params!(NormHalfParams {
-    rows: u32,
-    cols4: u32,
-    padded4: u32,
-    x_stride4: u32,
-    x_offset4: u32,
-    splits: u32,
-    eps: f32
-});
+params!(NormHalfParams { rows: u32, cols4: u32, padded4: u32, x_stride4: u32, x_offset4: u32, splits: u32, eps: f32 });
 params!(ActivateHalfParams {
     rows: u32,
     cols4: u32,

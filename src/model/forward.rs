@@ -5,11 +5,11 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    Activation, ByteRows, Fresh, Input, Matrix, Next, Norm, NormKind, Pages, Queries, RopePairs, RopeShape, RowNorm,
-    HalfRoom, Parts, Segments, Weight, activate, activate_half, activate_bytes, attention_coop, attention_coop_fits, attention_decode,
-    attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows,
-    gather, gather_positions, glu, glu_bytes, matmul_few_parts, matmul_fast, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits,
-    norm, norm_bytes, norm_half, qk_norm, rope, sigmoid_gate, softcap,
+    Activation, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, Norm, NormKind, Pages, Parts, Queries, RopePairs,
+    RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop, attention_coop_fits,
+    attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split,
+    attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_few_parts, matmul_glu,
+    matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm, rope, sigmoid_gate, softcap,
 };
 use crate::model::kv_cache::KvPool;
 use crate::model::probe::Lens;
@@ -133,9 +133,7 @@ impl<'a> Forward<'a> {
             r.set_layer(Some(i as u32));
             let after = match self.spec.layers.get(i + 1).zip(layers.get(i + 1)) {
                 // Blocks side by side share rows that are normalised beforehand.
-                Some((spec, w)) => {
-                    After::of(w.attn_norm.as_ref().filter(|_| !spec.parallel), &w.qkv)
-                }
+                Some((spec, w)) => After::of(w.attn_norm.as_ref().filter(|_| !spec.parallel), &w.qkv),
                 None => After::of(Some(&self.weights.output_norm), self.weights.head()),
             };
             left = self.layer(r, i, spec, weights, x, batch, left, after)?;

@@ -177,7 +177,8 @@ impl<'s> Forward<'s> {
         self.product(r, "moe.shared_gate_up", normed, &w.gate_up, gate_up, false)?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
         let wanted = rows < TILE_FROM && w.down.has_bytes();
-        let inner = self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, (wanted, w.down.has_halves()))?;
+        let inner =
+            self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, (wanted, w.down.has_halves()))?;
         self.product(r, "moe.shared_down", inner, &w.down, y, accumulate)
     }
 }

@@ -177,7 +177,7 @@ impl Session {
         }
         self.model.context().gpu().rest_profiler()?;
         match self.is_decoding() {
-            true => together::decode(&mut [self])?.into_iter().collect(),
+            true => together::decode(&mut [&mut *self])?.into_iter().collect(),
             false => self.step_prompt(true),
         }
     }

@@ -55,8 +55,12 @@ pub fn generate_together(
                 *result = ended(s, cancelled, &mut |event| on_token(i, event));
             }
         }
-        let mut running: Vec<(usize, &mut Session)> =
-            sessions.iter_mut().enumerate().filter(|(i, _)| results[*i].is_none()).map(|(i, s)| (i, &mut **s)).collect();
+        let mut running: Vec<(usize, &mut Session)> = sessions
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| results[*i].is_none())
+            .map(|(i, s)| (i, &mut **s))
+            .collect();
         let Some((_, one)) = running.first() else { break };
         let most = one.model.0.engine.lock().max_sequences() as usize;
         for members in running.chunks_mut(most) {
@@ -83,12 +87,9 @@ fn ended(
 }
 
 /// Evaluates a session's prompt and delivers its first token. The result, if that was all.
-fn prompt(
-    s: &mut Session,
-    on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>,
-) -> Option<Result<Generated>> {
+fn prompt(s: &mut Session, on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>) -> Option<Result<Generated>> {
     // A full context ends a generation before its first token.
-    let mut step = Ok(());
+    let mut step: Result<()> = Ok(());
     loop {
         if let Some(result) = ended(s, step, on_token) {
             return Some(result);
@@ -127,14 +128,17 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
         let steps = engine.decode(&mut sequences, &positions, tokens, then, &scope)?;
         (steps, started.elapsed().as_nanos() as u64)
     };
-    let take = |(i, (s, before)): (usize, (&mut &mut Session, _))| {
+    let mut outcomes = Vec::new();
+    for (i, (s, before)) in sessions.iter_mut().zip(before).enumerate() {
         let drawn: Vec<Drawn> = steps.iter().filter_map(|step| step.get(i).copied().flatten()).collect();
         let cost = s.counters.phase(Phase::Decode).since(&before);
         // Before anything is taken over: a refused batch leaves the session as it was.
-        s.guard().check_decode(&cost, n.into(), tokens.into())?;
-        s.tally.decode_ns += elapsed;
-        s.tally.decode_tokens += drawn.len() as u64;
-        s.accept(&drawn)
-    };
-    Ok(sessions.iter_mut().zip(before).enumerate().map(take).collect())
+        let allowed = s.guard().check_decode(&cost, n.into(), tokens.into());
+        outcomes.push(allowed.and_then(|()| {
+            s.tally.decode_ns += elapsed;
+            s.tally.decode_tokens += drawn.len() as u64;
+            s.accept(&drawn)
+        }));
+    }
+    Ok(outcomes)
 }

@@ -9,10 +9,10 @@ use doppler::kernels::sample::{
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
-    Matrix, Next, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, activate_half, add_bias, attention_decode,
-    attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows, half_weights,
-    matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, sum_parts,
-    tensor_stats,
+    Matrix, Next, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, activate_half, add_bias,
+    attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows,
+    half_weights, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, qk_norm, residual, rmsnorm, rope,
+    silu, softcap, softmax, sum_parts, tensor_stats,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};

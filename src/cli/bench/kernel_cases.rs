@@ -97,7 +97,12 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32, bytes: bool) -> Ca
         let pb = bench.blank(kernels::few_parts_bytes(rows))?;
         let (hb, sb) = (bench.blank(HalfRows::data_bytes(rows.into(), k) / 4)?, bench.blank(rows.into())?);
         Ok(Box::new(move |r, i| {
-            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: Some((&db).into()), parts: Some((&pb).into()) };
+            let room = HalfRoom {
+                data: (&hb).into(),
+                scales: (&sb).into(),
+                weights: Some((&db).into()),
+                parts: Some((&pb).into()),
+            };
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
             let dispatches = match bytes {

@@ -2,7 +2,9 @@
 
 use doppler::Result;
 use doppler::gpu::Variant;
-use doppler::kernels::{self, CoopTile, FewSplits, HalfRoom, HalfRows, MatmulPath, Matrix, Parts, RowSource, Weight, WeightUploader};
+use doppler::kernels::{
+    self, CoopTile, FewSplits, HalfRoom, HalfRows, MatmulPath, Matrix, Parts, RowSource, Weight, WeightUploader,
+};
 use doppler::quant::{Format, GPU_BLOCK, by_name};
 
 use super::input::InputRows;
@@ -240,7 +242,8 @@ fn decoded(lab: &Lab) -> Result<Vec<Measured>> {
         if !lab.gpu.features().cooperative_matrix {
             continue;
         }
-        let half = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None, parts: None }.rows(t_rows as u32, k as u32);
+        let half = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None, parts: None }
+            .rows(t_rows as u32, k as u32);
         lab.run([kernels::half_rows(&lab.gpu, mx, half)?])?;
         lab.run(kernels::matmul_decoded(&lab.gpu, half, &w, my, false, (&db).into())?)?;
         let mut want = Vec::new();
@@ -290,7 +293,13 @@ pub(super) fn matmul_few(lab: &Lab) -> Result<Vec<Measured>> {
                 *w = terms.fold(kept, |Want(v, size), t| Want(v + t, size + t.abs()));
             }
         }
-        all.push(compare(format!("{splits} parts of {rows} x {cols}, {v}"), &lab.read(&yb, want.len())?, &want, 1e-6, 1e-6));
+        all.push(compare(
+            format!("{splits} parts of {rows} x {cols}, {v}"),
+            &lab.read(&yb, want.len())?,
+            &want,
+            1e-6,
+            1e-6,
+        ));
     }
     if lab.gpu.features().cooperative_matrix {
         all.extend(matmul(lab, "matmul_few", Product::Few(3e-4), [17, 32, 40])?);
