@@ -1,26 +1,19 @@
 // y[t, y_offset + r] (+)= sum_k x[t, k] * W[r, k] (+ bias[r]) for few rows of x, by cooperative matrices: f16 operands, f32 sums. Rows of x as
 // half_rows.wgsl makes them. What bounds it is how fast weights come in, so a workgroup has few of them and there are many workgroups.
-// A workgroup of 8 subgroups makes 16 (ROWS_16) or 32 rows of x by 64 rows of W for one of `splits` parts of k, the part s at y + s *
-// split_stride. A step along k is 8 (4) blocks of 32; each subgroup multiplies its own eighth of a step with all rows, and the eighths are added
-// up at the end. So each number in workgroup memory is read once.
+// A workgroup of 4 subgroups makes 16 (ROWS_16) or 32 rows of x by 32 rows of W for one of `splits` parts of k, the part s at y + s *
+// split_stride. A step along k is four blocks of 32; each subgroup multiplies its own quarter of a step, and the quarters are added up at the
+// end. Two steps are under way in named registers while one is multiplied: drivers move loads down to their use, and keep arrays in memory.
 // BIAS adds a bias; ACCUMULATE adds to what y holds.
 enable wgpu_cooperative_matrix;
 enable f16;
-const WG: u32 = 256u;
-const TILE_R: u32 = 64u;
+const WG: u32 = 128u;
+const TILE_R: u32 = 32u;
 #if ROWS_16
 const TILE_T: u32 = 16u;
-const STEP: u32 = 8u;
 #else
 const TILE_T: u32 = 32u;
-const STEP: u32 = 4u;
 #endif
-// Rows stand in workgroup memory as units of eight numbers in f16. The j-th unit of each of a step's blocks comes before the next unit of any: so
-// threads that decode neighbouring blocks write neighbouring units. Both operands are in that order, which makes no difference to sums.
-// One unit more, so that rows start in different banks.
-const UNITS: u32 = STEP * 4u;
-const STRIDE: u32 = UNITS + 1u;
-const W_AT: u32 = TILE_T * STRIDE;
+const STEP: u32 = 4u;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k_blocks: u32, y_stride: u32, y_offset: u32,
     splits: u32, split_blocks: u32, split_stride: u32,
@@ -31,24 +24,56 @@ struct Params {
 #if BIAS
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
+#set F16_MATH
 #slot weight
 
-// Bits of f16 in the loop, results in f32 after it: the matrices' elements need not be those of the array.
-var<workgroup> tile: array<vec4<f32>, (TILE_T + TILE_R) * STRIDE>;
+// A row of a step, in units of eight numbers: the j-th unit of each of its blocks comes before the next unit of any, so that threads which decode
+// neighbouring blocks write neighbouring units. Both operands are in that order, which makes no difference to sums. The padding lets
+// rows start in different banks. Nested arrays and constant indices: their bounds are checked once.
+struct Row { units: array<array<array<vec4<f16>, 2>, 4>, 4>, pad: array<vec4<f16>, 2> }
+// Vectors from one row to the next.
+const STRIDE: u32 = 34u;
+var<workgroup> xs: array<Row, TILE_T>;
+var<workgroup> ws: array<Row, TILE_R>;
+// A matrix of results for each subgroup. A workgroup with more than 24 KiB in all would be alone on its processor with some drivers.
+var<workgroup> strip: array<array<vec4<f32>, 64>, 4>;
 
-fn unit(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4<u32>(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw)));
+fn load_x(at: u32, on: bool) -> vec4<u32> {
+    var v = vec4<u32>(0u);
+    if (on) { v = x[at]; }
+    return v;
 }
+fn stage_x(row: u32, j: u32, b: u32, v: vec4<u32>) {
+    xs[row].units[j][b] = array<vec4<f16>, 2>(
+        vec4<f16>(vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y))),
+        vec4<f16>(vec4<f32>(unpack2x16float(v.z), unpack2x16float(v.w))));
+}
+#if ELEMENTS
+fn stage_eight(row: u32, j: u32, b: u32, raw: vec4<u32>) {
+    let d = weight_of(raw);
+    ws[row].units[j][b] = array<vec4<f16>, 2>(vec4<f16>(d[0]), vec4<f16>(d[1]));
+}
+#else
+fn stage_block(row: u32, b: u32, raw: WeightRaw, block: u32) {
+#if HALF_BLOCKS
+    let d = weight_halves(raw, block);
+#else
+    let d = weight_of(raw, block);
+#endif
+    ws[row].units[0][b] = array<vec4<f16>, 2>(vec4<f16>(d[0]), vec4<f16>(d[1]));
+    ws[row].units[1][b] = array<vec4<f16>, 2>(vec4<f16>(d[2]), vec4<f16>(d[3]));
+    ws[row].units[2][b] = array<vec4<f16>, 2>(vec4<f16>(d[4]), vec4<f16>(d[5]));
+    ws[row].units[3][b] = array<vec4<f16>, 2>(vec4<f16>(d[6]), vec4<f16>(d[7]));
+}
+#endif
 
-// Adds up the subgroups' parts of two neighbouring matrices and writes them; the first begins at (t0, r0) of y.
-fn write_pair(lid: u32, split: u32, t0: u32, r0: u32) {
+// Adds up the subgroups' parts of a matrix, which begins at (t0, r0) of y, and writes it.
+fn write_matrix(lid: u32, split: u32, t0: u32, r0: u32) {
     workgroupBarrier();
-    let t = t0 + lid % 64u / 4u;
-    let r = r0 + lid / 64u * 16u + lid % 4u * 4u;
-    if (lid < 128u && t < params.t_rows && r < params.n) {
-        var a = vec4<f32>(0.0);
-        for (var s = 0u; s < 8u; s++) { a += tile[s * 128u + lid]; }
-        a *= scales[t];
+    let t = t0 + lid / 4u;
+    let r = r0 + lid % 4u * 4u;
+    if (lid < 64u && t < params.t_rows && r < params.n) {
+        var a = (strip[0][lid] + strip[1][lid] + strip[2][lid] + strip[3][lid]) * scales[t];
         let last = params.n - 1u - r;
         let o = split * params.split_stride + t * params.y_stride + params.y_offset + r;
 #if BIAS
@@ -76,180 +101,190 @@ fn main(
     let g = wid.x + wid.y * nwg.x;
     if (g >= params.groups) { return; }
     let split = g % params.splits;
-    let tile_index = g / params.splits;
-    let row0 = tile_index % params.row_groups * TILE_R;
-    let t0 = tile_index / params.row_groups * TILE_T;
+    let tile = g / params.splits;
+    let row0 = tile % params.row_groups * TILE_R;
+    let t0 = tile / params.row_groups * TILE_T;
     let first = split * params.split_blocks;
     let end = min(first + params.split_blocks, params.k_blocks);
     let last_r = params.n - 1u;
-    // The units that this thread copies: unit `uj` of block `ub` of a step, of two rows of x (and of some of W, if its units can be read alone). Eight
-    // neighbouring threads read whole sectors and write to different banks, or nearly so.
-    let uc = lid % UNITS;
+    // The unit that this thread copies of every eighth row of x (and of W, if its units can be read alone): unit uj of block ub of a step.
+    let uc = lid % 16u;
     let uj = (uc & 1u) | ((uc >> 2u) & 2u);
-    let ub = ((uc >> 1u) & 3u) | ((uc >> 4u) << 2u);
-    let u_row = lid / UNITS;
-    const U_ROWS: u32 = WG / UNITS;
-    let u_to = u_row * STRIDE + uj * STEP + ub;
+    let ub = (uc >> 1u) & 3u;
+    let u_row = lid / 16u;
     let x_at = ((t0 + u_row) * params.k_blocks + ub) * 4u + uj;
-    let x_next = U_ROWS * params.k_blocks * 4u;
+    let x_next = params.k_blocks * 32u;
     let x_on0 = t0 + u_row < params.t_rows;
-    let x_on1 = t0 + u_row + U_ROWS < params.t_rows;
-#if ELEMENTS
-    let w_last = last_r - min(row0 + u_row, last_r);
-    let w_at = min(row0 + u_row, last_r) * params.k_blocks * 4u + uj;
-    let w_row = params.k_blocks * 4u;
-    let w_to = W_AT + u_to;
-#else
-    // This thread decodes a block of each of two rows 32 apart (of one row). Of eight neighbouring threads those of different rows write to different banks.
-#if ROWS_16
-    let wb = lid % 8u;
-    let wr = lid / 8u;
-    let w_at1 = min(row0 + wr + 32u, last_r) * params.k_blocks;
-#else
-    let wb = lid % 4u;
-    let wr = (lid / 32u) * 8u + (lid / 8u) % 4u + (lid / 4u) % 2u * 4u;
+    let x_on1 = t0 + u_row + 8u < params.t_rows;
+#if !ROWS_16
+    let x_on2 = t0 + u_row + 16u < params.t_rows;
+    let x_on3 = t0 + u_row + 24u < params.t_rows;
 #endif
-    let w_at0 = min(row0 + wr, last_r) * params.k_blocks;
-    let w_to = W_AT + wr * STRIDE + wb;
+#if ELEMENTS
+    let w_at0 = min(row0 + u_row, last_r) * params.k_blocks * 4u + uj;
+    let w_at1 = min(row0 + u_row + 8u, last_r) * params.k_blocks * 4u + uj;
+    let w_at2 = min(row0 + u_row + 16u, last_r) * params.k_blocks * 4u + uj;
+    let w_at3 = min(row0 + u_row + 24u, last_r) * params.k_blocks * 4u + uj;
+#else
+    // It decodes block wb of row wr of a step. Of eight neighbouring threads those of different rows write to different banks.
+    let wb = lid % 4u;
+    let wr = lid / 32u * 8u + lid / 8u % 4u + lid / 4u % 2u * 4u;
+    let w_at = min(row0 + wr, last_r) * params.k_blocks;
 #endif
     var c00 = coop_mat16x16<f32, C>();
     var c01 = coop_mat16x16<f32, C>();
-    var c02 = coop_mat16x16<f32, C>();
-    var c03 = coop_mat16x16<f32, C>();
 #if !ROWS_16
     var c10 = coop_mat16x16<f32, C>();
     var c11 = coop_mat16x16<f32, C>();
-    var c12 = coop_mat16x16<f32, C>();
-    var c13 = coop_mat16x16<f32, C>();
 #endif
-#if RAW
-    var px0 = vec4<u32>(0u);
-    var px1 = vec4<u32>(0u);
-    {
-        let x_in = first + ub < end;
-        if (x_on0 & x_in) { px0 = x[x_at + first * 4u]; }
-        if (x_on1 & x_in) { px1 = x[x_at + x_next + first * 4u]; }
-    }
-    var r0 = weight_raw(w_at0 + min(first + wb, end - 1u));
-#if ROWS_16
-    var r1 = weight_raw(w_at1 + min(first + wb, end - 1u));
-#endif
-    for (var kb = first; kb < end; kb += STEP) {
-        let w_block = min(kb + wb, end - 1u);
-        workgroupBarrier();
-        tile[u_to] = bitcast<vec4<f32>>(px0);
-        tile[u_to + U_ROWS * STRIDE] = bitcast<vec4<f32>>(px1);
-        let next = kb + STEP;
-        let x_in = next + ub < end;
-        if (x_on0 & x_in) { px0 = x[x_at + next * 4u]; }
-        if (x_on1 & x_in) { px1 = x[x_at + x_next + next * 4u]; }
-        let d0 = weight_of(r0, w_at0 + w_block);
-        r0 = weight_raw(w_at0 + min(next + wb, end - 1u));
-#if ROWS_16
-        let d1 = weight_of(r1, w_at1 + w_block);
-        r1 = weight_raw(w_at1 + min(next + wb, end - 1u));
-#endif
-#else
-    for (var kb = first; kb < end; kb += STEP) {
-        // Zeros beyond the last block, by which the last block of W is multiplied once more.
-        var x0 = vec4<u32>(0u);
-        var x1 = vec4<u32>(0u);
-        let x_in = kb + ub < end;
-        if (x_on0 & x_in) { x0 = x[x_at + kb * 4u]; }
-        if (x_on1 & x_in) { x1 = x[x_at + x_next + kb * 4u]; }
-#if ELEMENTS
-        let w_unit = w_at + min(kb + ub, end - 1u) * 4u;
-        let e0 = weight_eight(w_unit);
-        let e1 = weight_eight(w_unit + min(U_ROWS, w_last) * w_row);
-        let e2 = weight_eight(w_unit + min(2u * U_ROWS, w_last) * w_row);
-        let e3 = weight_eight(w_unit + min(3u * U_ROWS, w_last) * w_row);
-#if ROWS_16
-        let e4 = weight_eight(w_unit + min(4u * U_ROWS, w_last) * w_row);
-        let e5 = weight_eight(w_unit + min(5u * U_ROWS, w_last) * w_row);
-        let e6 = weight_eight(w_unit + min(6u * U_ROWS, w_last) * w_row);
-        let e7 = weight_eight(w_unit + min(7u * U_ROWS, w_last) * w_row);
-#endif
-#else
-        let w_block = min(kb + wb, end - 1u);
-        let d0 = weight_block(w_at0 + w_block);
-#if ROWS_16
-        let d1 = weight_block(w_at1 + w_block);
-#endif
-#endif
-        workgroupBarrier();
-        tile[u_to] = bitcast<vec4<f32>>(x0);
-        tile[u_to + U_ROWS * STRIDE] = bitcast<vec4<f32>>(x1);
+    // Beyond the last block x is zero, and the last block of W is multiplied once more.
+    var a_x0 = load_x(x_at + (first) * 4u, x_on0 & (first + ub < end));
+    var a_x1 = load_x(x_at + x_next + (first) * 4u, x_on1 & (first + ub < end));
+#if !ROWS_16
+    var a_x2 = load_x(x_at + 2u * x_next + (first) * 4u, x_on2 & (first + ub < end));
+    var a_x3 = load_x(x_at + 3u * x_next + (first) * 4u, x_on3 & (first + ub < end));
 #endif
 #if ELEMENTS
-        tile[w_to] = unit(e0[0], e0[1]);
-        tile[w_to + U_ROWS * STRIDE] = unit(e1[0], e1[1]);
-        tile[w_to + 2u * U_ROWS * STRIDE] = unit(e2[0], e2[1]);
-        tile[w_to + 3u * U_ROWS * STRIDE] = unit(e3[0], e3[1]);
-#if ROWS_16
-        tile[w_to + 4u * U_ROWS * STRIDE] = unit(e4[0], e4[1]);
-        tile[w_to + 5u * U_ROWS * STRIDE] = unit(e5[0], e5[1]);
-        tile[w_to + 6u * U_ROWS * STRIDE] = unit(e6[0], e6[1]);
-        tile[w_to + 7u * U_ROWS * STRIDE] = unit(e7[0], e7[1]);
-#endif
+    var a_w0 = weight_raw(w_at0 + min(first + ub, end - 1u) * 4u);
+    var a_w1 = weight_raw(w_at1 + min(first + ub, end - 1u) * 4u);
+    var a_w2 = weight_raw(w_at2 + min(first + ub, end - 1u) * 4u);
+    var a_w3 = weight_raw(w_at3 + min(first + ub, end - 1u) * 4u);
 #else
-        tile[w_to] = unit(d0[0], d0[1]);
-        tile[w_to + STEP] = unit(d0[2], d0[3]);
-        tile[w_to + 2u * STEP] = unit(d0[4], d0[5]);
-        tile[w_to + 3u * STEP] = unit(d0[6], d0[7]);
-#if ROWS_16
-        tile[w_to + 32u * STRIDE] = unit(d1[0], d1[1]);
-        tile[w_to + 32u * STRIDE + STEP] = unit(d1[2], d1[3]);
-        tile[w_to + 32u * STRIDE + 2u * STEP] = unit(d1[4], d1[5]);
-        tile[w_to + 32u * STRIDE + 3u * STEP] = unit(d1[6], d1[7]);
+    var a_w0 = weight_raw(w_at + min(first + wb, end - 1u));
 #endif
+    var b_x0 = load_x(x_at + (first + STEP) * 4u, x_on0 & (first + STEP + ub < end));
+    var b_x1 = load_x(x_at + x_next + (first + STEP) * 4u, x_on1 & (first + STEP + ub < end));
+#if !ROWS_16
+    var b_x2 = load_x(x_at + 2u * x_next + (first + STEP) * 4u, x_on2 & (first + STEP + ub < end));
+    var b_x3 = load_x(x_at + 3u * x_next + (first + STEP) * 4u, x_on3 & (first + STEP + ub < end));
+#endif
+#if ELEMENTS
+    var b_w0 = weight_raw(w_at0 + min(first + STEP + ub, end - 1u) * 4u);
+    var b_w1 = weight_raw(w_at1 + min(first + STEP + ub, end - 1u) * 4u);
+    var b_w2 = weight_raw(w_at2 + min(first + STEP + ub, end - 1u) * 4u);
+    var b_w3 = weight_raw(w_at3 + min(first + STEP + ub, end - 1u) * 4u);
+#else
+    var b_w0 = weight_raw(w_at + min(first + STEP + wb, end - 1u));
+#endif
+    for (var kb = first; kb < end; kb += 2u * STEP) {
+        workgroupBarrier();
+        stage_x(u_row, uj, ub, a_x0);
+        stage_x(u_row + 8u, uj, ub, a_x1);
+#if !ROWS_16
+        stage_x(u_row + 16u, uj, ub, a_x2);
+        stage_x(u_row + 24u, uj, ub, a_x3);
+#endif
+#if ELEMENTS
+        stage_eight(u_row, uj, ub, a_w0);
+        stage_eight(u_row + 8u, uj, ub, a_w1);
+        stage_eight(u_row + 16u, uj, ub, a_w2);
+        stage_eight(u_row + 24u, uj, ub, a_w3);
+#else
+        stage_block(wr, wb, a_w0, w_at + min(kb + wb, end - 1u));
+#endif
+        a_x0 = load_x(x_at + (kb + 2u * STEP) * 4u, x_on0 & (kb + 2u * STEP + ub < end));
+        a_x1 = load_x(x_at + x_next + (kb + 2u * STEP) * 4u, x_on1 & (kb + 2u * STEP + ub < end));
+#if !ROWS_16
+        a_x2 = load_x(x_at + 2u * x_next + (kb + 2u * STEP) * 4u, x_on2 & (kb + 2u * STEP + ub < end));
+        a_x3 = load_x(x_at + 3u * x_next + (kb + 2u * STEP) * 4u, x_on3 & (kb + 2u * STEP + ub < end));
+#endif
+#if ELEMENTS
+        a_w0 = weight_raw(w_at0 + min(kb + 2u * STEP + ub, end - 1u) * 4u);
+        a_w1 = weight_raw(w_at1 + min(kb + 2u * STEP + ub, end - 1u) * 4u);
+        a_w2 = weight_raw(w_at2 + min(kb + 2u * STEP + ub, end - 1u) * 4u);
+        a_w3 = weight_raw(w_at3 + min(kb + 2u * STEP + ub, end - 1u) * 4u);
+#else
+        a_w0 = weight_raw(w_at + min(kb + 2u * STEP + wb, end - 1u));
 #endif
         workgroupBarrier();
-        let at = sg * (UNITS / 8u);
-#if !DEV_NOMMA
-#if ROWS_16
-        for (var u = 0u; u < UNITS / 8u; u += 2u) {
-            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&tile[at + u], STRIDE);
-            let b0 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + at + u], STRIDE);
-            let b1 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + 16u * STRIDE + at + u], STRIDE);
-            let b2 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + 32u * STRIDE + at + u], STRIDE);
-            let b3 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + 48u * STRIDE + at + u], STRIDE);
+        {
+            let b0 = coopLoad<coop_mat16x16<f16, B>>(&ws[0].units[sg][0][0], STRIDE);
+            let b1 = coopLoad<coop_mat16x16<f16, B>>(&ws[16].units[sg][0][0], STRIDE);
+            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&xs[0].units[sg][0][0], STRIDE);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c01 = coopMultiplyAdd(a0, b1, c01);
-            c02 = coopMultiplyAdd(a0, b2, c02);
-            c03 = coopMultiplyAdd(a0, b3, c03);
-        }
-#else
-        let a0 = coopLoadT<coop_mat16x16<f16, A>>(&tile[at], STRIDE);
-        let a1 = coopLoadT<coop_mat16x16<f16, A>>(&tile[16u * STRIDE + at], STRIDE);
-        let b0 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + at], STRIDE);
-        let b1 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + 16u * STRIDE + at], STRIDE);
-        let b2 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + 32u * STRIDE + at], STRIDE);
-        let b3 = coopLoad<coop_mat16x16<f16, B>>(&tile[W_AT + 48u * STRIDE + at], STRIDE);
-        c00 = coopMultiplyAdd(a0, b0, c00);
-        c01 = coopMultiplyAdd(a0, b1, c01);
-        c02 = coopMultiplyAdd(a0, b2, c02);
-        c03 = coopMultiplyAdd(a0, b3, c03);
-        c10 = coopMultiplyAdd(a1, b0, c10);
-        c11 = coopMultiplyAdd(a1, b1, c11);
-        c12 = coopMultiplyAdd(a1, b2, c12);
-        c13 = coopMultiplyAdd(a1, b3, c13);
-#endif
-#endif
-    }
-    let part = sg * 128u;
-    workgroupBarrier();
-    coopStoreT(c00, &tile[part], 4u);
-    coopStoreT(c01, &tile[part + 64u], 4u);
-    write_pair(lid, split, t0, row0);
-    coopStoreT(c02, &tile[part], 4u);
-    coopStoreT(c03, &tile[part + 64u], 4u);
-    write_pair(lid, split, t0, row0 + 32u);
 #if !ROWS_16
-    coopStoreT(c10, &tile[part], 4u);
-    coopStoreT(c11, &tile[part + 64u], 4u);
-    write_pair(lid, split, t0 + 16u, row0);
-    coopStoreT(c12, &tile[part], 4u);
-    coopStoreT(c13, &tile[part + 64u], 4u);
-    write_pair(lid, split, t0 + 16u, row0 + 32u);
+            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&xs[16].units[sg][0][0], STRIDE);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+#endif
+        }
+        {
+            let b0 = coopLoad<coop_mat16x16<f16, B>>(&ws[0].units[sg][2][0], STRIDE);
+            let b1 = coopLoad<coop_mat16x16<f16, B>>(&ws[16].units[sg][2][0], STRIDE);
+            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&xs[0].units[sg][2][0], STRIDE);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+#if !ROWS_16
+            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&xs[16].units[sg][2][0], STRIDE);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+#endif
+        }
+        workgroupBarrier();
+        stage_x(u_row, uj, ub, b_x0);
+        stage_x(u_row + 8u, uj, ub, b_x1);
+#if !ROWS_16
+        stage_x(u_row + 16u, uj, ub, b_x2);
+        stage_x(u_row + 24u, uj, ub, b_x3);
+#endif
+#if ELEMENTS
+        stage_eight(u_row, uj, ub, b_w0);
+        stage_eight(u_row + 8u, uj, ub, b_w1);
+        stage_eight(u_row + 16u, uj, ub, b_w2);
+        stage_eight(u_row + 24u, uj, ub, b_w3);
+#else
+        stage_block(wr, wb, b_w0, w_at + min(kb + STEP + wb, end - 1u));
+#endif
+        b_x0 = load_x(x_at + (kb + 3u * STEP) * 4u, x_on0 & (kb + 3u * STEP + ub < end));
+        b_x1 = load_x(x_at + x_next + (kb + 3u * STEP) * 4u, x_on1 & (kb + 3u * STEP + ub < end));
+#if !ROWS_16
+        b_x2 = load_x(x_at + 2u * x_next + (kb + 3u * STEP) * 4u, x_on2 & (kb + 3u * STEP + ub < end));
+        b_x3 = load_x(x_at + 3u * x_next + (kb + 3u * STEP) * 4u, x_on3 & (kb + 3u * STEP + ub < end));
+#endif
+#if ELEMENTS
+        b_w0 = weight_raw(w_at0 + min(kb + 3u * STEP + ub, end - 1u) * 4u);
+        b_w1 = weight_raw(w_at1 + min(kb + 3u * STEP + ub, end - 1u) * 4u);
+        b_w2 = weight_raw(w_at2 + min(kb + 3u * STEP + ub, end - 1u) * 4u);
+        b_w3 = weight_raw(w_at3 + min(kb + 3u * STEP + ub, end - 1u) * 4u);
+#else
+        b_w0 = weight_raw(w_at + min(kb + 3u * STEP + wb, end - 1u));
+#endif
+        workgroupBarrier();
+        {
+            let b0 = coopLoad<coop_mat16x16<f16, B>>(&ws[0].units[sg][0][0], STRIDE);
+            let b1 = coopLoad<coop_mat16x16<f16, B>>(&ws[16].units[sg][0][0], STRIDE);
+            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&xs[0].units[sg][0][0], STRIDE);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+#if !ROWS_16
+            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&xs[16].units[sg][0][0], STRIDE);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+#endif
+        }
+        {
+            let b0 = coopLoad<coop_mat16x16<f16, B>>(&ws[0].units[sg][2][0], STRIDE);
+            let b1 = coopLoad<coop_mat16x16<f16, B>>(&ws[16].units[sg][2][0], STRIDE);
+            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&xs[0].units[sg][2][0], STRIDE);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+#if !ROWS_16
+            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&xs[16].units[sg][2][0], STRIDE);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+#endif
+        }
+    }
+    workgroupBarrier();
+    coopStoreT(c00, &strip[sg][0], 4u);
+    write_matrix(lid, split, t0, row0);
+    coopStoreT(c01, &strip[sg][0], 4u);
+    write_matrix(lid, split, t0, row0 + 16u);
+#if !ROWS_16
+    coopStoreT(c10, &strip[sg][0], 4u);
+    write_matrix(lid, split, t0 + 16u, row0);
+    coopStoreT(c11, &strip[sg][0], 4u);
+    write_matrix(lid, split, t0 + 16u, row0 + 16u);
 #endif
 }

@@ -21,31 +21,26 @@ fn quants_join(low: Quants, high: Quants, shift: u32) -> Quants {
 }
 fn quants_f32(w: u32) -> vec4<f32> { return vec4<f32>(unpack4xU8(w)); }
 
-#if DEV_MAGIC
-fn quants_big(w: u32) -> vec4<f32> {
-    let a = unpack2x16float((w & 0x00ff00ffu) | 0x64006400u);
-    let b = unpack2x16float(((w >> 8u) & 0x00ff00ffu) | 0x64006400u);
-    return vec4<f32>(a.x, b.x, a.y, b.y);
+#if F16_MATH
+// d * (q - zero) in f16, rounded once as from f32: 1024 + q and q - zero are exact, and so is d.
+fn halves_of(w: u32, zero: f16, d: f16) -> vec4<f16> {
+    let a = vec2<f16>(unpack2x16float((w & 0x00ff00ffu) | 0x64006400u));
+    let b = vec2<f16>(unpack2x16float(((w >> 8u) & 0x00ff00ffu) | 0x64006400u));
+    return (vec4<f16>(a.x, b.x, a.y, b.y) - vec4<f16>(1024.0h + zero)) * d;
 }
-fn quants_about(w: u32, zero: f32, d: f32) -> vec4<f32> { return fma(vec4<f32>(d), quants_big(w), vec4<f32>(-(1024.0 + zero) * d)); }
-#else
-fn quants_about(w: u32, zero: f32, d: f32) -> vec4<f32> { return fma(vec4<f32>(d), quants_f32(w), vec4<f32>(-zero * d)); }
+fn halves_around(q: Quants, zero: f16, d: f16) -> array<vec4<f16>, 8> {
+    return array<vec4<f16>, 8>(
+        halves_of(q.lo.x, zero, d), halves_of(q.lo.y, zero, d), halves_of(q.lo.z, zero, d), halves_of(q.lo.w, zero, d),
+        halves_of(q.hi.x, zero, d), halves_of(q.hi.y, zero, d), halves_of(q.hi.z, zero, d), halves_of(q.hi.w, zero, d));
+}
 #endif
 // d * (q - zero). The products are exact: quants and scales have few bits.
 fn weights_around(q: Quants, zero: f32, d: vec2<f32>) -> array<vec4<f32>, 8> {
-#if DEV_FMA
-    return array<vec4<f32>, 8>(
-        quants_about(q.lo.x, zero, d.x), quants_about(q.lo.y, zero, d.x),
-        quants_about(q.lo.z, zero, d.x), quants_about(q.lo.w, zero, d.x),
-        quants_about(q.hi.x, zero, d.y), quants_about(q.hi.y, zero, d.y),
-        quants_about(q.hi.z, zero, d.y), quants_about(q.hi.w, zero, d.y));
-#else
     return array<vec4<f32>, 8>(
         d.x * (quants_f32(q.lo.x) - zero), d.x * (quants_f32(q.lo.y) - zero),
         d.x * (quants_f32(q.lo.z) - zero), d.x * (quants_f32(q.lo.w) - zero),
         d.y * (quants_f32(q.hi.x) - zero), d.y * (quants_f32(q.hi.y) - zero),
         d.y * (quants_f32(q.hi.z) - zero), d.y * (quants_f32(q.hi.w) - zero));
-#endif
 }
 // d * q + m. The product is exact, so it does not matter whether the sum is fused with it.
 fn weights_above(q: Quants, d: vec2<f32>, m: vec2<f32>) -> array<vec4<f32>, 8> {

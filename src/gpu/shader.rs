@@ -93,10 +93,6 @@ pub fn assemble(
         bindings: Vec::new(),
         out: String::new(),
     };
-    if name == "matmul_few" {
-        let dev: &'static str = Box::leak(std::env::var("DEV_FLAGS").unwrap_or_default().into_boxed_str());
-        a.flags.extend(dev.split(','));
-    }
     a.text(name, source)?;
     if let Some((slot, _)) = slots.iter().find(|(s, _)| !a.filled.contains(s)) {
         bail!(Internal, "shader {name} has no slot {slot}");

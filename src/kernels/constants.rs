@@ -17,8 +17,8 @@ pub const VEC_ROWS_BYTES: u32 = 2;
 pub const DECODE_GROUPS: u32 = 512;
 /// Most splits of a row and head.
 pub const DECODE_SPLITS: u32 = 64;
-/// Rows of activations from which on the tiled product is used.
-pub const TILE_FROM: u32 = 5;
+/// Rows of activations from which on tiled products are used: up to eight rows matrix-vector products are faster, though they read weights twice.
+pub const TILE_FROM: u32 = 9;
 /// Tile of the tiled product: rows of activations, rows of weights.
 pub const TILE: (u32, u32) = (32, 64);
 /// Tile of the cooperative product: rows of activations (also half of them), rows of weights.
@@ -28,7 +28,7 @@ pub const COOP_FROM: u32 = 16;
 /// Rows of activations up to which the cooperative product for few rows is used.
 pub const FEW_TO: u32 = 32;
 /// Its tile: rows of activations (also half of them), rows of weights.
-pub const FEW_TILE: (u32, u32) = (32, 64);
+pub const FEW_TILE: (u32, u32) = (32, 32);
 /// Workgroups of it that fill a large device: k is split until there are about as many.
 pub const FEW_GROUPS: u32 = 528;
 /// Rows of activations from which on the cooperative product takes weights decoded to f16 before.
@@ -44,6 +44,6 @@ pub const MAX_EXPERTS: u32 = 1024;
 /// See [`MAX_EXPERTS`].
 pub const MAX_EXPERTS_USED: u32 = 64;
 /// Rows for each expert, on average, from which on products with experts are grouped into tiles.
-pub const GROUP_FROM: u32 = TILE_FROM;
+pub const GROUP_FROM: u32 = 5;
 /// Bindings start at multiples of this: the largest alignment an adapter may ask for.
 pub const BINDING_ALIGN: u64 = 256;

@@ -283,9 +283,8 @@ pub fn matmul_fast<'a>(
     match room {
         Some(room) if rows >= TILE_FROM && x.norm.is_none() && matmul_coop_fits(gpu.features(), w) => {
             let (half, mut all) = x.in_halves(gpu, room)?;
-            let few_to = std::env::var("FEW_TO").ok().and_then(|v| v.parse().ok()).unwrap_or(FEW_TO);
             all.extend(match (room.weights, room.parts) {
-                (_, Some(parts)) if rows <= few_to => matmul_few(gpu, FewSplits::Auto, half, w, y, accumulate, parts)?,
+                (_, Some(parts)) if rows <= FEW_TO => matmul_few(gpu, FewSplits::Auto, half, w, y, accumulate, parts)?,
                 (Some(weights), _) if rows >= DECODE_FROM => matmul_decoded(gpu, half, w, y, accumulate, weights)?,
                 _ => matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?,
             });

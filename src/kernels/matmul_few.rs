@@ -48,7 +48,7 @@ params!(FewParams {
 });
 params!(SumParams { rows: u32, cols: u32, splits: u32, y_stride: u32, y_offset: u32 });
 
-/// Blocks of a split are a multiple of this: whole steps of either form of the kernel.
+/// Blocks of a split are a multiple of this: two steps of the kernel.
 const STEP: u32 = 8;
 
 /// Parts of k that [`matmul_few`] makes by themselves.
@@ -73,9 +73,8 @@ impl Splits {
     fn of(splits: FewSplits, n: u32, k: u32) -> Self {
         let k_blocks = Format::gpu_blocks(k as usize) as u32;
         let steps = k_blocks.div_ceil(STEP).max(1);
-        let target = std::env::var("FEW_GROUPS").ok().and_then(|v| v.parse().ok()).unwrap_or(FEW_GROUPS);
         let most = match splits {
-            FewSplits::Auto => target / n.div_ceil(FEW_TILE.1).max(1),
+            FewSplits::Auto => FEW_GROUPS / n.div_ceil(FEW_TILE.1).max(1),
             FewSplits::Most(n) => n,
         };
         let wanted = most.clamp(1, steps);
