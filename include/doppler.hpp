@@ -59,6 +59,8 @@ struct TokenEvent {
 
 /** Hears each token; false ends the generation. */
 using OnToken = std::function<bool(const TokenEvent &)>;
+/** Hears each token of several generations, with the place of its session; false ends that session's generation. */
+using OnManyTokens = std::function<bool(std::size_t, const TokenEvent &)>;
 /** Hears bytes done and bytes in all; false ends the load. */
 using OnProgress = std::function<bool(std::uint64_t, std::uint64_t)>;
 
@@ -191,6 +193,48 @@ extern "C" inline int doppler_hpp_on_token(void *user, const doppler_token_event
     }
 }
 
+struct ManyCall {
+    const OnManyTokens &function;
+    std::vector<Generated> *generated;
+    std::exception_ptr thrown;
+};
+
+extern "C" inline int doppler_hpp_on_many_tokens(void *user, std::size_t session, const doppler_token_event *event) {
+    auto &call = *static_cast<ManyCall *>(user);
+    try {
+        const std::string_view text(event->text, event->text_bytes);
+        (*call.generated)[session].text.append(text);
+        const bool go_on =
+            !call.function || call.function(session, TokenEvent{text, event->token, event->index, event->kind});
+        // What was thrown for one ends all.
+        return go_on && !call.thrown ? 0 : 1;
+    } catch (...) {
+        call.thrown = std::current_exception();
+        return 1;
+    }
+}
+
+/** Options with their lists in place. */
+class RawOptions {
+  public:
+    explicit RawOptions(const GenerateOptions &options) : raw_(options.raw) {
+        stop_.reserve(options.stop.size());
+        for (const auto &s : options.stop) {
+            stop_.push_back(s.c_str());
+        }
+        raw_.stop = stop_.data();
+        raw_.n_stop = stop_.size();
+        raw_.logit_bias = options.logit_bias.data();
+        raw_.n_logit_bias = options.logit_bias.size();
+    }
+    RawOptions(RawOptions &&) = default;
+    const doppler_generate_options *get() const { return &raw_; }
+
+  private:
+    std::vector<const char *> stop_;
+    doppler_generate_options raw_;
+};
+
 /** A text of unknown length: asks for the size, then for the text. */
 template <typename Fill> std::string text_from(Fill fill) {
     std::size_t needed = 0;
@@ -304,21 +348,12 @@ class Session {
     }
     /** doppler_session_generate(); throws what `on_token` threw. */
     Generated generate(const GenerateOptions &options = GenerateOptions(), const OnToken &on_token = OnToken()) {
-        std::vector<const char *> stop;
-        stop.reserve(options.stop.size());
-        for (const auto &s : options.stop) {
-            stop.push_back(s.c_str());
-        }
-        doppler_generate_options raw = options.raw;
-        raw.stop = stop.data();
-        raw.n_stop = stop.size();
-        raw.logit_bias = options.logit_bias.data();
-        raw.n_logit_bias = options.logit_bias.size();
+        const detail::RawOptions raw(options);
         Generated out{std::string(), doppler_generate_result()};
         out.result.struct_size = sizeof out.result;
         detail::Call<OnToken> call{on_token, &out.text, nullptr};
         const auto status =
-            doppler_session_generate(get(), &raw, detail::doppler_hpp_on_token, &call, &out.result);
+            doppler_session_generate(get(), raw.get(), detail::doppler_hpp_on_token, &call, &out.result);
         if (call.thrown) {
             std::rethrow_exception(call.thrown);
         }
@@ -442,6 +477,51 @@ class Session {
   private:
     detail::Owner<doppler_session, doppler_session_destroy> handle_;
 };
+
+/**
+ * doppler_generate_many(): `sessions[i]` with `options[i]`, or with defaults where there are fewer options. Throws what `on_token` threw. Where a
+ * session fails it throws too, after the others have run to their ends; with `statuses` it fills them in instead.
+ */
+inline std::vector<Generated> generate_many(const std::vector<Session *> &sessions,
+                                            const std::vector<GenerateOptions> &options = {},
+                                            const OnManyTokens &on_token = OnManyTokens(),
+                                            std::vector<doppler_status> *statuses = nullptr) {
+    const std::size_t n = sessions.size();
+    std::vector<Generated> out(n, Generated{std::string(), doppler_generate_result()});
+    std::vector<detail::RawOptions> raw;
+    raw.reserve(n);
+    std::vector<doppler_session *> handles;
+    std::vector<const doppler_generate_options *> chosen(n, nullptr);
+    std::vector<doppler_generate_result *> results;
+    for (std::size_t i = 0; i < n; i++) {
+        handles.push_back(sessions[i]->get());
+        out[i].result.struct_size = sizeof out[i].result;
+        results.push_back(&out[i].result);
+        if (i < options.size()) {
+            raw.emplace_back(options[i]);
+            chosen[i] = raw.back().get();
+        }
+    }
+    // What no session answers for is found by the status of none.
+    std::vector<doppler_status> each(n, DOPPLER_STATUS_OK);
+    detail::ManyCall call{on_token, &out, nullptr};
+    const auto status = doppler_generate_many(handles.data(), n, chosen.data(), detail::doppler_hpp_on_many_tokens,
+                                              &call, results.data(), each.data());
+    if (call.thrown) {
+        std::rethrow_exception(call.thrown);
+    }
+    bool one_failed = false;
+    for (const auto s : each) {
+        one_failed = one_failed || s != DOPPLER_STATUS_OK;
+    }
+    if (!statuses || !one_failed) {
+        check(status);
+    }
+    if (statuses) {
+        *statuses = each;
+    }
+    return out;
+}
 
 /** A loaded model. */
 class Model {

@@ -24,8 +24,10 @@ var<workgroup> block_values: array<f32, 128>;
 fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
-    let row0 = (g % params.row_groups) * 32u;
-    let t0 = (g / params.row_groups) * NT;
+    // Neighbouring workgroups share rows of weights.
+    let t_groups = params.groups / params.row_groups;
+    let row0 = (g / t_groups) * 32u;
+    let t0 = (g % t_groups) * NT;
     team_products(t, vec2<u32>(row0 + t.lid / TEAM), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
         let team = t.lid % 32u;

@@ -17,8 +17,10 @@ struct Params {
 fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
-    let row0 = (g % params.row_groups) * TEAMS;
-    let t0 = (g / params.row_groups) * NT;
+    // Neighbouring workgroups share rows of weights.
+    let t_groups = params.groups / params.row_groups;
+    let row0 = (g / t_groups) * TEAMS;
+    let t0 = (g % t_groups) * NT;
     team_products(t, vec2<u32>(min(row0 + t.lid / TEAM, params.n - 1u)), t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;

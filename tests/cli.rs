@@ -318,7 +318,7 @@ fn bench_reports_what_it_measured() {
         println!("skipped: DOPPLER_NO_GPU=1");
         return;
     }
-    let flags = ["--runs", "1", "--prompt-tokens", "7", "--gen", "5", "--json", "-"];
+    let flags = ["--runs", "1", "--prompt-tokens", "7", "--gen", "5", "--sequences", "1,3", "--json", "-"];
     let report = json(&[&["bench", "inference", MODEL][..], &flags].concat(), "");
     assert_eq!((&report["schema_version"], &report["kind"]), (&2.into(), &"inference".into()));
     let model = &report["models"][0];
@@ -342,6 +342,18 @@ fn bench_reports_what_it_measured() {
     assert_eq!(number(&s["kv_bytes_per_token"]), kv("n_layer") * kv("n_kv_head") * kv("head_dim") * 4.0 * 9.5);
     assert_eq!(s["weight_bytes_per_token"], model["token_bytes"]);
     assert!(number(&model["token_bytes"]) <= number(&model["weight_bytes"]) && number(&model["token_bytes"]) > 4e6);
+
+    // Three sequences together: as many submits as one, the weights read once a step. The first has the prompt of the single one.
+    let batch = &model["workloads"][1];
+    assert_eq!((&batch["sequences"], &batch["tokens_agree"]), (&3.into(), &true.into()));
+    let decode = &batch["runs"][0]["counters"]["decode"];
+    assert_eq!((&decode["submits"], &decode["buffers"], &decode["pipelines"]), (&4.into(), &0.into(), &0.into()));
+    assert_eq!(batch["generated_ids"].as_array().unwrap().len(), 15);
+    assert_eq!(batch["prompt_ids"][0], workload["prompt_ids"]);
+    let s = &batch["summary"];
+    let bytes = number(&s["weight_bytes_per_step"]) / 3.0 + number(&s["kv_bytes_per_token"]);
+    let bandwidth = bytes * number(&s["decode_tokens_per_s"]);
+    assert!((number(&s["decode_bytes_per_s"]) / bandwidth - 1.0).abs() < 1e-9, "{s}");
 }
 
 #[test]

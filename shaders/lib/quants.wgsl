@@ -21,6 +21,19 @@ fn quants_join(low: Quants, high: Quants, shift: u32) -> Quants {
 }
 fn quants_f32(w: u32) -> vec4<f32> { return vec4<f32>(unpack4xU8(w)); }
 
+#if F16_MATH
+// d * (q - zero) in f16, rounded once as from f32: 1024 + q and q - zero are exact, and so is d.
+fn halves_of(w: u32, zero: f16, d: f16) -> vec4<f16> {
+    let a = vec2<f16>(unpack2x16float((w & 0x00ff00ffu) | 0x64006400u));
+    let b = vec2<f16>(unpack2x16float(((w >> 8u) & 0x00ff00ffu) | 0x64006400u));
+    return (vec4<f16>(a.x, b.x, a.y, b.y) - vec4<f16>(1024.0h + zero)) * d;
+}
+fn halves_around(q: Quants, zero: f16, d: f16) -> array<vec4<f16>, 8> {
+    return array<vec4<f16>, 8>(
+        halves_of(q.lo.x, zero, d), halves_of(q.lo.y, zero, d), halves_of(q.lo.z, zero, d), halves_of(q.lo.w, zero, d),
+        halves_of(q.hi.x, zero, d), halves_of(q.hi.y, zero, d), halves_of(q.hi.z, zero, d), halves_of(q.hi.w, zero, d));
+}
+#endif
 // d * (q - zero). The products are exact: quants and scales have few bits.
 fn weights_around(q: Quants, zero: f32, d: vec2<f32>) -> array<vec4<f32>, 8> {
     return array<vec4<f32>, 8>(

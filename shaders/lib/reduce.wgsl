@@ -1,8 +1,8 @@
-// Sums and maxima over a workgroup of WG threads (a power of two, at most 256). Every thread gets the result.
+// Sums and maxima over a workgroup of WG threads (a power of two). Every thread gets the result.
 // With subgroups: one operation a subgroup, then one over the subgroups' results, for any subgroup size.
 // The caller declares `override WG: u32`.
 #import thread
-var<workgroup> reduce_scratch: array<f32, 256>;
+var<workgroup> reduce_scratch: array<f32, WG>;
 
 #if SUBGROUPS
 fn workgroup_sum(v: f32, t: Thread) -> f32 {

@@ -11,7 +11,9 @@ fn weight_block(b: u32) -> array<vec4<f32>, 8> {
         weight_pairs(w0.x, w0.y), weight_pairs(w0.z, w0.w), weight_pairs(w1.x, w1.y), weight_pairs(w1.z, w1.w),
         weight_pairs(w2.x, w2.y), weight_pairs(w2.z, w2.w), weight_pairs(w3.x, w3.y), weight_pairs(w3.z, w3.w));
 }
-fn weight_eight(i: u32) -> array<vec4<f32>, 2> {
-    let w = w_values[i];
+// Eight weights as they are stored, and what they are.
+fn weight_raw(i: u32) -> vec4<u32> { return w_values[i]; }
+fn weight_of(w: vec4<u32>) -> array<vec4<f32>, 2> {
     return array<vec4<f32>, 2>(weight_pairs(w.x, w.y), weight_pairs(w.z, w.w));
 }
+fn weight_eight(i: u32) -> array<vec4<f32>, 2> { return weight_of(weight_raw(i)); }

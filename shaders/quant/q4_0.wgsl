@@ -1,11 +1,23 @@
 #import quants
 @group(0) @binding(auto) var<storage, read> w_quants: array<vec4<u32>>;
 @group(0) @binding(auto) var<storage, read> w_scales: array<u32>;
-fn weight_block(b: u32) -> array<vec4<f32>, 8> {
-    let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
-    return weights_around(quants_of_nibbles(w_quants[b]), 8.0, vec2<f32>(d));
+struct WeightRaw { q: vec4<u32>, s: u32 }
+fn weight_raw(b: u32) -> WeightRaw {
+    return WeightRaw(w_quants[b], w_scales[b >> 1u]);
 }
+fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
+    let d = unpack2x16float(r.s)[b & 1u];
+    return weights_around(quants_of_nibbles(r.q), 8.0, vec2<f32>(d));
+}
+#if F16_MATH
+#set HALF_BLOCKS
+fn weight_halves(r: WeightRaw, b: u32) -> array<vec4<f16>, 8> {
+    return halves_around(quants_of_nibbles(r.q), 8.0h, f16(unpack2x16float(r.s)[b & 1u]));
+}
+#endif
+fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
 fn weight_bytes(b: u32) -> Bytes {
-    let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
-    return bytes_around(quants_of_nibbles(w_quants[b]), 8.0, vec2<f32>(d));
+    let r = weight_raw(b);
+    let d = unpack2x16float(r.s)[b & 1u];
+    return bytes_around(quants_of_nibbles(r.q), 8.0, vec2<f32>(d));
 }

@@ -2,11 +2,17 @@
 @group(0) @binding(auto) var<storage, read> w_quants: array<vec4<u32>>;
 // d and m.
 @group(0) @binding(auto) var<storage, read> w_scales: array<u32>;
-fn weight_block(b: u32) -> array<vec4<f32>, 8> {
-    let s = unpack2x16float(w_scales[b]);
-    return weights_above(quants_of_nibbles(w_quants[b]), s.xx, s.yy);
+struct WeightRaw { q: vec4<u32>, s: u32 }
+fn weight_raw(b: u32) -> WeightRaw {
+    return WeightRaw(w_quants[b], w_scales[b]);
 }
+fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
+    let s = unpack2x16float(r.s);
+    return weights_above(quants_of_nibbles(r.q), s.xx, s.yy);
+}
+fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
 fn weight_bytes(b: u32) -> Bytes {
-    let s = unpack2x16float(w_scales[b]);
-    return bytes_above(quants_of_nibbles(w_quants[b]), s.xx, s.yy);
+    let r = weight_raw(b);
+    let s = unpack2x16float(r.s);
+    return bytes_above(quants_of_nibbles(r.q), s.xx, s.yy);
 }

@@ -2,13 +2,25 @@
 @group(0) @binding(auto) var<storage, read> w_quants: array<vec4<u32>>;
 @group(0) @binding(auto) var<storage, read> w_high: array<u32>;
 @group(0) @binding(auto) var<storage, read> w_scales: array<u32>;
-fn weight_block(b: u32) -> array<vec4<f32>, 8> {
-    let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
-    let q = quants_join(quants_of_nibbles(w_quants[b]), quants_of_bits(w_high[b]), 4u);
+struct WeightRaw { q: vec4<u32>, h: u32, s: u32 }
+fn weight_raw(b: u32) -> WeightRaw {
+    return WeightRaw(w_quants[b], w_high[b], w_scales[b >> 1u]);
+}
+fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
+    let d = unpack2x16float(r.s)[b & 1u];
+    let q = quants_join(quants_of_nibbles(r.q), quants_of_bits(r.h), 4u);
     return weights_around(q, 16.0, vec2<f32>(d));
 }
+#if F16_MATH
+#set HALF_BLOCKS
+fn weight_halves(r: WeightRaw, b: u32) -> array<vec4<f16>, 8> {
+    return halves_around(quants_join(quants_of_nibbles(r.q), quants_of_bits(r.h), 4u), 16.0h, f16(unpack2x16float(r.s)[b & 1u]));
+}
+#endif
+fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
 fn weight_bytes(b: u32) -> Bytes {
-    let d = unpack2x16float(w_scales[b >> 1u])[b & 1u];
-    let q = quants_join(quants_of_nibbles(w_quants[b]), quants_of_bits(w_high[b]), 4u);
+    let r = weight_raw(b);
+    let d = unpack2x16float(r.s)[b & 1u];
+    let q = quants_join(quants_of_nibbles(r.q), quants_of_bits(r.h), 4u);
     return bytes_around(q, 16.0, vec2<f32>(d));
 }

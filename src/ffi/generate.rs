@@ -10,7 +10,7 @@ use crate::ffi::structs::{Versioned, init, output, read};
 use crate::ffi::text::{c_texts_in, slice_in};
 use crate::ffi::{DOPPLER_NONE, guard};
 use crate::session::{
-    FinishReason, GenerateOptions, Piece, SamplingOptions, SegmentKind, Session, Timings, TokenEvent,
+    FinishReason, GenerateOptions, Generated, Piece, SamplingOptions, SegmentKind, Session, Timings, TokenEvent,
 };
 
 /// Added to the logit of one token.
@@ -100,7 +100,7 @@ impl Default for doppler_generate_options {
 
 /// # Safety
 /// The arrays of the options are as `slice_in` and `c_texts_in` ask.
-unsafe fn convert(o: &doppler_generate_options) -> Result<GenerateOptions> {
+pub(super) unsafe fn convert(o: &doppler_generate_options) -> Result<GenerateOptions> {
     // SAFETY: passed on.
     let (bias, stop) =
         unsafe { (slice_in(o.logit_bias, o.n_logit_bias, "logit_bias")?, c_texts_in(o.stop, o.n_stop, "stop")?) };
@@ -269,8 +269,11 @@ pub unsafe extern "C" fn doppler_session_generate(
             let result = if result.is_null() { None } else { Some(output(result)?) };
             (convert(&read(options, doppler_generate_options::default())?)?, result)
         };
-        // SAFETY: the caller vouches for the function, and that it takes its own `user`.
-        let listener = unsafe { Listener::new(on_token, user) };
+        let listener = Listener::new(|event| match on_token {
+            // SAFETY: the caller vouches for the function, and that it takes its own `user`.
+            Some(function) => unsafe { function(user, event) },
+            None => 0,
+        });
         let done = generate(&mut *object.enter()?, &options, listener)?;
         if let Some(result) = result {
             result.write(done);
@@ -280,9 +283,8 @@ pub unsafe extern "C" fn doppler_session_generate(
 }
 
 /// Who hears the events.
-struct Listener {
-    function: doppler_token_callback,
-    user: *mut c_void,
+pub(super) struct Listener<F: FnMut(&doppler_token_event) -> c_int> {
+    function: F,
     /// Text of the present event and its NUL; kept, so that it is not allocated for each token.
     text: Vec<u8>,
     /// Of the newest text.
@@ -290,15 +292,13 @@ struct Listener {
     index: u32,
 }
 
-impl Listener {
-    /// # Safety
-    /// `function` is NULL or may be called with `user`, as long as this lives.
-    unsafe fn new(function: doppler_token_callback, user: *mut c_void) -> Self {
-        Self { function, user, text: Vec::new(), kind: SegmentKind::Content, index: 0 }
+impl<F: FnMut(&doppler_token_event) -> c_int> Listener<F> {
+    pub(super) fn new(function: F) -> Self {
+        Self { function, text: Vec::new(), kind: SegmentKind::Content, index: 0 }
     }
 
     /// A token and its text; each stretch of another kind is an event of its own.
-    fn hear(&mut self, token: u32, pieces: &[Piece]) -> ControlFlow<()> {
+    pub(super) fn hear(&mut self, token: u32, pieces: &[Piece]) -> ControlFlow<()> {
         let none = Piece { kind: self.kind, text: String::new() };
         let pieces = if pieces.is_empty() && token != DOPPLER_NONE { std::slice::from_ref(&none) } else { pieces };
         for (i, piece) in pieces.iter().enumerate() {
@@ -309,7 +309,6 @@ impl Listener {
     }
 
     fn tell(&mut self, token: u32, text: &str) -> ControlFlow<()> {
-        let Some(function) = self.function else { return ControlFlow::Continue(()) };
         self.text.clear();
         self.text.extend_from_slice(text.as_bytes());
         self.text.push(0);
@@ -323,21 +322,34 @@ impl Listener {
             reserved: 0,
         };
         self.index += 1;
-        // SAFETY: by the contract of `new`.
-        match unsafe { function(self.user, &event) } {
+        match (self.function)(&event) {
             0 => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         }
     }
 }
 
-fn generate(session: &mut Session, options: &GenerateOptions, mut to: Listener) -> Result<doppler_generate_result> {
+fn generate<F: FnMut(&doppler_token_event) -> c_int>(
+    session: &mut Session,
+    options: &GenerateOptions,
+    mut to: Listener<F>,
+) -> Result<doppler_generate_result> {
     let (started, before) = (Instant::now(), session.timings());
     let generated = session.generate(options, &mut |event: &TokenEvent| to.hear(event.token, &event.pieces))?;
     // Text held back for a stop string that did not come, when there was no token left to bring it.
     let _ = to.hear(DOPPLER_NONE, &generated.held);
+    Ok(report(session, &generated, &before, started))
+}
+
+/// How a generation went that `started` when the session's times were `before`.
+pub(super) fn report(
+    session: &Session,
+    generated: &Generated,
+    before: &Timings,
+    started: Instant,
+) -> doppler_generate_result {
     let now = session.timings();
-    let since = |f: fn(&Timings) -> u64| f(&now).saturating_sub(f(&before));
+    let since = |f: fn(&Timings) -> u64| f(&now).saturating_sub(f(before));
     let reason = match generated.reason {
         FinishReason::EndToken => doppler_finish_reason::EndToken,
         FinishReason::StopString => doppler_finish_reason::StopString,
@@ -346,7 +358,7 @@ fn generate(session: &mut Session, options: &GenerateOptions, mut to: Listener) 
         FinishReason::Callback => doppler_finish_reason::Callback,
         FinishReason::Cancelled => doppler_finish_reason::Cancelled,
     };
-    Ok(doppler_generate_result {
+    doppler_generate_result {
         struct_size: size_of::<doppler_generate_result>(),
         reason: reason as u32,
         stop_string: generated.stop_string.unwrap_or(DOPPLER_NONE),
@@ -358,5 +370,5 @@ fn generate(session: &mut Session, options: &GenerateOptions, mut to: Listener) 
         decode_tokens: since(|t| t.decode_tokens),
         decode_ns: since(|t| t.decode_ns),
         total_ns: started.elapsed().as_nanos() as u64,
-    })
+    }
 }

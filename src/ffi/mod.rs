@@ -25,6 +25,7 @@ pub mod chat;
 pub mod context;
 pub mod embed;
 pub mod generate;
+pub mod generate_many;
 mod handle;
 pub mod lora;
 pub mod model;

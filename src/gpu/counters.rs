@@ -283,7 +283,7 @@ impl Counters {
 #[derive(Debug, Clone)]
 pub struct Scope {
     context: Arc<Counters>,
-    session: Option<Arc<Counters>>,
+    sessions: Vec<Arc<Counters>>,
     /// The phase.
     pub phase: Phase,
     /// Decides about readbacks.
@@ -293,7 +293,7 @@ pub struct Scope {
 impl Scope {
     /// A scope that charges the context only, without a guard.
     pub fn new(context: Arc<Counters>, phase: Phase) -> Self {
-        Self { context, session: None, phase, guard: Guard::default() }
+        Self { context, sessions: Vec::new(), phase, guard: Guard::default() }
     }
 
     /// The same scope under a guard.
@@ -310,15 +310,15 @@ impl Scope {
         self
     }
 
-    /// The same scope that also charges a session.
+    /// The same scope that charges one more session as well.
     #[must_use]
     pub fn with_session(mut self, session: Arc<Counters>) -> Self {
-        self.session = Some(session);
+        self.sessions.push(session);
         self
     }
 
     fn sinks(&self) -> impl Iterator<Item = &Arc<Counters>> {
-        [Some(&self.context), self.session.as_ref()].into_iter().flatten()
+        std::iter::once(&self.context).chain(&self.sessions)
     }
 
     fn each(&self, f: impl Fn(&PhaseCounters)) {

@@ -57,6 +57,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/lib/activation.wgsl")),
     ("bytes", include_str!("../../shaders/lib/bytes.wgsl")),
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),
+    ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),
     ("team", include_str!("../../shaders/lib/team.wgsl")),
     ("products", include_str!("../../shaders/lib/products.wgsl")),
     ("quants", include_str!("../../shaders/lib/quants.wgsl")),

@@ -49,6 +49,9 @@ pub struct StagedCopy {
     pub offset: u64,
 }
 
+/// The number of a buffer, and whether it could be mapped.
+type Mapped = (u64, bool);
+
 /// See the module's text. Dropping it gives the buffers back; those in use live until the device is done.
 #[derive(Debug)]
 pub struct StagingRing<'g> {
@@ -61,7 +64,7 @@ pub struct StagingRing<'g> {
     /// Handed over; their mapping was asked for.
     busy: HashMap<u64, Buffer>,
     submitted: VecDeque<Submission>,
-    mapped: (Sender<(u64, bool)>, Receiver<(u64, bool)>),
+    mapped: (Sender<Mapped>, Receiver<Mapped>),
 }
 
 impl<'g> StagingRing<'g> {

@@ -1,7 +1,7 @@
 //! Activation functions, plain and gated.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Dispatch, Forms, Kernel, linear_grid, params};
+use crate::gpu::{Dispatch, Forms, Kernel, Variant, linear_grid, params};
 use crate::kernels::constants::THREADS;
 use crate::kernels::{ByteRows, Matrix};
 
@@ -11,7 +11,7 @@ pub(super) static ACTIVATE: Kernel = Kernel {
     flags: &["GELU", "GATED", "CLAMPED", "BYTES"],
     constants: &["WG"],
     slots: &[],
-    forms: Forms { paths: &[], exists: |v| !v.has("CLAMPED") || (v.has("GATED") && !v.has("GELU")) },
+    forms: Forms { paths: &[], exists: activate_exists },
     params: ActivateParams::FIELDS,
 };
 
@@ -25,6 +25,11 @@ params!(ActivateParams {
     alpha: f32,
     limit: f32
 });
+
+/// What is clamped is gated, and no GELU.
+pub(super) fn activate_exists(v: &Variant) -> bool {
+    !v.has("CLAMPED") || (v.has("GATED") && !v.has("GELU"))
+}
 
 /// The function.
 #[derive(Debug, Clone, Copy, PartialEq)]

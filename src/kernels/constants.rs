@@ -5,6 +5,8 @@
 pub const THREADS: u32 = 64;
 /// Threads of reductions over long rows (logits).
 pub const THREADS_LONG: u32 = 256;
+/// The same where a row is walked along more than once, on devices that have as many.
+pub const THREADS_ROW: u32 = 1024;
 /// Threads that fill a large device: products of few rows give each weight row so many that they come to this.
 pub const PRODUCT_THREADS: u32 = 1 << 18;
 /// Weight rows that a workgroup of the matrix-vector product with experts makes.
@@ -15,14 +17,20 @@ pub const VEC_ROWS_BYTES: u32 = 2;
 pub const DECODE_GROUPS: u32 = 512;
 /// Most splits of a row and head.
 pub const DECODE_SPLITS: u32 = 64;
-/// Rows of activations from which on the tiled product is used.
-pub const TILE_FROM: u32 = 5;
+/// Rows of activations from which on tiled products are used: up to eight rows matrix-vector products are faster, though they read weights twice.
+pub const TILE_FROM: u32 = 9;
 /// Tile of the tiled product: rows of activations, rows of weights.
 pub const TILE: (u32, u32) = (32, 64);
 /// Tile of the cooperative product: rows of activations (also half of them), rows of weights.
 pub const COOP_TILE: (u32, u32) = (128, 128);
 /// Rows of activations from which on the cooperative product is used, where there is one.
 pub const COOP_FROM: u32 = 16;
+/// Rows of activations up to which the cooperative product for few rows is used.
+pub const FEW_TO: u32 = 32;
+/// Its tile: rows of activations (also half of them), rows of weights.
+pub const FEW_TILE: (u32, u32) = (32, 32);
+/// Workgroups of it that fill a large device: k is split until there are about as many.
+pub const FEW_GROUPS: u32 = 528;
 /// Rows of activations from which on the cooperative product takes weights decoded to f16 before.
 pub const DECODE_FROM: u32 = 512;
 /// Rows of queries in a workgroup of prefill attention.
@@ -31,7 +39,7 @@ pub const ATTENTION_ROWS: u32 = 16;
 pub const COOP_ATTENTION_ROWS: u32 = 64;
 /// Threads of a workgroup of the kernel that makes a whole layer of a decode step: it takes so much workgroup memory that a processor runs one
 /// of them at a time.
-pub const LAYER_THREADS: u32 = 1024;
+pub const LAYER_THREADS: u32 = 512;
 /// Of them, those that make one row of a product: at most a subgroup.
 pub const LAYER_TEAM: u32 = 32;
 /// Tokens in a block of the KV cache.
@@ -41,6 +49,6 @@ pub const MAX_EXPERTS: u32 = 1024;
 /// See [`MAX_EXPERTS`].
 pub const MAX_EXPERTS_USED: u32 = 64;
 /// Rows for each expert, on average, from which on products with experts are grouped into tiles.
-pub const GROUP_FROM: u32 = TILE_FROM;
+pub const GROUP_FROM: u32 = 5;
 /// Bindings start at multiples of this: the largest alignment an adapter may ask for.
 pub const BINDING_ALIGN: u64 = 256;

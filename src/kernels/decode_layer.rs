@@ -143,7 +143,7 @@ fn binding(slot: &'static str, plane: &'static str) -> Result<&'static str> {
 }
 
 /// The parts of q, k and v: one, or two of different formats.
-fn pair<'a>(w: &'a Weight) -> Option<[&'a WeightPart; 2]> {
+fn pair(w: &Weight) -> Option<[&WeightPart; 2]> {
     match w.parts() {
         [one] => Some([one, one]),
         [first, second] => Some([first, second]),
@@ -169,7 +169,6 @@ impl<'a> LayerOperands<'a> {
     /// Threads of a workgroup: as many as the device allows and workgroup memory has room for.
     fn threads(&self, gpu: &Gpu) -> u32 {
         let most = LAYER_THREADS.min(1 << gpu.max_workgroup_threads().max(1).ilog2());
-        let most = std::env::var("DL_WG").ok().and_then(|v| v.parse().ok()).unwrap_or(most); // DEBUG
         if self.workgroup_bytes(most) <= gpu.workgroup_bytes() { most } else { most / 2 }
     }
 

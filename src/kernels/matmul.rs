@@ -4,6 +4,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::constants::{PRODUCT_THREADS, THREADS_LONG, TILE, TILE_FROM};
+use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK, by_name};
@@ -108,11 +109,13 @@ pub struct Input<'a> {
     pub bytes: Option<ByteRows<'a>>,
     /// What is still to be done.
     pub norm: Option<RowNorm<'a>>,
+    /// As f16, with nothing left to be done; the numbers need not be there then.
+    pub half: Option<HalfRows<'a>>,
 }
 
 impl<'a> From<Matrix<'a>> for Input<'a> {
     fn from(x: Matrix<'a>) -> Self {
-        Self { x, bytes: None, norm: None }
+        Self { x, bytes: None, norm: None, half: None }
     }
 }
 
@@ -265,6 +268,9 @@ pub fn matmul_with<'a>(
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
     let x = x.into();
+    if x.half.is_some() {
+        bail!(Internal, "matmul by {}: its rows are in f16", w.name());
+    }
     let [rows, cols] = x.check("matmul: x", w)?;
     y.check("matmul: y")?;
     let (n, k) = (w.rows(), w.k());
@@ -313,5 +319,5 @@ pub fn matmul_bytes<'a>(
     }
     // Nothing reads the numbers.
     let numbers = Matrix { data: x.quants, rows: x.rows, cols: x.cols, stride: x.cols, offset: 0 };
-    matmul(gpu, Input { x: numbers, bytes: Some(x), norm: None }, w, y, accumulate)
+    matmul(gpu, Input { x: numbers, bytes: Some(x), norm: None, half: None }, w, y, accumulate)
 }

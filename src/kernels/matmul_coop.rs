@@ -6,8 +6,10 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, Variant, linear_grid, params};
-use crate::kernels::constants::{COOP_FROM, COOP_TILE, DECODE_FROM, THREADS_LONG};
+use crate::kernels::constants::{COOP_TILE, DECODE_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::matmul_decoded::{f16, matmul_decoded};
+use crate::kernels::matmul_few::{FewSplits, matmul_few};
+use crate::kernels::to_halves::{padded4, row_threads};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Input, Matrix, matmul, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -64,7 +66,7 @@ pub struct HalfRows<'a> {
     pub cols: u32,
 }
 
-impl HalfRows<'_> {
+impl<'a> HalfRows<'a> {
     /// Bytes of [`HalfRows::data`] for `rows` rows of `cols` columns.
     pub fn data_bytes(rows: u64, cols: u32) -> u64 {
         rows * Format::gpu_blocks(cols as usize) as u64 * GPU_BLOCK as u64 * 2
@@ -73,6 +75,11 @@ impl HalfRows<'_> {
     /// Bytes of [`HalfRows::scales`].
     pub fn scales_bytes(rows: u64) -> u64 {
         rows * 4
+    }
+
+    /// Binds them for writing.
+    pub(super) fn bind_out(self, d: Dispatch<'a>) -> Dispatch<'a> {
+        d.bind("h", self.data).bind("scales", self.scales)
     }
 
     pub(super) fn check(&self, what: &str) -> Result<()> {
@@ -96,7 +103,7 @@ impl HalfRows<'_> {
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
-pub fn half_rows<'a>(x: Matrix<'a>, half: HalfRows<'a>) -> Result<Dispatch<'a>> {
+pub fn half_rows<'a>(gpu: &Gpu, x: Matrix<'a>, half: HalfRows<'a>) -> Result<Dispatch<'a>> {
     x.check_vec4("half_rows: x")?;
     half.check("half_rows")?;
     if (x.rows, x.cols) != (half.rows, half.cols) {
@@ -105,20 +112,17 @@ pub fn half_rows<'a>(x: Matrix<'a>, half: HalfRows<'a>) -> Result<Dispatch<'a>> 
     let params = HalfParams {
         rows: x.rows,
         cols4: x.cols / 4,
-        padded4: (Format::gpu_blocks(x.cols as usize) * GPU_BLOCK / 4) as u32,
+        padded4: padded4(x.cols),
         stride4: x.stride / 4,
         offset4: x.offset / 4,
     };
-    Ok(Dispatch::new(&HALF_ROWS, &params, linear_grid(x.rows.into()))
-        .constant("WG", THREADS_LONG)
-        .bind("x", x.data)
-        .bind("h", half.data)
-        .bind("scales", half.scales))
+    let d = Dispatch::new(&HALF_ROWS, &params, linear_grid(x.rows.into()));
+    Ok(half.bind_out(d.constant("WG", row_threads(gpu, x.cols)).bind("x", x.data)))
 }
 
 /// True if [`matmul_coop`] can make products with `w` on a device with these abilities.
 pub fn matmul_coop_fits(features: Features, w: &Weight) -> bool {
-    features.cooperative_matrix && w.parts().iter().all(|p| p.format.name != "F32")
+    features.cooperative_matrix && w.has_halves()
 }
 
 /// Rows of activations in a tile of the cooperative product.
@@ -250,6 +254,8 @@ pub struct HalfRoom<'a> {
     pub scales: BufferSlice<'a>,
     /// Where [`matmul_decoded`] decodes weights, for products of [`DECODE_FROM`] rows or more.
     pub weights: Option<BufferSlice<'a>>,
+    /// Where products of few rows leave parts, [`few_parts_bytes`](crate::kernels::few_parts_bytes) of room.
+    pub parts: Option<BufferSlice<'a>>,
 }
 
 impl<'a> HalfRoom<'a> {
@@ -266,7 +272,7 @@ impl<'a> HalfRoom<'a> {
 }
 
 /// [`crate::kernels::matmul`], by cooperative matrices where there is room for f16 rows, and the device, the weight and the number of
-/// rows are fit for them.
+/// rows are fit for them; always where the rows are in f16 already.
 ///
 /// # Errors
 /// As [`crate::kernels::matmul`].
@@ -279,17 +285,28 @@ pub fn matmul_fast<'a>(
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
     let x = x.into();
-    let (rows, cols) = (x.x.rows, x.x.cols);
+    let rows = x.x.rows;
     match room {
-        Some(room) if rows >= COOP_FROM && x.norm.is_none() && matmul_coop_fits(gpu.features(), w) => {
-            let half = room.rows(rows, cols);
-            let mut all = vec![half_rows(x.x, half)?];
-            all.extend(match room.weights.filter(|_| rows >= DECODE_FROM) {
-                Some(weights) => matmul_decoded(gpu, half, w, y, accumulate, weights)?,
-                None => matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?,
+        Some(room) if rows >= TILE_FROM && x.norm.is_none() && matmul_coop_fits(gpu.features(), w) => {
+            let (half, mut all) = x.in_halves(gpu, room)?;
+            all.extend(match (room.weights, room.parts) {
+                (_, Some(parts)) if rows <= FEW_TO => matmul_few(gpu, FewSplits::Auto, half, w, y, accumulate, parts)?,
+                (Some(weights), _) if rows >= DECODE_FROM => matmul_decoded(gpu, half, w, y, accumulate, weights)?,
+                _ => matmul_coop(gpu, CoopTile::Auto, half, w, y, accumulate)?,
             });
             Ok(all)
         }
         _ => matmul(gpu, x, w, y, accumulate),
+    }
+}
+
+impl<'a> Input<'a> {
+    /// The rows in f16, and what brings them there.
+    pub(super) fn in_halves(&self, gpu: &Gpu, room: HalfRoom<'a>) -> Result<(HalfRows<'a>, Vec<Dispatch<'a>>)> {
+        if let Some(half) = self.half {
+            return Ok((half, Vec::new()));
+        }
+        let half = room.rows(self.x.rows, self.x.cols);
+        Ok((half, vec![half_rows(gpu, self.x, half)?]))
     }
 }

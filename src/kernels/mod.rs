@@ -15,6 +15,7 @@ mod gather;
 mod matmul;
 mod matmul_coop;
 mod matmul_decoded;
+mod matmul_few;
 mod matmul_fused;
 mod moe;
 mod moe_coop;
@@ -30,6 +31,7 @@ mod softcap;
 mod softmax;
 mod state_scan;
 mod tensor_stats;
+mod to_halves;
 pub mod variants;
 mod weight;
 mod weight_upload;
@@ -53,6 +55,7 @@ pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use matmul_decoded::{decoded_bytes, half_weights, matmul_decoded};
+pub use matmul_few::{FewSplits, few_parts_bytes, matmul_few, matmul_few_parts, sum_parts};
 pub use matmul_fused::{Next, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
@@ -70,12 +73,14 @@ pub use softcap::softcap;
 pub use softmax::softmax;
 pub use state_scan::{MAX_KEY_DIM, ScanInputs, ScanShape, state_scan, state_step};
 pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_stats};
+pub use to_halves::{Parts, activate_half, norm_half};
 pub use weight::{ExpertWeight, RowShape, Weight, WeightPart, upload_vector};
 pub use weight_upload::{RowBytes, RowSource, UploadTimes, WeightFill, WeightUploader};
 
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
     &activate::ACTIVATE,
+    &to_halves::ACTIVATE_HALF,
     &attention::ATTENTION_COOP,
     &attention_decode::ATTENTION_COMBINE,
     &attention_decode::ATTENTION_DECODE,
@@ -90,6 +95,8 @@ pub static KERNELS: &[&Kernel] = &[
     &matmul_coop::HALF_ROWS,
     &matmul_coop::MATMUL_COOP,
     &matmul_decoded::HALF_WEIGHTS,
+    &matmul_few::MATMUL_FEW,
+    &matmul_few::SUM_PARTS,
     &matmul_fused::MATMUL_GLU,
     &matmul_fused::MATMUL_NEXT,
     &score::LOG_SUM,
@@ -103,6 +110,7 @@ pub static KERNELS: &[&Kernel] = &[
     &moe::MOE_TILES,
     &moe::MOE_VEC,
     &pool_rows::POOL_ROWS,
+    &to_halves::NORM_HALF,
     &qk_norm::QK_NORM,
     &residual::RESIDUAL,
     &rmsnorm::RMSNORM,

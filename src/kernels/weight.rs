@@ -83,6 +83,10 @@ impl Weight {
     pub fn has_bytes(&self) -> bool {
         self.parts.iter().all(|p| p.format.has_bytes())
     }
+    /// True if products can round weights to f16: who stores them in f32 wants them so.
+    pub fn has_halves(&self) -> bool {
+        self.parts.iter().all(|p| p.format.name != "F32")
+    }
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(WeightPart::bytes).sum()

@@ -11,9 +11,10 @@ use crate::gpu::{
     BindGroupCache, Buffer, Encoded, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission,
 };
 use crate::kernels::KvType;
-use crate::kernels::constants::{COOP_FROM, TILE_FROM};
+use crate::kernels::constants::{COOP_FROM, FEW_TILE, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
-use crate::model::forward::{Batch, Forward};
+use crate::model::decode::BatchKind;
+use crate::model::forward::{Batch, Forward, Left};
 use crate::model::fused::{Fusion, LayerFusion};
 use crate::model::kv_cache::KvPool;
 use crate::model::lora::{LoraPool, LoraSet};
@@ -29,10 +30,12 @@ use crate::model::verify_draft::Drafts;
 use crate::model::weights::Weights;
 use crate::sample::SamplingOptions;
 
-/// The token drawn after a prompt, and the tokens of a decode batch with their stop flags.
+/// The token drawn after a prompt.
 const PROMPT_TOKEN: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "prefill.token");
-const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
 const LOGITS: Gate = Gate::new(Place::Logits, ReadbackClass::Logits, "rows");
+
+/// Sequences that one submit may decode together, at most.
+pub const MAX_SEQUENCES: u32 = LOGIT_ROWS;
 
 /// Tokens that one submit may run, at most.
 pub const MAX_TOKENS_PER_SUBMIT: u32 = 64;
@@ -74,7 +77,7 @@ pub struct Drawn {
 
 impl Drawn {
     /// `None` for the no-op of a sequence that had stopped before.
-    fn of(words: [u32; 2], vocab: u32) -> Result<Option<Self>> {
+    pub(super) fn of(words: [u32; 2], vocab: u32) -> Result<Option<Self>> {
         let [token, stop] = words;
         if token == NO_TOKEN {
             return Ok(None);
@@ -90,27 +93,6 @@ impl Drawn {
         }
         Ok(Some(Self { token, stop }))
     }
-}
-
-/// What a decode batch's commands depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct BatchKind {
-    sequences: u32,
-    tokens: u32,
-    penalties: bool,
-    steps: Batch,
-    /// The number of their [`LoraSet`], or 0.
-    lora: u64,
-}
-
-/// Whether the one sequence of a batch drew nothing in a step though it had not stopped.
-fn lost_step(words: &[[u32; 2]]) -> bool {
-    let mut running = true;
-    words.iter().any(|&[token, stop]| {
-        let lost = running && token == NO_TOKEN;
-        running &= stop == 0;
-        lost
-    })
 }
 
 /// See the module's text.
@@ -130,9 +112,9 @@ pub struct Engine {
     plans: HashMap<(u32, bool, Batch), Arc<Plan>>,
     pub(super) lora: LoraPool,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
-    ahead: Option<(BatchKind, Result<Encoded>)>,
+    pub(super) ahead: Option<(BatchKind, Result<Encoded>)>,
     /// Slots that `scratch.batch_slots` holds.
-    batch: Vec<u32>,
+    pub(super) batch: Vec<u32>,
     pub(super) fusion: Fusion,
     /// What verifying drafts, and drafting, need.
     pub(super) drafts: Drafts,
@@ -142,6 +124,8 @@ pub struct Engine {
     pub(super) results: Results,
     /// Of the pipeline cache, when `groups` was made.
     purges: u64,
+    /// Sequences of a decode batch up to which all pipelines are there.
+    pub(super) batch_compiled: u32,
 }
 
 impl Engine {
@@ -175,6 +159,7 @@ impl Engine {
             warm: false,
             results: Results::default(),
             purges: gpu.pipelines().purges(),
+            batch_compiled: 1,
             gpu,
             spec,
             weights,
@@ -319,11 +304,11 @@ impl Engine {
     }
 
     /// Asks leave for everything the sequence's probe wants to see.
-    fn pass_gates(&self, sequence: &Sequence, scope: &Scope) -> Result<()> {
+    pub(super) fn pass_gates(&self, sequence: &Sequence, scope: &Scope) -> Result<()> {
         sequence.probe.as_ref().map_or(Ok(()), |p| p.pass_gates(&self.gpu, scope))
     }
 
-    fn read_probe(
+    pub(super) fn read_probe(
         &self,
         sequence: &mut Sequence,
         seen: Option<Lease>,
@@ -372,7 +357,7 @@ impl Engine {
         let (lora, kind) = (sequence.lora(), sequence.lora_id());
         let forward = self.forward(lens).adapted(lora);
         let mut recorder = self.record_run(n, lens, lora, scope)?;
-        forward.logits(&mut recorder, n - 1, 1, false)?;
+        forward.logits(&mut recorder, n - 1, 1, Left::Nothing)?;
         forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
@@ -421,7 +406,7 @@ impl Engine {
             let lens = sequence.lens(pos + first);
             let lora = sequence.lora();
             let mut recorder = self.recorder("logits", lens, lora, scope);
-            self.forward(lens).adapted(lora).logits(&mut recorder, first, rows, false)?;
+            self.forward(lens).adapted(lora).logits(&mut recorder, first, rows, Left::Nothing)?;
             let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
             let submission = recorder.submit()?;
             self.read_probe(sequence, seen, &submission, scope)?;
@@ -450,11 +435,14 @@ impl Engine {
         let forward = self.forward(None).adapted(lora);
         // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
-        // Long and full pieces of prompts take taller tiles.
+        // Both forms of the product for few rows; long and full pieces of prompts take taller tiles.
+        let few = [FEW_TILE.0 / 2 + 1, FEW_TO + 1];
         let long = [COOP_FROM, 8 * COOP_FROM, 32 * COOP_FROM, self.scratch.rows];
-        for n in [1, 2, 3, TILE_FROM].into_iter().chain(long).chain(grouped).filter(|&n| n <= self.scratch.rows) {
+        for n in
+            [1, 2, 3, TILE_FROM].into_iter().chain(few).chain(long).chain(grouped).filter(|&n| n <= self.scratch.rows)
+        {
             forward.body(recorder, n, Batch::Run)?;
-            forward.logits(recorder, 0, n.min(LOGIT_ROWS), false)?;
+            forward.logits(recorder, 0, n.min(LOGIT_ROWS), Left::Nothing)?;
         }
         [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
     }
@@ -470,6 +458,7 @@ impl Engine {
         if self.purges != purges {
             self.forget_plans();
             self.purges = purges;
+            self.batch_compiled = 1;
         }
         if self.warm {
             return Ok(());
@@ -496,151 +485,5 @@ impl Engine {
     /// Whether [`Engine::prewarm`] has nothing to do.
     pub(super) fn is_warm(&self) -> bool {
         self.warm
-    }
-
-    /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
-    ///
-    /// # Errors
-    /// What building it reports.
-    pub fn prepare_decode(&mut self, sequences: u32, penalties: bool, scope: &Scope) -> Result<()> {
-        self.decode_plan(sequences, penalties, Batch::Rows, scope).map(drop)
-    }
-
-    /// Copies what step `i` of `n` sequences drew to where it is read.
-    pub(super) fn hand_out(&self, recorder: &mut Recorder<'_>, n: u32, i: u32) -> Result<()> {
-        let step = u64::from(n) * 8;
-        recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(u64::from(i) * step, step))
-    }
-
-    /// The plan of a step of a batch, with its adapters if it has any.
-    fn batch_plan(&mut self, kind: BatchKind, scope: &Scope) -> Result<Arc<Plan>> {
-        match kind.lora {
-            0 => self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope),
-            lora => self.lora_plan(kind.sequences, kind.penalties, lora, scope),
-        }
-    }
-
-    fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
-        let mut recorder = self.recorder("decode", None, None, scope);
-        for i in 0..kind.tokens {
-            recorder.replay(plan);
-            self.hand_out(&mut recorder, kind.sequences, i)?;
-        }
-        Ok(recorder)
-    }
-
-    fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
-        let plan = self.batch_plan(kind, scope)?;
-        self.record_batch(&plan, kind, scope)?.encode()
-    }
-
-    /// Submits a decode batch, and encodes one of `then` tokens while the device is busy: its commands depend on nothing that this one draws.
-    fn submit_batch(&mut self, kind: BatchKind, then: u32, scope: &Scope) -> Result<Submission> {
-        let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
-        // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
-        if self.gpu.profiling() {
-            let plan = self.batch_plan(kind, scope)?;
-            return self.record_batch(&plan, kind, scope)?.submit();
-        }
-        let encoded = match ahead {
-            Some((_, encoded)) => encoded?,
-            None => self.encode_batch(kind, scope)?,
-        };
-        let submission = encoded.submit(&self.gpu, scope)?;
-        if then > 0 {
-            self.encode_ahead(BatchKind { tokens: then, ..kind }, scope);
-        }
-        Ok(submission)
-    }
-
-    /// Encodes a decode batch for later, if it is not there yet. What is under way goes on if that fails: the batch reports it when its turn comes.
-    fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) {
-        if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
-            self.ahead = Some((kind, self.encode_batch(kind, scope)));
-        }
-    }
-
-    /// Tells the device which slots the next batch is of.
-    pub(super) fn seat(&mut self, slots: Vec<u32>, scope: &Scope) -> Result<()> {
-        if self.batch != slots {
-            self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
-            self.batch = slots;
-        }
-        Ok(())
-    }
-
-    /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
-    /// the cache. Per step and sequence, in this order: a token, or `None` if the sequence had stopped before. `then` says how many tokens the next
-    /// batch will have, if there is one: it is encoded while the device is busy with this one.
-    ///
-    /// # Errors
-    /// [`crate::Error::ContextFull`] if a sequence has no room left, or what the device reports.
-    pub fn decode(
-        &mut self,
-        sequences: &mut [&mut Sequence],
-        positions: &[u32],
-        tokens: u32,
-        then: u32,
-        scope: &Scope,
-    ) -> Result<Vec<Vec<Option<Drawn>>>> {
-        let n = sequences.len() as u32;
-        if n == 0 || n > LOGIT_ROWS.min(self.scratch.rows) || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
-            bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
-        }
-        self.gpu.gate(&DECODE_TOKENS, scope)?;
-        if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
-            bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
-        }
-        let set = sequences.first().and_then(|s| s.lora.clone());
-        let lora = set.as_ref().map_or(0, |set| set.id());
-        if sequences.iter().any(|s| s.lora_id() != lora) {
-            bail!(InvalidArgument, "sequences with different adapters do not decode together");
-        }
-        for sequence in sequences.iter() {
-            self.pass_gates(sequence, scope)?;
-        }
-        for (sequence, &pos) in sequences.iter_mut().zip(positions) {
-            // Rows of a stopped sequence are computed but not used: they write within its pages.
-            let end = (pos + tokens).min(sequence.n_ctx);
-            if pos >= sequence.n_ctx {
-                bail!(ContextFull, "{pos} positions in a context of {}", sequence.n_ctx);
-            }
-            self.reserve(sequence, pos..end, false, scope)?;
-            self.send_state(sequence, scope)?;
-        }
-        if let Some(set) = &set {
-            self.warm_loras(set, scope)?;
-        }
-        let penalties = sequences.iter().any(|s| s.penalties);
-        self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
-        let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
-        let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
-        let kind = BatchKind { sequences: n, tokens, penalties, steps, lora };
-        let (submission, seen) = match lens {
-            Some(lens) => {
-                let mut recorder = self.recorder("decode", Some(lens), None, scope);
-                self.forward(Some(lens)).adapted(set.as_deref()).decode_step(&mut recorder, n, penalties, steps)?;
-                self.hand_out(&mut recorder, n, 0)?;
-                let seen = lens.probe.finish(&mut recorder)?;
-                (recorder.submit()?, Some(seen))
-            }
-            None => (self.submit_batch(kind, then, scope)?, None),
-        };
-        let mut words = vec![[0u32; 2]; (n * tokens) as usize];
-        let out = bytemuck::cast_slice_mut(&mut words);
-        self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
-        if n == 1 && lost_step(&words) {
-            self.check_fusion(scope)?;
-        }
-        for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
-            // A sequence's rows count up to the one that stopped it.
-            let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();
-            self.recurrent.finish(&mut sequence.trail, pos + ran as u32);
-        }
-        if let Some(first) = sequences.first_mut() {
-            self.read_probe(first, seen, &submission, scope)?;
-        }
-        let vocab = self.spec.n_vocab;
-        words.chunks(n as usize).map(|step| step.iter().map(|&w| Drawn::of(w, vocab)).collect()).collect()
     }
 }

@@ -2,14 +2,15 @@
 
 use crate::error::Result;
 use crate::gpu::{BufferSlice, Dispatch, Gpu, Recorder};
-use crate::kernels::constants::{COOP_FROM, TILE_FROM};
+use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
-    Activation, AttentionShape, ByteRows, Fresh, Input, Matrix, Next, Norm, NormKind, Pages, Queries, RopePairs,
-    RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, attention_coop, attention_coop_fits,
-    attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split,
-    attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_glu, matmul_glu_fits,
-    matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope, sigmoid_gate, softcap,
+    Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, Norm, NormKind, Pages, Parts, Queries,
+    RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
+    attention_coop_fits, attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits,
+    attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast,
+    matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
+    rope, sigmoid_gate, softcap,
 };
 use crate::model::fused::Fused;
 use crate::model::kv_cache::KvPool;
@@ -35,18 +36,36 @@ pub(crate) enum Batch {
     Mixed,
 }
 
-/// When a norm is done: before the product that reads it, or by the way. `ready`: the block before has left what that takes.
+/// What a block has left to the norm after it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nothing: the residual stream is whole, and that is all there is.
+    Nothing,
+    /// Bytes and sums of squares, by which the norm is done by the way.
+    Bytes,
+    /// So many parts of its last product, that are still to be added to the residual stream.
+    Parts(u32),
+}
+
+/// When a norm is done: before the product that reads it, or in whatever way is fastest for one product, from what the block before has left.
 #[derive(Clone, Copy)]
 pub(super) enum Norms {
     Now,
-    Later { ready: bool },
+    Later(Left),
 }
 
-/// What comes after a block: the normalisation, and whether the product that reads its result takes bytes.
+/// What comes after a block: the normalisation, and what the product takes that reads its result.
 #[derive(Clone, Copy)]
 pub(super) struct After<'a> {
     pub(super) norm: Option<&'a NormWeights>,
     pub(super) wants_bytes: bool,
+    pub(super) wants_halves: bool,
+}
+
+impl<'a> After<'a> {
+    pub(super) fn of(norm: Option<&'a NormWeights>, product: &Weight) -> Self {
+        Self { norm, wants_bytes: product.has_bytes(), wants_halves: product.has_halves() }
+    }
 }
 
 /// What the pass reads and writes.
@@ -113,8 +132,8 @@ impl<'a> Forward<'a> {
         lens.probe.words(r, point, layer.map(|l| l as u32), lens.position, words, n)
     }
 
-    /// Embedding and all blocks, for the first `n` rows of the scratch. True if the last block left its result ready for the head.
-    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<bool> {
+    /// Embedding and all blocks, for the first `n` rows of the scratch. What the last block left to the head.
+    pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<Left> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
         let tokens = self.scratch.tokens.whole();
         Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
@@ -127,28 +146,24 @@ impl<'a> Forward<'a> {
             self.fused.filter(|_| n == 1 && batch == Batch::Rows && self.lens.is_none() && self.lora.is_none())
         {
             self.fused_layers(r, fused)?;
-            return Ok(false);
+            return Ok(Left::Nothing);
         }
         let layers = &self.weights.layers;
-        // Whether the block before left bytes for the next one.
-        let mut ready = false;
+        let mut left = Left::Nothing;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(layers).enumerate() {
             r.set_layer(Some(i as u32));
             let after = match self.spec.layers.get(i + 1).zip(layers.get(i + 1)) {
                 // Blocks side by side share rows that are normalised beforehand.
-                Some((spec, w)) => {
-                    let norm = w.attn_norm.as_ref().filter(|_| !spec.parallel);
-                    After { norm, wants_bytes: w.qkv.has_bytes() }
-                }
-                None => After { norm: Some(&self.weights.output_norm), wants_bytes: self.weights.head().has_bytes() },
+                Some((spec, w)) => After::of(w.attn_norm.as_ref().filter(|_| !spec.parallel), &w.qkv),
+                None => After::of(Some(&self.weights.output_norm), self.weights.head()),
             };
-            ready = self.layer(r, i, spec, weights, x, batch, ready, after)?;
+            left = self.layer(r, i, spec, weights, x, batch, left, after)?;
         }
         r.set_layer(None);
-        Ok(ready)
+        Ok(left)
     }
 
-    /// One layer: `x += attention(x)`, `x += feed_forward(x)`. `ready`: what it reads stands as bytes already; returns the same for what
+    /// One layer: `x += attention(x)`, `x += feed_forward(x)`. `left`: what the layer before has left to this one; returns what is left to what
     /// comes `after` it.
     #[allow(clippy::too_many_arguments, reason = "a layer's place, its weights and its neighbours")]
     fn layer(
@@ -159,27 +174,32 @@ impl<'a> Forward<'a> {
         weights: &LayerWeights,
         x: Matrix<'_>,
         batch: Batch,
-        ready: bool,
+        left: Left,
         after: After<'_>,
-    ) -> Result<bool> {
-        let dense = matches!(weights.feed_forward, FeedForwardWeights::Dense { .. });
-        let middle = After { norm: weights.ffn_norm.as_ref(), wants_bytes: weights.feed_forward.first_has_bytes() };
+    ) -> Result<Left> {
+        let (dense, middle) = match &weights.feed_forward {
+            FeedForwardWeights::Dense { up, .. } => (true, After::of(weights.ffn_norm.as_ref(), up)),
+            experts => {
+                let (norm, wants_bytes) = (weights.ffn_norm.as_ref(), experts.first_has_bytes());
+                (false, After { norm, wants_bytes, wants_halves: false })
+            }
+        };
         // Routers and experts take normalised rows; blocks side by side have the same input.
         let plain = !dense || spec.parallel;
         let next = (!plain).then_some(middle);
-        let (input, ready) = match &spec.mixer {
-            Mixer::Attention(a) => self.attention(r, i, spec, a, weights, x, batch, ready, next)?,
-            Mixer::Recurrent(m) => self.recurrence(r, i, spec, m, weights, x, batch, ready, next)?,
+        let (input, left) = match &spec.mixer {
+            Mixer::Attention(a) => self.attention(r, i, spec, a, weights, x, batch, left, next)?,
+            Mixer::Recurrent(m) => self.recurrence(r, i, spec, m, weights, x, batch, left, next)?,
         };
         self.look(r, "attn.residual", Some(i), x)?;
         let input = match spec.parallel {
             true => input,
-            false => self.norm(r, x, middle, if plain { Norms::Now } else { Norms::Later { ready } })?,
+            false => self.norm(r, x, middle, if plain { Norms::Now } else { Norms::Later(left) })?,
         };
         self.look(r, "ffn.norm", Some(i), input.x)?;
-        let ready = self.feed_forward(r, i, spec, weights, input, x, after)?;
+        let left = self.feed_forward(r, i, spec, weights, input, x, batch, after)?;
         self.look(r, "ffn.residual", Some(i), x)?;
-        Ok(ready)
+        Ok(left)
     }
 
     fn norm_of<'w>(&self, w: &'w NormWeights) -> Norm<'w> {
@@ -201,6 +221,18 @@ impl<'a> Forward<'a> {
             && w.bias.is_none()
     }
 
+    /// The room for rows that norms and activations bring to f16 for one product. Who looks at tensors is to find the f32 ones.
+    fn halves(&self, rows: u32, wanted: bool) -> Option<HalfRoom<'a>> {
+        let fits = wanted && rows >= TILE_FROM && self.lens.is_none() && self.lora.is_none();
+        self.scratch.half_room().filter(|_| fits)
+    }
+
+    /// The same for a norm, if it is one that can be.
+    fn norm_halves<'w>(&self, rows: u32, what: After<'w>) -> Option<(HalfRoom<'a>, &'w NormWeights)> {
+        let norm = what.norm.filter(|w| self.spec.norm == NormKind::Rms && w.bias.is_none())?;
+        Some((self.halves(rows, what.wants_halves)?, norm))
+    }
+
     /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.
     pub(super) fn norm<'m>(
         &self,
@@ -212,13 +244,23 @@ impl<'a> Forward<'a> {
     where
         'a: 'm,
     {
+        if let (Norms::Later(left), Some((room, w))) = (when, self.norm_halves(x.rows, what)) {
+            let parts = match (left, room.parts) {
+                (Left::Parts(splits), Some(data)) => Some(Parts { data, splits }),
+                _ => None,
+            };
+            let half = room.rows(x.rows, x.cols);
+            r.record(norm_half(r.gpu(), x, w.w.whole(), self.spec.norm_eps, half, parts)?)?;
+            return Ok(Input { x, bytes: None, norm: None, half: Some(half) });
+        }
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
-        if let (Some(w), Norms::Later { ready }) = (what.norm, when)
+        if let (Some(w), Norms::Later(left)) = (what.norm, when)
             && self.norms_by_the_way(x.rows, w)
-            && (ready || bytes.is_none())
+            && (left == Left::Bytes || bytes.is_none())
         {
-            let sums = ready.then(|| self.scratch.block_sums.whole());
-            return Ok(Input { x, bytes, norm: Some(RowNorm { w: w.w.whole(), eps: self.spec.norm_eps, sums }) });
+            let sums = (left == Left::Bytes).then(|| self.scratch.block_sums.whole());
+            let norm = Some(RowNorm { w: w.w.whole(), eps: self.spec.norm_eps, sums });
+            return Ok(Input { x, bytes, norm, half: None });
         }
         let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
         let (x, d) = match (what.norm, bytes) {
@@ -228,10 +270,11 @@ impl<'a> Forward<'a> {
             (None, None) => return Ok(x.into()),
         };
         r.record(d)?;
-        Ok(Input { x, bytes, norm: None })
+        Ok(Input { x, bytes, norm: None, half: None })
     }
 
-    /// The activation of a first product's result `up` into `inner`, `act(gate) · up` where it is `gated`; as bytes too if they are `wanted`.
+    /// The activation of a first product's result `up` into `inner`, `act(gate) · up` where it is `gated`; as bytes too if they are `wanted`, or
+    /// in f16 alone if one product of rows takes those.
     pub(super) fn activate(
         &self,
         r: &mut Recorder<'_>,
@@ -239,9 +282,14 @@ impl<'a> Forward<'a> {
         (which, gated): (Activation, bool),
         up: Matrix<'a>,
         inner: Matrix<'a>,
-        wanted: bool,
+        (wanted, halves): (bool, bool),
     ) -> Result<Input<'a>> {
         let n = inner.cols;
+        if let Some(room) = self.halves(inner.rows, halves).filter(|_| n.is_multiple_of(4)) {
+            let half = room.rows(inner.rows, n);
+            r.record(activate_half(r.gpu(), which, gated, up, half)?.label(label))?;
+            return Ok(Input { x: inner, bytes: None, norm: None, half: Some(half) });
+        }
         let bytes = if self.exact || !wanted { None } else { self.scratch.inner_bytes.rows(inner.rows, n) };
         let halves = || (up.columns(0, n), up.columns(n, n));
         let d = match (gated.then(halves), bytes) {
@@ -251,11 +299,11 @@ impl<'a> Forward<'a> {
             (None, None) => activate(which, up, inner)?,
         };
         r.record(d.label(label))?;
-        Ok(Input { x: inner, bytes, norm: None })
+        Ok(Input { x: inner, bytes, norm: None, half: None })
     }
 
-    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input. True if it
-    /// left what `after` reads as bytes.
+    /// `x += post(from · Wᵀ)`: the last product of a block. With a normalisation its result takes the place of the block's input. What it left to
+    /// what comes `after`, whose norm is left to do with [`Norms::Later`].
     #[allow(clippy::too_many_arguments, reason = "a product and what stands around it")]
     pub(super) fn add_block(
         &self,
@@ -265,13 +313,23 @@ impl<'a> Forward<'a> {
         w: &Weight,
         post: Option<&NormWeights>,
         x: Matrix<'_>,
+        batch: Batch,
         after: Option<After<'_>>,
-    ) -> Result<bool> {
+    ) -> Result<Left> {
         if let Some(post) = post {
             let y = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
             self.product(r, label, from, w, y, false)?;
             r.record(norm(self.norm_of(post), y, x, true)?)?;
-            return Ok(false);
+            return Ok(Left::Nothing);
+        }
+        // Of the rows of a prompt the head may take others than the last block leaves parts for.
+        if batch == Batch::Rows
+            && x.rows <= FEW_TO
+            && w.has_halves()
+            && after.is_some_and(|a| self.norm_halves(x.rows, a).is_some())
+            && let Some(splits) = self.leave_parts(r, label, from, w)?
+        {
+            return Ok(Left::Parts(splits));
         }
         let bytes =
             self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.is_some_and(|a| a.wants_bytes));
@@ -281,13 +339,29 @@ impl<'a> Forward<'a> {
         {
             let next = Next { w: norm.w.whole(), bytes, sums: self.scratch.block_sums.whole() };
             Self::record_all(r, label, matmul_next(r.gpu(), from, w, x, next)?)?;
-            return Ok(true);
+            return Ok(Left::Bytes);
         }
         self.product(r, label, from, w, x, true)?;
-        Ok(false)
+        Ok(Left::Nothing)
     }
 
-    /// Adds attention to `x`. Returns what it read, for blocks that share their input, and whether it left bytes for what comes `after`.
+    /// The parts of a product of few rows, without their sum, and how many there are; `None` if it is not made in parts.
+    fn leave_parts(
+        &self,
+        r: &mut Recorder<'_>,
+        label: &'static str,
+        from: Input<'_>,
+        w: &Weight,
+    ) -> Result<Option<u32>> {
+        let Some((room, parts)) = self.scratch.half_room().and_then(|room| Some((room, room.parts?))) else {
+            return Ok(None);
+        };
+        let Some((dispatches, splits)) = matmul_few_parts(r.gpu(), room, from, w, parts)? else { return Ok(None) };
+        Self::record_all(r, label, dispatches)?;
+        Ok(Some(splits))
+    }
+
+    /// Adds attention to `x`. Returns what it read, for blocks that share their input, and what it left to what comes `after`.
     #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     fn attention<'m>(
         &self,
@@ -298,16 +372,16 @@ impl<'a> Forward<'a> {
         w: &'m LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
-        ready: bool,
+        left: Left,
         after: Option<After<'_>>,
-    ) -> Result<(Input<'m>, bool)>
+    ) -> Result<(Input<'m>, Left)>
     where
         'a: 'm,
     {
         let (s, n) = (self.scratch, x.rows);
         let wants_bytes = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
-        let when = if spec.parallel { Norms::Now } else { Norms::Later { ready } };
-        let normed = self.norm(r, x, After { norm: w.attn_norm.as_ref(), wants_bytes }, when)?;
+        let when = if spec.parallel { Norms::Now } else { Norms::Later(left) };
+        let normed = self.norm(r, x, After { wants_bytes, ..After::of(w.attn_norm.as_ref(), &w.qkv) }, when)?;
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let inputs = Matrix::new(&s.qkv, n, a.in_width());
         self.product(r, "attn.qkv", normed, &w.qkv, inputs, false)?;
@@ -389,9 +463,9 @@ impl<'a> Forward<'a> {
             r.record(byte_rows(heads, bytes)?.label("attn.bytes"))?;
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        let heads = Input { x: heads, bytes, norm: None };
-        let ready = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, after)?;
-        Ok((normed, ready))
+        let heads = Input { x: heads, bytes, norm: None, half: None };
+        let left = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, batch, after)?;
+        Ok((normed, left))
     }
 
     /// Normalises q and k where they stand, if the layer does that.
@@ -405,7 +479,7 @@ impl<'a> Forward<'a> {
         r.record(qk_norm(qkv, q, k, self.spec.norm_eps)?.label("attn.qk_norm"))
     }
 
-    /// Adds the feed-forward half to `x`. True if it left bytes for what comes `after`.
+    /// Adds the feed-forward half to `x`. What it left to what comes `after`.
     #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     fn feed_forward(
         &self,
@@ -415,14 +489,15 @@ impl<'a> Forward<'a> {
         w: &LayerWeights,
         input: Input<'_>,
         x: Matrix<'_>,
+        batch: Batch,
         after: After<'_>,
-    ) -> Result<bool> {
+    ) -> Result<Left> {
         let (s, n_ff) = (self.scratch, spec.feed_forward.n_ff);
         let (w_up, w_down) = match &w.feed_forward {
             FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
                 self.experts(r, layer, &spec.feed_forward, experts, input, x)?;
-                return Ok(false);
+                return Ok(Left::Nothing);
             }
         };
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
@@ -431,23 +506,22 @@ impl<'a> Forward<'a> {
         let inner = if gated && x.rows < TILE_FROM && matmul_glu_fits(which, w_up) && !self.adapts(w_up) {
             let bytes = self.bytes(&s.inner_bytes, x.rows, n_ff, wanted);
             r.record(matmul_glu(r.gpu(), which, input, w_up, inner, bytes)?.label("ffn.gate_up"))?;
-            Input { x: inner, bytes, norm: None }
+            Input { x: inner, bytes, norm: None, half: None }
         } else {
             let up = Matrix::new(&s.gate_up, x.rows, w_up.rows());
             self.product(r, "ffn.gate_up", input, w_up, up, false)?;
-            self.activate(r, "ffn.act", (which, gated), up, inner, wanted)?
+            self.activate(r, "ffn.act", (which, gated), up, inner, (wanted, w_down.has_halves()))?
         };
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
-        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x, Some(after))
+        self.add_block(r, "ffn.down", inner, w_down, w.ffn_post_norm.as_ref(), x, batch, Some(after))
     }
 
-    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`. `ready`: the rows are the first, and the last block has left
-    /// them as bytes.
-    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32, ready: bool) -> Result<()> {
+    /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`. `left`: what the last block has left for these rows.
+    pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32, left: Left) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
-        let what = After { norm: Some(&self.weights.output_norm), wants_bytes: self.weights.head().has_bytes() };
-        let normed = self.norm(r, x, what, Norms::Later { ready })?;
+        let what = After::of(Some(&self.weights.output_norm), self.weights.head());
+        let normed = self.norm(r, x, what, Norms::Later(left))?;
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
         self.product(r, "head", normed, self.weights.head(), logits, false)?;
@@ -503,8 +577,8 @@ impl<'a> Forward<'a> {
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
-        let ready = self.body(r, n, batch)?;
-        self.logits(r, 0, n, ready)?;
+        let left = self.body(r, n, batch)?;
+        self.logits(r, 0, n, left)?;
         self.sample(r, n, rows, penalties)?;
         self.end_recurrent_step(r, n)
     }

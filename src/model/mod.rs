@@ -3,6 +3,7 @@
 //! This layer knows weight names, layer order and which kernel; not workgroup sizes, not file offsets, not policy.
 
 pub mod arch;
+mod decode;
 mod embed;
 mod engine;
 mod forward;
@@ -36,7 +37,7 @@ use crate::gpu::{Gpu, Phase, Scope};
 
 pub use crate::kernels::{KvType, TensorStats, UploadTimes};
 pub use embed::Pooling;
-pub use engine::{Drawn, Engine, EngineOptions, MAX_TOKENS_PER_SUBMIT, Stop};
+pub use engine::{Drawn, Engine, EngineOptions, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use fused::LayerFusion;
 pub use kv_blocks::KvExtent;
 pub use kv_cache::{KvGroupStats, KvStats};

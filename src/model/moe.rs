@@ -85,7 +85,7 @@ fn moe_product<'a>(
         (Some(bytes), ..) => moe_matmul_bytes(bytes, w, y, routing),
         (None, Some(grouping), Some(room)) => {
             let half = room.rows(x.x.rows, x.x.cols);
-            let mut all = vec![half_rows(x.x, half)?];
+            let mut all = vec![half_rows(gpu, x.x, half)?];
             all.extend(moe_matmul_coop(gpu.features(), half, w, y, routing, grouping)?);
             Ok(all)
         }
@@ -138,7 +138,7 @@ impl<'s> Forward<'s> {
         )?;
         let inner = Matrix::new(&self.scratch.ff, entries, n_ff);
         let wanted = grouping.is_none() && w.down.has_bytes();
-        let inner = self.activate(r, "moe.act", (spec.activation, true), gate_up, inner, wanted)?;
+        let inner = self.activate(r, "moe.act", (spec.activation, true), gate_up, inner, (wanted, false))?;
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
         let down = Matrix::new(&s.down, entries, x.cols);
         Self::record_all(r, "moe.down", moe_product(r.gpu(), room, inner, &w.down, down, routing, grouping)?)?;
@@ -177,7 +177,8 @@ impl<'s> Forward<'s> {
         self.product(r, "moe.shared_gate_up", normed, &w.gate_up, gate_up, false)?;
         let inner = Matrix::new(&self.scratch.ff, rows, n_ff);
         let wanted = rows < TILE_FROM && w.down.has_bytes();
-        let inner = self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, wanted)?;
+        let inner =
+            self.activate(r, "moe.shared_act", (activation, true), gate_up, inner, (wanted, w.down.has_halves()))?;
         self.product(r, "moe.shared_down", inner, &w.down, y, accumulate)
     }
 }

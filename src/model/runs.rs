@@ -12,7 +12,7 @@ use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, Row};
 use crate::kernels::{Matrix, Scored, Stretch, log_sum, pool_rows, token_score, unit_rows};
 use crate::model::engine::Engine;
-use crate::model::forward::Batch;
+use crate::model::forward::{Batch, Left};
 use crate::model::lora::LoraSet;
 use crate::model::moe::grouped_from;
 use crate::model::recurrent::state::Trail;
@@ -264,7 +264,7 @@ impl Engine {
         let (cut, end) = (Chunks::of(vocab), first + n);
         for at in (first..end).step_by(LOGIT_ROWS as usize) {
             let rows = (end - at).min(LOGIT_ROWS);
-            self.forward(None).adapted(lora).logits(recorder, at, rows, false)?;
+            self.forward(None).adapted(lora).logits(recorder, at, rows, Left::Nothing)?;
             let logits = Matrix::new(&self.scratch.logits, rows, vocab);
             let scored = Scored {
                 targets: room.targets.whole(),

@@ -5,13 +5,13 @@ use crate::error::{Result, bail};
 use crate::gpu::{ArenaPlan, Buffer, Gpu, MemoryClass, Region, Scope, Steps};
 use crate::kernels::constants::{DECODE_FROM, TILE_FROM};
 use crate::kernels::sample::Chunks;
-use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits, decoded_bytes};
+use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits, decoded_bytes, few_parts_bytes};
 use crate::model::moe::MoeScratch;
 use crate::model::spec::{LayerSpec, Mixer, ModelSpec};
 use crate::quant::GPU_BLOCK;
 
 /// Rows whose logits are computed together.
-pub(crate) const LOGIT_ROWS: u32 = 16;
+pub(crate) const LOGIT_ROWS: u32 = 32;
 
 /// Most rows that are taken as bytes: more go through tiles.
 const BYTE_ROWS: u32 = TILE_FROM - 1;
@@ -104,6 +104,8 @@ pub(crate) struct Scratch {
     half: Option<(Buffer, Buffer)>,
     /// Where weights are decoded to f16 for products of many rows.
     decoded: Option<Buffer>,
+    /// Where products of few rows leave parts.
+    few_parts: Option<Buffer>,
     /// What mixtures of experts need beside, if a layer is one.
     pub(crate) moe: Option<MoeScratch>,
     /// `[LOGIT_ROWS, n_vocab]`.
@@ -258,6 +260,10 @@ impl Scratch {
             true => Some(buffer(gpu, "decoded", decoded_bytes(most(outputs), most(inputs), DECODED), rows, scope)?),
             false => None,
         };
+        let few_parts = match half.is_some() && rows >= TILE_FROM {
+            true => Some(buffer(gpu, "few_parts", few_parts_bytes(rows), rows, scope)?),
+            false => None,
+        };
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
         Ok(Self {
             rows,
@@ -276,6 +282,7 @@ impl Scratch {
             ff: arena.buffer(ff),
             half,
             decoded,
+            few_parts,
             moe: down.map(|d| MoeScratch::new(gpu, spec, rows, arena.buffer(d), scope)).transpose()?,
             logits: words("logits", u64::from(LOGIT_ROWS) * u64::from(spec.n_vocab))?,
             tail_rows: words("tail_rows", u64::from(LOGIT_ROWS) * 2)?,
@@ -294,6 +301,7 @@ impl Scratch {
             data: data.whole(),
             scales: scales.whole(),
             weights: self.decoded.as_ref().map(Buffer::whole),
+            parts: self.few_parts.as_ref().map(Buffer::whole),
         })
     }
 }

@@ -268,7 +268,7 @@ impl Engine {
         scope: &Scope,
     ) -> Result<Vec<Drawn>> {
         let n = tokens.len() as u32;
-        if n < 2 || n > MAX_DRAFT + 1 || !sequence.drafts {
+        if !(2..=MAX_DRAFT + 1).contains(&n) || !sequence.drafts {
             bail!(InvalidArgument, "verifying {} drafts of 1..={MAX_DRAFT}", i64::from(n) - 1);
         }
         self.check_tokens(sequence, tokens)?;

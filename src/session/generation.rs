@@ -12,6 +12,7 @@ use crate::gpu::Phase;
 use crate::model::{Drawn, Stop};
 use crate::session::options::GenerateOptions;
 use crate::session::state::Session;
+use crate::session::together;
 use crate::text::{Piece, ReplyStream, Said, SegmentKind, add_piece};
 
 /// Why a generation ended.
@@ -63,6 +64,9 @@ fn joined(pieces: &[Piece]) -> String {
     pieces.iter().map(|p| p.text.as_str()).collect()
 }
 
+/// Why a generation ended, and by which stop string.
+pub(super) type Ended = (FinishReason, Option<u32>);
+
 /// A generation under way.
 #[derive(Debug)]
 pub(super) struct Generation {
@@ -77,7 +81,7 @@ pub(super) struct Generation {
     pieces: Vec<Piece>,
     held: Vec<Piece>,
     events: VecDeque<TokenEvent>,
-    finished: Option<(FinishReason, Option<u32>)>,
+    finished: Option<Ended>,
 }
 
 impl Session {
@@ -92,9 +96,14 @@ impl Session {
         on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>,
     ) -> Result<Generated> {
         self.begin(options)?;
-        let result = self.run_to_end(on_token);
+        let ended = self.run_to_end(on_token);
+        self.conclude(ended)
+    }
+
+    /// Takes the generation's state away: what it came to, or the error that ended it.
+    pub(super) fn conclude(&mut self, ended: Result<Ended>) -> Result<Generated> {
         let generation = self.generation.take();
-        let (reason, stop_string) = result?;
+        let (reason, stop_string) = ended?;
         let Some(generation) = generation else { bail!(Internal, "a generation ended without its state") };
         let Generation { tokens, pieces, held, render_special, .. } = generation;
         if render_special {
@@ -107,7 +116,7 @@ impl Session {
     }
 
     /// Sets a generation up; nothing is submitted yet.
-    fn begin(&mut self, options: &GenerateOptions) -> Result<()> {
+    pub(super) fn begin(&mut self, options: &GenerateOptions) -> Result<()> {
         self.idle()?;
         if self.tokens.is_empty() {
             bail!(InvalidState, "the session is empty: append a prompt first");
@@ -136,43 +145,72 @@ impl Session {
         Ok(())
     }
 
-    fn run_to_end(
-        &mut self,
-        on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>,
-    ) -> Result<(FinishReason, Option<u32>)> {
+    fn run_to_end(&mut self, on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>) -> Result<Ended> {
         loop {
-            while let Some(event) = self.generation.as_mut().and_then(|g| g.events.pop_front()) {
-                let Some(g) = &mut self.generation else { break };
-                event.pieces.iter().for_each(|p| add_piece(&mut g.pieces, p.kind, &p.text));
-                if on_token(&event).is_break() {
-                    let dropped: usize = g.events.len();
-                    g.tokens.truncate(g.tokens.len() - dropped);
-                    let keep = self.tokens.len() - dropped;
-                    self.truncate_tokens(keep as u32);
-                    return Ok((FinishReason::Callback, None));
-                }
-            }
-            if let Some(done) = self.generation.as_ref().and_then(|g| g.finished) {
-                return Ok(done);
+            if let Some(ended) = self.deliver(on_token) {
+                return Ok(ended);
             }
             self.step()?;
         }
     }
 
+    /// Hands out the events that wait. The reason, if the generation has ended.
+    pub(super) fn deliver(&mut self, on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>) -> Option<Ended> {
+        while let Some(event) = self.generation.as_mut().and_then(|g| g.events.pop_front()) {
+            let Some(g) = &mut self.generation else { break };
+            event.pieces.iter().for_each(|p| add_piece(&mut g.pieces, p.kind, &p.text));
+            if on_token(&event).is_break() {
+                let dropped: usize = g.events.len();
+                g.tokens.truncate(g.tokens.len() - dropped);
+                let keep = self.tokens.len() - dropped;
+                self.truncate_tokens(keep as u32);
+                return Some((FinishReason::Callback, None));
+            }
+        }
+        self.generation.as_ref().and_then(|g| g.finished)
+    }
+
     /// One submit: a chunk of the prompt, or the next batch of tokens.
     fn step(&mut self) -> Result<()> {
-        if self.cancel.take() {
-            return self.finish(FinishReason::Cancelled, None);
+        if self.take_cancel()? {
+            return Ok(());
         }
         self.model.context().gpu().rest_profiler()?;
-        match self.generation.as_ref().map(|g| g.decoding) {
-            Some(true) => self.step_decode(),
-            Some(false) => self.step_prompt(),
-            None => bail!(InvalidState, "no generation is running"),
+        match self.is_decoding() {
+            true if self.step_drafted()? => Ok(()),
+            true => together::decode(&mut [&mut *self])?.into_iter().collect(),
+            false => self.step_prompt(true),
         }
     }
 
-    fn step_prompt(&mut self) -> Result<()> {
+    /// Ends the generation if that was asked for.
+    pub(super) fn take_cancel(&mut self) -> Result<bool> {
+        let cancelled = self.cancel.take();
+        if cancelled {
+            self.finish(FinishReason::Cancelled, None)?;
+        }
+        Ok(cancelled)
+    }
+
+    /// True once the first token was drawn.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.generation.as_ref().is_some_and(|g| g.decoding)
+    }
+
+    /// Tokens that the next decode batch may draw: this many at once, and so many before `max_tokens` or the context ends it.
+    pub(super) fn wanted(&self) -> Result<[u32; 2]> {
+        let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
+        let per_submit = if self.is_probed() { 1 } else { self.tokens_per_submit };
+        let left = g.max_tokens.saturating_sub(g.tokens.len() as u32);
+        Ok([per_submit, left.min(self.n_ctx.saturating_sub(self.tokens.len() as u32))])
+    }
+
+    pub(super) fn is_probed(&self) -> bool {
+        self.sequence.as_ref().is_some_and(|s| s.is_probed())
+    }
+
+    /// Evaluates the prompt and draws the first token; `alone`: the batch after it is decoded by itself.
+    pub(super) fn step_prompt(&mut self, alone: bool) -> Result<()> {
         let chunk = self.model.0.options_chunk() as usize;
         // The last chunk is drawn from; whole chunks come before it.
         let missing = self.tokens.len() - self.cached as usize;
@@ -190,7 +228,7 @@ impl Session {
         let started = Instant::now();
         let before = self.counters.phase(Phase::Prefill);
         let tail = &self.tokens[self.cached as usize..];
-        let then = (then > 0).then_some((then, &decode_scope));
+        let then = (alone && then > 0).then_some((then, &decode_scope));
         // The last token that fits is drawn from the position before it.
         let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, then, &scope)?;
         drop(engine);
@@ -203,41 +241,6 @@ impl Session {
             self.tally.first_token_ns = g.started.elapsed().as_nanos() as u64;
         }
         self.accept(&[drawn])
-    }
-
-    fn step_decode(&mut self) -> Result<()> {
-        if self.step_drafted()? {
-            return Ok(());
-        }
-        let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
-        let left = g.max_tokens - g.tokens.len() as u32;
-        let per_submit = match self.sequence.as_ref().is_some_and(|s| s.is_probed()) {
-            true => 1,
-            false => self.tokens_per_submit,
-        };
-        let room = self.n_ctx - self.tokens.len() as u32;
-        let tokens = per_submit.min(left).min(room).max(1);
-        // If nothing ends the generation before, and no drafts come in between.
-        let plain = self.speculator.as_ref().is_none_or(|s| s.rests());
-        let then = if plain { per_submit } else { 0 }.min(left.saturating_sub(tokens)).min(room.saturating_sub(tokens));
-        let scope = self.scope(Phase::Decode);
-        let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
-        let mut engine = self.model.0.warm_engine(&scope)?;
-        let before = self.counters.phase(Phase::Decode);
-        let started = Instant::now();
-        let steps = engine.decode(&mut [sequence], &[self.cached], tokens, then, &scope)?;
-        drop(engine);
-        let drawn: Vec<Drawn> = steps.into_iter().flatten().flatten().collect();
-        let elapsed = started.elapsed().as_nanos() as u64;
-        let cost = self.counters.phase(Phase::Decode).since(&before);
-        // Before anything is taken over: a refused batch leaves the session as it was.
-        self.guard().check_decode(&cost, 1, tokens.into())?;
-        if let Some(s) = &mut self.speculator {
-            s.decoded(drawn.len(), elapsed);
-        }
-        self.tally.decode_ns += elapsed;
-        self.tally.decode_tokens += drawn.len() as u64;
-        self.accept(&drawn)
     }
 
     /// Turns drawn tokens into events, up to what ends the generation. What was drawn behind that is forgotten.

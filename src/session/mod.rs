@@ -17,6 +17,7 @@ mod speculate;
 mod state;
 mod stats;
 mod summary;
+mod together;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
@@ -37,3 +38,4 @@ pub use score::{Choice, Ranking, Score};
 pub use speculate::{DEFAULT_NGRAM, DraftSource, Speculation, SpeculationStats};
 pub use state::{CancelHandle, Session};
 pub use stats::{ContextStats, LoadStats, ModelStats, SessionStats, Timings};
+pub use together::generate_together;

@@ -183,6 +183,7 @@ programs! {
     embed: "c/embed.c",
     fork: "c/fork.c",
     lora: "c/lora.c",
+    many: "c/many.c",
     observe: "c/observe.c",
     speculate: "c/speculate.c",
     wrapper: "wrapper.cpp",

@@ -114,6 +114,37 @@ int main(int argc, char **argv) {
     }
     REQUIRE(thrown && session.length() > 0);
 
+    // Several at once: as each alone, whatever one of them comes to.
+    {
+        doppler::Session other = session.fork(), empty = session.fork();
+        session.reset();
+        other.reset();
+        empty.reset();
+        session.append({{"user", "Who are you?"}});
+        other.append({{"user", "Who are you?"}});
+        std::vector<doppler_status> statuses;
+        std::size_t heard = 0;
+        const auto both = doppler::generate_many({&session, &empty, &other}, {greedy, greedy, greedy},
+                                                 [&](std::size_t i, const doppler::TokenEvent &) {
+                                                     heard++;
+                                                     return i != 1;
+                                                 },
+                                                 &statuses);
+        REQUIRE(both[0].text == both[2].text && !both[0].text.empty() && both[1].text.empty());
+        REQUIRE(heard >= both[0].result.n_tokens + both[2].result.n_tokens);
+        REQUIRE(statuses[0] == DOPPLER_STATUS_OK && statuses[1] == DOPPLER_STATUS_INVALID_STATE);
+        REQUIRE(status_of([&] { doppler::generate_many({&empty}); }) == DOPPLER_STATUS_INVALID_STATE);
+        REQUIRE(doppler::generate_many({}).empty());
+        thrown = false;
+        try {
+            doppler::generate_many({&session, &other}, {greedy, greedy},
+                                   [](std::size_t, const doppler::TokenEvent &) -> bool { throw 3; });
+        } catch (int e) {
+            thrown = e == 3;
+        }
+        REQUIRE(thrown);
+    }
+
     greedy.stop = {reply.text.substr(4, 4)};
     session.reset();
     session.append({{"user", "Who are you?"}});

@@ -79,7 +79,7 @@ impl Rows {
                 let norm = Some(RowNorm { w, eps: EPS, sums: Some((&self.sums).into()) });
                 [
                     Input { bytes: Some(self.normed_bytes.operand()), ..normed.into() },
-                    Input { x: self.plain(), bytes: Some(self.bytes.operand()), norm },
+                    Input { x: self.plain(), bytes: Some(self.bytes.operand()), norm, half: None },
                 ]
             }
         }
@@ -244,7 +244,7 @@ fn what_does_not_fit_is_refused() {
     let short = Input { norm: Some(short), ..input.plain().into() };
     assert!(matmul(gpu, short, &fine.weight, Matrix::new(&y, 1, 64), false).is_err(), "weights of the norm");
     let missing = RowNorm { w: (&y).into(), eps: EPS, sums: None };
-    let missing = Input { x: input.plain(), bytes: Some(input.bytes.operand()), norm: Some(missing) };
+    let missing = Input { x: input.plain(), bytes: Some(input.bytes.operand()), norm: Some(missing), half: None };
     assert!(matmul(gpu, missing, &fine.weight, Matrix::new(&y, 1, 64), false).is_err(), "sums of bytes");
 }
 

@@ -9,10 +9,10 @@ use doppler::kernels::sample::{
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
-    Matrix, Next, Pages, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, add_bias, attention_decode,
-    attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows, half_weights,
-    matmul_bytes, matmul_glu, matmul_next, matmul_with, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax,
-    tensor_stats,
+    Matrix, Next, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, activate_half, add_bias,
+    attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows,
+    half_weights, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, qk_norm, residual, rmsnorm, rope,
+    silu, softcap, softmax, sum_parts, tensor_stats,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -158,7 +158,7 @@ fn run_and_record_give_the_same_bits() {
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..25).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..28).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -232,7 +232,28 @@ fn run_and_record_give_the_same_bits() {
                 "half_rows",
                 Box::new(|y| {
                     let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols };
-                    vec![half_rows(mx, half).unwrap()]
+                    vec![half_rows(gpu, mx, half).unwrap()]
+                }),
+            ),
+            (
+                "norm_half",
+                Box::new(|y| {
+                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols };
+                    vec![norm_half(gpu, mx, (&x).into(), 1e-5, half, None).unwrap()]
+                }),
+            ),
+            (
+                "activate_half",
+                Box::new(|y| {
+                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols: cols / 2 };
+                    vec![activate_half(gpu, Activation::Silu, true, mx, half).unwrap()]
+                }),
+            ),
+            (
+                "sum_parts",
+                Box::new(|y| {
+                    let parts = Parts { data: (&x).into(), splits: 2 };
+                    vec![sum_parts(parts, y_of(y, cols / 2), false).unwrap()]
                 }),
             ),
             (

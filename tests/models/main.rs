@@ -22,3 +22,4 @@ mod recurrent_files;
 mod sampling;
 mod score;
 mod speculation;
+mod together;

@@ -114,7 +114,7 @@ fn many_continuations_are_like_each_alone() {
         let text =
             "Once upon a time there was a little mouse who lived in a clock, and a cat who lived under the stairs.";
         let prefix = model.tokenizer().encode(text, true, false).expect("encode");
-        assert!(prefix.len() % 32 != 0);
+        assert!(!prefix.len().is_multiple_of(32));
         let vocab = model.info().n_vocab;
         let token = |i: usize, j: usize| ((i * 7919 + j * 104_729 + 13) as u32) % vocab;
         let all: Vec<Vec<u32>> = (0..77).map(|i| (0..1 + i % 5).map(|j| token(i, j)).collect()).collect();

@@ -17,7 +17,7 @@ use super::super::speculate::{self, SpeculationArgs};
 use super::copy::{CopySpeed, copy_speed, in_gb};
 use super::results::ResultFile;
 use super::stats::{median, percentile, sorted};
-use super::{SCHEMA_VERSION, compare, environment, say, write_json};
+use super::{SCHEMA_VERSION, batch, compare, environment, say, write_json};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
@@ -26,22 +26,25 @@ pub(in crate::cli) struct Args {
     models: Vec<PathBuf>,
     /// Timed runs of each workload
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    runs: u32,
+    pub(super) runs: u32,
     /// Runs before them that are not timed
     #[arg(long, value_name = "N", default_value_t = 1)]
-    warmup: u32,
+    pub(super) warmup: u32,
     /// Lengths of prompts
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "64,256,512")]
     prompt_tokens: Vec<u32>,
     /// Tokens to generate
     #[arg(long = "gen", value_name = "N,…", value_delimiter = ',', default_value = "64,128")]
     generate: Vec<u32>,
+    /// Sequences that generate together, each with a prompt of its own; speeds are of all of them
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
+    sequences: Vec<u32>,
     /// Tokens drawn in one submit; they arrive together
     #[arg(long, value_name = "N", default_value_t = 1)]
-    tokens_per_submit: u32,
+    pub(super) tokens_per_submit: u32,
     /// Show each run, and the counters of each workload with GPU times, which cost a little
     #[arg(long)]
-    verbose: bool,
+    pub(super) verbose: bool,
     /// Write everything measured to this JSON file; - is stdout
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -57,16 +60,16 @@ pub(in crate::cli) struct Args {
 }
 
 impl Args {
-    fn say(&self, text: &str) -> Outcome {
+    pub(super) fn say(&self, text: &str) -> Outcome {
         say(self.json.as_deref(), text)
     }
 }
 
 /// One prompt length with one length of generation.
-struct Workload {
-    prompt: u32,
-    generate: u32,
-    note: Option<String>,
+pub(super) struct Workload {
+    pub(super) prompt: u32,
+    pub(super) generate: u32,
+    pub(super) note: Option<String>,
 }
 
 /// What one run took. Times are wall times of this process.
@@ -106,11 +109,11 @@ fn workloads(args: &Args, context: u32) -> Vec<Workload> {
     list
 }
 
-/// Ids that depend on nothing but the vocabulary: a fixed walk over its ordinary tokens.
-pub(super) fn prompt_ids(model: &Model, n: u32) -> Vec<u32> {
+/// Ids that depend on nothing but the vocabulary and where they begin: a fixed walk over its ordinary tokens.
+pub(super) fn prompt_ids(model: &Model, n: u32, start: u32) -> Vec<u32> {
     let tokenizer = model.tokenizer();
     let vocab = tokenizer.vocab_size() as u32;
-    let mut state = 1u32;
+    let mut state = start;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         ((u64::from(state) * u64::from(vocab)) >> 32) as u32
@@ -163,7 +166,7 @@ fn run_json(r: &Run) -> Value {
 }
 
 /// Bytes of weights, and of keys and values, that the average decode step of a workload must read.
-fn bytes_per_token(model: &Model, w: &Workload) -> (u64, u64) {
+pub(super) fn bytes_per_token(model: &Model, w: &Workload) -> (u64, u64) {
     let kv = model.stats().kv;
     // Decode steps see prompt + 1 to prompt + gen - 1 positions.
     let seen = f64::from(w.prompt) + f64::from(w.generate) / 2.0;
@@ -177,7 +180,7 @@ fn bytes_per_token(model: &Model, w: &Workload) -> (u64, u64) {
 
 /// Runs a workload; the second value says whether all runs gave the same tokens.
 fn measure(session: &mut Session, w: &Workload, args: &Args, copy: &CopySpeed) -> Outcome<(Value, bool)> {
-    let prompt = prompt_ids(session.model(), w.prompt);
+    let prompt = prompt_ids(session.model(), w.prompt, 1);
     let mut all = Vec::new();
     for _ in 0..args.warmup + args.runs {
         // Verifications give as many as are accepted.
@@ -219,7 +222,7 @@ fn measure(session: &mut Session, w: &Workload, args: &Args, copy: &CopySpeed) -
         eprintln!("doppler: runs of {} + {} gave different tokens", w.prompt, w.generate);
     }
     let value = json!({
-        "prompt_tokens": w.prompt, "gen_tokens": w.generate, "note": w.note, "sampling": "greedy", "ignore_eos": true,
+        "sequences": 1, "prompt_tokens": w.prompt, "gen_tokens": w.generate, "note": w.note, "sampling": "greedy", "ignore_eos": true,
         "tokens_per_submit": args.tokens_per_submit, "warmup_runs": args.warmup, "timed_runs": args.runs,
         "prompt_ids": prompt, "generated_ids": all[0].tokens, "tokens_agree": same,
         "summary": {
@@ -307,19 +310,27 @@ fn one_model(context: &Context, file: &Path, args: &Args, copy: &CopySpeed) -> O
     let (info, load_ms) = (model.info(), report::ms(model.stats().load_ns));
     args.say(&format!("{}: {} {}, loaded in {load_ms:.0} ms", file.display(), info.architecture, info.format))?;
     let how = args.drafts.session_options(context, &options, args.tokens_per_submit)?;
-    let mut session = model.open_session(&how)?;
     if how.speculation.is_some() {
         args.say("with drafts: a token's ms are of single arrivals, and those of a verification arrive together")?;
     }
-    let headings = HEADINGS.iter().map(|h| format!("{h:>10}")).collect::<String>();
-    args.say(&headings)?;
     let mut measured = Vec::new();
     let mut agree = true;
     args.profile.start(context)?;
-    for w in &list {
-        let (value, same) = measure(&mut session, w, args, copy)?;
-        measured.push(value);
-        agree &= same;
+    if args.sequences.contains(&1) {
+        let mut session = model.open_session(&how)?;
+        args.say(&HEADINGS.iter().map(|h| format!("{h:>10}")).collect::<String>())?;
+        for w in &list {
+            let (value, same) = measure(&mut session, w, args, copy)?;
+            measured.push(value);
+            agree &= same;
+        }
+    }
+    for &n in args.sequences.iter().filter(|&&n| n > 1) {
+        for w in &list {
+            let (value, same) = batch::measure(&model, n, w, args, copy)?;
+            measured.push(value);
+            agree &= same;
+        }
     }
     args.profile.finish(context)?;
     let totals = context.stats();

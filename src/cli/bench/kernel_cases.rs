@@ -94,9 +94,15 @@ fn matmul(format: &'static Format, n: u32, k: u32, rows: u32, bytes: bool) -> Ca
         let (xb, yb) = (bench.floats(x)?, bench.blank(y)?);
         let x_bytes = Bytes::new(bench, rows, k)?;
         let db = bench.blank(kernels::decoded_bytes(n, k, 128 << 20) / 4)?;
+        let pb = bench.blank(kernels::few_parts_bytes(rows))?;
         let (hb, sb) = (bench.blank(HalfRows::data_bytes(rows.into(), k) / 4)?, bench.blank(rows.into())?);
         Ok(Box::new(move |r, i| {
-            let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: Some((&db).into()) };
+            let room = HalfRoom {
+                data: (&hb).into(),
+                scales: (&sb).into(),
+                weights: Some((&db).into()),
+                parts: Some((&pb).into()),
+            };
             let w = &weights[i % weights.len()];
             let (x, y) = (Matrix::new(&xb, rows, k), Matrix::new(&yb, rows, n));
             let dispatches = match bytes {
@@ -279,7 +285,7 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
     let weights: &[(u32, u32)] = if quick { &[(256, 256)] } else { &[(4096, 4096), (14336, 4096), (4096, 14336)] };
     for format in FORMATS.iter().copied() {
         for &(n, k) in weights {
-            for rows in if quick { &[1, 16][..] } else { &[1, 512, 4096] } {
+            for rows in if quick { &[1, 16][..] } else { &[1, 8, 16, 32, 64, 512, 4096] } {
                 all.push(matmul(format, n, k, *rows, false));
             }
             if format.has_bytes() {

@@ -72,7 +72,7 @@ fn one_run(device: &DeviceArgs, file: &Path, args: &Args) -> Outcome<Run> {
     let at = Instant::now();
     let mut session = model.open_session(&SessionOptions::default())?;
     let session_ms = ms_since(at);
-    let prompt = prompt_ids(&model, args.prompt_tokens);
+    let prompt = prompt_ids(&model, args.prompt_tokens, 1);
     let options =
         GenerateOptions { max_tokens: 1, sampling: SamplingOptions::greedy(), ignore_eos: true, ..Default::default() };
     let first_token = |session: &mut Session| -> Outcome<(f64, u32)> {

@@ -1,5 +1,6 @@
 //! `doppler bench`: measuring, and comparing what was measured. `docs/performance.md` has the method.
 
+mod batch;
 pub(super) mod compare;
 mod copy;
 pub(super) mod inference;

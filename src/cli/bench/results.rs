@@ -91,8 +91,13 @@ impl Reader<'_> {
                 })
             };
             let several = if batch == 1 { String::new() } else { format!(", {batch} a submit") };
+            // Absent in older results.
+            let together = match w["sequences"].as_u64() {
+                None | Some(1) => String::new(),
+                Some(n) => format!(", {n} sequences"),
+            };
             all.push(Workload {
-                name: format!("{file} {prompt}+{generate}{several}{kv}"),
+                name: format!("{file} {prompt}+{generate}{together}{several}{kv}"),
                 tokens: ids.iter().map(Value::as_u64).collect(),
                 metrics: INFERENCE.iter().map(metric).collect::<Outcome<_>>()?,
             });

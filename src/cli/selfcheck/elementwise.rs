@@ -32,6 +32,11 @@ pub(super) fn gelu_of(x: f64) -> f64 {
     0.5 * x * (1.0 + inner.tanh())
 }
 
+/// With alpha 1.75 and a limit of 7.
+pub(super) fn clamped_of(g: f64, up: f64) -> f64 {
+    silu_of(1.75 * g.min(7.0)) / 1.75 * (up.clamp(-7.0, 7.0) + 1.0)
+}
+
 /// Inputs of activations: small ones, and some far out.
 fn wide(rng: &mut Rng, n: usize) -> Vec<f32> {
     (0..n).map(|i| rng.unit() * if i % 5 == 0 { 60.0 } else { 4.0 }).collect()
@@ -67,9 +72,7 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
     let cases: [(Activation, Function); 3] = [
         (Activation::Silu, |g, u| silu_of(g) * u),
         (Activation::GeluTanh, |g, u| gelu_of(g) * u),
-        (Activation::ClampedSwiglu { alpha: 1.75, limit: 7.0 }, |g, u| {
-            silu_of(1.75 * g.min(7.0)) / 1.75 * (u.clamp(-7.0, 7.0) + 1.0)
-        }),
+        (Activation::ClampedSwiglu { alpha: 1.75, limit: 7.0 }, clamped_of),
     ];
     for (which, reference) in cases {
         for (rows, cols) in ODD {

@@ -65,6 +65,6 @@ impl InputRows {
             sums: sums.as_ref().map(|s| s.into()),
         });
         let x = Matrix::new(&self.x, self.rows as u32, self.cols as u32);
-        Input { x, bytes: self.bytes.as_ref().map(Bytes::operand), norm }
+        Input { x, bytes: self.bytes.as_ref().map(Bytes::operand), norm, half: None }
     }
 }

@@ -159,7 +159,7 @@ fn case(lab: &Lab, v: &Variant, i: usize) -> Result<Vec<Measured>> {
     let (kw, vw) = (pack(c.kv, HEAD_DIM, &k), pack(c.kv, HEAD_DIM, &vs));
     let (kb, vb) = (lab.words(&kw)?, lab.words(&vw)?);
     let (rb, table) = (lab.words(&super::row_words(&[c.pos]))?, lab.words(pages.table())?);
-    let n_rot = if i % 2 == 0 { HEAD_DIM } else { HEAD_DIM / 2 };
+    let n_rot = if i.is_multiple_of(2) { HEAD_DIM } else { HEAD_DIM / 2 };
     let pairs = if c.halves { RopePairs::Halves } else { RopePairs::Adjacent };
     let turn = RopeShape { n_head: N_HEAD, n_kv, head_dim: HEAD_DIM, n_rot, pairs };
     let steps: Vec<f64> = (0..n_rot / 2).map(|i| 10_000f64.powf(-2.0 * f64::from(i) / f64::from(n_rot))).collect();

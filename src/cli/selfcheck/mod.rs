@@ -8,6 +8,7 @@ mod coverage;
 mod elementwise;
 mod fresh;
 mod fused;
+mod halves;
 mod input;
 mod layer;
 mod model;
@@ -51,6 +52,8 @@ pub(super) const CHECKS: &[Check] = &[
     check("matmul-tile", true, weights::matmul_tile),
     check("byte-rows", true, bytes::byte_rows),
     check("matmul-coop", true, weights::matmul_coop),
+    check("halves", true, halves::halves),
+    check("matmul-few", true, weights::matmul_few),
     check("rmsnorm", true, elementwise::rmsnorm),
     check("qk-norm", false, elementwise::qk_norm),
     check("softcap", false, elementwise::softcap),
@@ -275,9 +278,12 @@ mod tests {
             ("attention_prefill", "attention-prefill"),
             ("byte_rows", "byte-rows"),
             ("decode_layer", "decode-layer"),
-            ("half_rows", "matmul-coop"),
+            ("activate_half", "halves"),
+            ("half_rows", "halves"),
+            ("norm_half", "halves"),
             ("half_weights", "matmul-coop"),
             ("matmul_coop", "matmul-coop"),
+            ("matmul_few", "matmul-few"),
             ("matmul_glu", "matmul-glu"),
             ("matmul_next", "matmul-next"),
             ("matmul_tile", "matmul-tile"),
@@ -291,6 +297,7 @@ mod tests {
             ("moe_vec", "moe-vec"),
             ("qk_norm", "qk-norm"),
             ("short_conv", "short-conv"),
+            ("sum_parts", "matmul-few"),
             ("state_scan", "state-scan"),
             ("state_step", "state-step"),
             ("gated_norm", "gated-norm"),

@@ -193,9 +193,9 @@ fn product(lab: &Lab, kernel: &str, tiles: bool, rows: [u32; 2]) -> Result<Vec<M
                     let (room, scales) =
                         (HalfRows::data_bytes(rows.into(), k as u32), HalfRows::scales_bytes(rows.into()));
                     let (hb, sb) = (lab.blank(room as usize / 4)?, lab.blank(scales as usize / 4)?);
-                    let half =
-                        HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None }.rows(rows, k as u32);
-                    lab.run([kernels::half_rows(mx, half)?])?;
+                    let half = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None, parts: None }
+                        .rows(rows, k as u32);
+                    lab.run([kernels::half_rows(&lab.gpu, mx, half)?])?;
                     let routing = m.routing();
                     lab.run(kernels::moe_matmul_coop(lab.gpu.features(), half, &w, my, routing, m.grouping())?)?;
                     x

@@ -2,7 +2,9 @@
 
 use doppler::Result;
 use doppler::gpu::Variant;
-use doppler::kernels::{self, CoopTile, HalfRoom, HalfRows, MatmulPath, Matrix, RowSource, Weight, WeightUploader};
+use doppler::kernels::{
+    self, CoopTile, FewSplits, HalfRoom, HalfRows, MatmulPath, Matrix, Parts, RowSource, Weight, WeightUploader,
+};
 use doppler::quant::{Format, GPU_BLOCK, by_name};
 
 use super::input::InputRows;
@@ -113,6 +115,8 @@ enum Product {
     By(MatmulPath, f64),
     /// `x` can be held in f16 and loses nothing; weights lose up to half a unit of 11 bits.
     Coop(f64),
+    /// The same, by the product for few rows; k is split unless something is added to.
+    Few(f64),
 }
 
 /// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup.
@@ -132,12 +136,13 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
         let k = width(&v, i)?;
         let t_rows = match v.constant("NT") {
             Some(nt) => nt.min(3) as usize,
+            None if v.has("ROWS_16") => [16, 5, 11][i % 3],
             None => t_rows[i % 3],
         };
         let n = 67;
         let mut rng = Rng::new((k * t_rows) as u64);
         let (bias, mut x) = (rng.units(n), rng.units(t_rows * k));
-        if let Product::Coop(_) = product {
+        if let Product::Coop(_) | Product::Few(_) = product {
             // Rows of very different size, beyond the range of f16; powers of two, so that f16 holds each number.
             let size = |i: usize| [1.0, 1_048_576.0, 1.0 / 8_388_608.0][i / k % 3] / 256.0;
             x.iter_mut().enumerate().for_each(|(i, v)| *v = (*v * 256.0).round() * size(i));
@@ -154,19 +159,27 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
                 lab.run(kernels::matmul_with(&lab.gpu, path, x.operand(), &w, my, accumulate)?)?;
                 x.values
             }
-            Product::Coop(_) => {
+            Product::Coop(_) | Product::Few(_) => {
                 let bytes = HalfRows::data_bytes(t_rows as u64, k as u32);
                 let (hb, sb) = (lab.blank(bytes as usize / 4)?, lab.blank(t_rows)?);
-                let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None };
+                let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None, parts: None };
                 let half = room.rows(t_rows as u32, k as u32);
                 let tile = if v.has("ROWS_64") { CoopTile::Half } else { CoopTile::Whole };
-                lab.run([kernels::half_rows(mx, half)?])?;
-                lab.run(kernels::matmul_coop(&lab.gpu, tile, half, &w, my, accumulate)?)?;
+                lab.run([kernels::half_rows(&lab.gpu, mx, half)?])?;
+                let parts = lab.blank(t_rows * n * 2)?;
+                lab.run(match product {
+                    Product::Few(_) => {
+                        // Sums of parts are added to y by another kernel.
+                        let most = FewSplits::Most(if accumulate { 1 } else { 1 + i as u32 % 2 });
+                        kernels::matmul_few(&lab.gpu, most, half, &w, my, accumulate, (&parts).into())?
+                    }
+                    _ => kernels::matmul_coop(&lab.gpu, tile, half, &w, my, accumulate)?,
+                })?;
                 x.into_iter().map(f64::from).collect::<Vec<_>>()
             }
         };
         let rel = match product {
-            Product::By(_, rel) | Product::Coop(rel) => rel,
+            Product::By(_, rel) | Product::Coop(rel) | Product::Few(rel) => rel,
         };
         let mut want = Vec::new();
         for (x, old) in x.chunks_exact(k).zip(old.chunks_exact(n)) {
@@ -191,35 +204,6 @@ pub(super) fn matmul_vec(lab: &Lab) -> Result<Vec<Measured>> {
 
 pub(super) fn matmul_tile(lab: &Lab) -> Result<Vec<Measured>> {
     matmul(lab, "matmul_tile", Product::By(MatmulPath::Tile, 5e-6), [5, 35, 32])
-}
-
-/// Rows in f16: their largest within 2^14 to 2^15, each number within half a unit of 11 bits, or of the smallest step.
-fn half_rows(lab: &Lab, rows: usize, k: usize) -> Result<Measured> {
-    let mut x = Rng::new(k as u64).units(rows * k);
-    let size = [1.0, 3e9, 1e-20, 0.0];
-    x.iter_mut().enumerate().for_each(|(i, v)| *v *= size[i / k % size.len()]);
-    let padded = k.next_multiple_of(GPU_BLOCK);
-    let (xb, hb, sb) = (lab.floats(&x)?, lab.blank(rows * padded / 2)?, lab.blank(rows)?);
-    let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None };
-    let shape = (rows as u32, k as u32);
-    lab.run([kernels::half_rows(Matrix::new(&xb, shape.0, shape.1), room.rows(shape.0, shape.1))?])?;
-    let words = lab.read_words(&hb, rows * padded / 2)?;
-    let scales = lab.read(&sb, rows)?;
-    let halves: Vec<f32> =
-        words.iter().flat_map(|&w| [w as u16, (w >> 16) as u16]).map(|h| half::f16::from_bits(h).to_f32()).collect();
-    let (mut got, mut want) = (Vec::new(), Vec::new());
-    for ((row, halves), scale) in x.chunks_exact(k).zip(halves.chunks_exact(padded)).zip(&scales) {
-        let top = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let filled = top == 0.0 || (16384.0..32768.0).contains(&(top / scale));
-        for (i, h) in halves.iter().enumerate() {
-            let v = row.get(i).copied().unwrap_or(0.0);
-            got.push(if filled { h * scale } else { f32::NAN });
-            // A step of 2^-24 at the bottom is 2^-38 of the largest.
-            want.push(Want(v.into(), f64::from(v.abs()) + f64::from(top) * 2f64.powi(-27)));
-        }
-    }
-    // Rounding either way is allowed to the device.
-    Ok(compare(format!("rows to f16, {rows} x {k}"), &got, &want, 0.0, 1.001 / 1024.0))
 }
 
 /// Weights in f16, and products by way of them where the device has matrices: in pieces of one tile.
@@ -258,8 +242,9 @@ fn decoded(lab: &Lab) -> Result<Vec<Measured>> {
         if !lab.gpu.features().cooperative_matrix {
             continue;
         }
-        let half = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None }.rows(t_rows as u32, k as u32);
-        lab.run([kernels::half_rows(mx, half)?])?;
+        let half = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None, parts: None }
+            .rows(t_rows as u32, k as u32);
+        lab.run([kernels::half_rows(&lab.gpu, mx, half)?])?;
         lab.run(kernels::matmul_decoded(&lab.gpu, half, &w, my, false, (&db).into())?)?;
         let mut want = Vec::new();
         for x in x.chunks_exact(k) {
@@ -276,10 +261,48 @@ fn decoded(lab: &Lab) -> Result<Vec<Measured>> {
 
 /// Products by cooperative matrices, where the device has them, and what makes their rows and weights.
 pub(super) fn matmul_coop(lab: &Lab) -> Result<Vec<Measured>> {
-    let mut all = vec![half_rows(lab, 7, 36)?, half_rows(lab, 5, 1024)?];
-    all.extend(decoded(lab)?);
+    let mut all = decoded(lab)?;
     if lab.gpu.features().cooperative_matrix {
         all.extend(matmul(lab, "matmul_coop", Product::Coop(3e-4), [5, 35, 300])?);
+    }
+    Ok(all)
+}
+
+/// Products of few rows by cooperative matrices, where the device has them, and the sums of their parts.
+pub(super) fn matmul_few(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for v in lab.variants("sum_parts") {
+        let (rows, cols, splits, stride, offset) = (3usize, 37usize, 5usize, 41usize, 2usize);
+        let mut rng = Rng::new(splits as u64);
+        let (parts, old) = (rng.units(splits * rows * cols), rng.units(rows * stride));
+        let (pb, yb) = (lab.floats(&parts)?, lab.floats(&old)?);
+        let y = Matrix {
+            data: (&yb).into(),
+            rows: rows as u32,
+            cols: cols as u32,
+            stride: stride as u32,
+            offset: offset as u32,
+        };
+        lab.run([kernels::sum_parts(Parts { data: (&pb).into(), splits: splits as u32 }, y, v.has("ACCUMULATE"))?])?;
+        let mut want: Vec<Want> = old.iter().map(|&o| f64::from(o).into()).collect();
+        for (i, w) in want.iter_mut().enumerate() {
+            let (row, Some(col)) = (i / stride, (i % stride).checked_sub(offset)) else { continue };
+            if col < cols {
+                let kept = if v.has("ACCUMULATE") { *w } else { Want(0.0, 0.0) };
+                let terms = (0..splits).map(|s| f64::from(parts[(s * rows + row) * cols + col]));
+                *w = terms.fold(kept, |Want(v, size), t| Want(v + t, size + t.abs()));
+            }
+        }
+        all.push(compare(
+            format!("{splits} parts of {rows} x {cols}, {v}"),
+            &lab.read(&yb, want.len())?,
+            &want,
+            1e-6,
+            1e-6,
+        ));
+    }
+    if lab.gpu.features().cooperative_matrix {
+        all.extend(matmul(lab, "matmul_few", Product::Few(3e-4), [17, 32, 40])?);
     }
     Ok(all)
 }

@@ -37,7 +37,8 @@ impl LoraSet {
     }
 
     fn is(&self, list: &[(Arc<Lora>, f32)]) -> bool {
-        let same = |(a, b): (&(Arc<Lora>, f32), &(Arc<Lora>, f32))| a.0.id == b.0.id && a.1.to_bits() == b.1.to_bits();
+        type Entry = (Arc<Lora>, f32);
+        let same = |(a, b): (&Entry, &Entry)| a.0.id == b.0.id && a.1.to_bits() == b.1.to_bits();
         self.list.len() == list.len() && self.list.iter().zip(list).all(same)
     }
 

@@ -12,7 +12,7 @@ use crate::kernels::{
     Input, Matrix, Memory, ScanInputs, ScanShape, Segments, ShortConv, byte_rows, gated_norm, qk_norm, short_conv,
     state_scan, state_step,
 };
-use crate::model::forward::{After, Batch, Forward, Norms};
+use crate::model::forward::{After, Batch, Forward, Left, Norms};
 use crate::model::spec::LayerSpec;
 use crate::model::weights::LayerWeights;
 
@@ -106,7 +106,7 @@ impl RecurrentSpec {
 }
 
 impl<'a> Forward<'a> {
-    /// Adds a recurrent layer to `x`. Returns what it read, for blocks that share their input, and whether it left bytes for what comes
+    /// Adds a recurrent layer to `x`. Returns what it read, for blocks that share their input, and what it left to what comes
     /// `after`.
     #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     pub(super) fn recurrence<'m>(
@@ -118,17 +118,17 @@ impl<'a> Forward<'a> {
         w: &'m LayerWeights,
         x: Matrix<'m>,
         batch: Batch,
-        ready: bool,
+        left: Left,
         after: Option<After<'_>>,
-    ) -> Result<(Input<'m>, bool)>
+    ) -> Result<(Input<'m>, Left)>
     where
         'a: 'm,
     {
         let (s, n) = (self.scratch, x.rows);
         let Some(own) = &w.recurrent else { bail!(Internal, "layer {layer}: a recurrence without its weights") };
         let wants_bytes = w.qkv.has_bytes() || (spec.parallel && w.feed_forward.first_has_bytes());
-        let when = if spec.parallel { Norms::Now } else { Norms::Later { ready } };
-        let normed = self.norm(r, x, After { norm: w.attn_norm.as_ref(), wants_bytes }, when)?;
+        let when = if spec.parallel { Norms::Now } else { Norms::Later(left) };
+        let normed = self.norm(r, x, After { wants_bytes, ..After::of(w.attn_norm.as_ref(), &w.qkv) }, when)?;
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let inputs = Matrix::new(&s.qkv, n, m.in_width());
         self.product(r, "mix.in", normed, &w.qkv, inputs, false)?;
@@ -189,9 +189,9 @@ impl<'a> Forward<'a> {
             r.record(byte_rows(heads, bytes)?.label("mix.bytes"))?;
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
-        let heads = Input { x: heads, bytes, norm: None };
-        let ready = self.add_block(r, "mix.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, after)?;
-        Ok((normed, ready))
+        let heads = Input { x: heads, bytes, norm: None, half: None };
+        let left = self.add_block(r, "mix.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, batch, after)?;
+        Ok((normed, left))
     }
 
     /// Ends a decode step of `n` sequences for their states: see [`state_step`].

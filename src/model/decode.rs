@@ -1,0 +1,208 @@
+//! Decoding: steps recorded once as plans, batches of them submitted, the next one encoded while the device is busy.
+
+use std::sync::Arc;
+
+use crate::error::{Result, bail};
+use crate::gpu::{Encoded, Gate, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
+use crate::kernels::sample::NO_TOKEN;
+use crate::model::engine::{Drawn, Engine, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT};
+use crate::model::forward::Batch;
+use crate::model::sequence::Sequence;
+
+/// The tokens of a decode batch with their stop flags.
+const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
+
+/// What a decode batch's commands depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BatchKind {
+    pub(super) sequences: u32,
+    pub(super) tokens: u32,
+    pub(super) penalties: bool,
+    pub(super) steps: Batch,
+    /// The number of their [`LoraSet`], or 0.
+    pub(super) lora: u64,
+}
+
+/// Whether the one sequence of a batch drew nothing in a step though it had not stopped.
+fn lost_step(words: &[[u32; 2]]) -> bool {
+    let mut running = true;
+    words.iter().any(|&[token, stop]| {
+        let lost = running && token == NO_TOKEN;
+        running &= stop == 0;
+        lost
+    })
+}
+
+impl Engine {
+    /// Most sequences that one [`Engine::decode`] takes.
+    pub fn max_sequences(&self) -> u32 {
+        MAX_SEQUENCES.min(self.scratch.rows)
+    }
+
+    /// Makes everything that decoding these sequences together needs, and the pipelines of smaller batches with it, so that nothing compiles when
+    /// some of them have ended. Comes after [`Engine::prewarm`].
+    ///
+    /// # Errors
+    /// What compiling reports.
+    pub fn prewarm_batch(&mut self, sequences: &[&mut Sequence], scope: &Scope) -> Result<()> {
+        let n = sequences.len() as u32;
+        if n > self.max_sequences() {
+            bail!(InvalidArgument, "decode of {n} sequences");
+        }
+        if n > self.batch_compiled {
+            let mut survey = self.gpu.survey(scope);
+            for smaller in self.batch_compiled + 1..=n {
+                self.forward(None).decode_step(&mut survey, smaller, true, Batch::Rows)?;
+            }
+            self.gpu.compile(&survey.into_survey(), scope)?;
+            self.batch_compiled = n;
+        }
+        self.prepare_decode(n, sequences.iter().any(|s| s.penalties), scope)
+    }
+
+    /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
+    ///
+    /// # Errors
+    /// What building it reports.
+    pub fn prepare_decode(&mut self, sequences: u32, penalties: bool, scope: &Scope) -> Result<()> {
+        self.decode_plan(sequences, penalties, Batch::Rows, scope).map(drop)
+    }
+
+    /// Copies what step `i` of `n` sequences drew to where it is read.
+    pub(super) fn hand_out(&self, recorder: &mut Recorder<'_>, n: u32, i: u32) -> Result<()> {
+        let step = u64::from(n) * 8;
+        recorder.copy(self.scratch.ring.slice(0, step), self.staging.slice(u64::from(i) * step, step))
+    }
+
+    /// The plan of a step of a batch, with its adapters if it has any.
+    fn batch_plan(&mut self, kind: BatchKind, scope: &Scope) -> Result<Arc<Plan>> {
+        match kind.lora {
+            0 => self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope),
+            lora => self.lora_plan(kind.sequences, kind.penalties, lora, scope),
+        }
+    }
+
+    fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
+        let mut recorder = self.recorder("decode", None, None, scope);
+        for i in 0..kind.tokens {
+            recorder.replay(plan);
+            self.hand_out(&mut recorder, kind.sequences, i)?;
+        }
+        Ok(recorder)
+    }
+
+    fn encode_batch(&mut self, kind: BatchKind, scope: &Scope) -> Result<Encoded> {
+        let plan = self.batch_plan(kind, scope)?;
+        self.record_batch(&plan, kind, scope)?.encode()
+    }
+
+    /// Submits a decode batch, and encodes one of `then` tokens while the device is busy: its commands depend on nothing that this one draws.
+    fn submit_batch(&mut self, kind: BatchKind, then: u32, scope: &Scope) -> Result<Submission> {
+        let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
+        // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
+        if self.gpu.profiling() {
+            let plan = self.batch_plan(kind, scope)?;
+            return self.record_batch(&plan, kind, scope)?.submit();
+        }
+        let encoded = match ahead {
+            Some((_, encoded)) => encoded?,
+            None => self.encode_batch(kind, scope)?,
+        };
+        let submission = encoded.submit(&self.gpu, scope)?;
+        if then > 0 {
+            self.encode_ahead(BatchKind { tokens: then, ..kind }, scope);
+        }
+        Ok(submission)
+    }
+
+    /// Encodes a decode batch for later, if it is not there yet. What is under way goes on if that fails: the batch reports it when its turn comes.
+    pub(super) fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) {
+        if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
+            self.ahead = Some((kind, self.encode_batch(kind, scope)));
+        }
+    }
+
+    /// Tells the device which slots the next batch is of.
+    pub(super) fn seat(&mut self, slots: Vec<u32>, scope: &Scope) -> Result<()> {
+        if self.batch != slots {
+            self.gpu.upload(self.scratch.batch_slots.whole(), bytemuck::cast_slice(&slots), scope)?;
+            self.batch = slots;
+        }
+        Ok(())
+    }
+
+    /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
+    /// the cache. Per step and sequence, in this order: a token, or `None` if the sequence had stopped before. `then` says how many tokens the next
+    /// batch will have, if there is one: it is encoded while the device is busy with this one.
+    ///
+    /// # Errors
+    /// [`crate::Error::ContextFull`] if a sequence has no room left, or what the device reports.
+    pub fn decode(
+        &mut self,
+        sequences: &mut [&mut Sequence],
+        positions: &[u32],
+        tokens: u32,
+        then: u32,
+        scope: &Scope,
+    ) -> Result<Vec<Vec<Option<Drawn>>>> {
+        let n = sequences.len() as u32;
+        if n == 0 || n > self.max_sequences() || tokens == 0 || tokens > MAX_TOKENS_PER_SUBMIT {
+            bail!(InvalidArgument, "decode of {n} sequences x {tokens} tokens");
+        }
+        self.gpu.gate(&DECODE_TOKENS, scope)?;
+        if sequences.iter().any(|s| s.is_probed()) && (n > 1 || tokens > 1) {
+            bail!(InvalidArgument, "a probed sequence decodes alone, one token a submit");
+        }
+        let set = sequences.first().and_then(|s| s.lora.clone());
+        let lora = set.as_ref().map_or(0, |set| set.id());
+        if sequences.iter().any(|s| s.lora_id() != lora) {
+            bail!(InvalidArgument, "sequences with different adapters do not decode together");
+        }
+        for sequence in sequences.iter() {
+            self.pass_gates(sequence, scope)?;
+        }
+        for (sequence, &pos) in sequences.iter_mut().zip(positions) {
+            // Rows of a stopped sequence are computed but not used: they write within its pages.
+            let end = (pos + tokens).min(sequence.n_ctx);
+            if pos >= sequence.n_ctx {
+                bail!(ContextFull, "{pos} positions in a context of {}", sequence.n_ctx);
+            }
+            self.reserve(sequence, pos..end, false, scope)?;
+            self.send_state(sequence, scope)?;
+        }
+        if let Some(set) = &set {
+            self.warm_loras(set, scope)?;
+        }
+        let penalties = sequences.iter().any(|s| s.penalties);
+        self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
+        let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
+        let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
+        let kind = BatchKind { sequences: n, tokens, penalties, steps, lora };
+        let (submission, seen) = match lens {
+            Some(lens) => {
+                let mut recorder = self.recorder("decode", Some(lens), None, scope);
+                self.forward(Some(lens)).adapted(set.as_deref()).decode_step(&mut recorder, n, penalties, steps)?;
+                self.hand_out(&mut recorder, n, 0)?;
+                let seen = lens.probe.finish(&mut recorder)?;
+                (recorder.submit()?, Some(seen))
+            }
+            None => (self.submit_batch(kind, then, scope)?, None),
+        };
+        let mut words = vec![[0u32; 2]; (n * tokens) as usize];
+        let out = bytemuck::cast_slice_mut(&mut words);
+        self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        if n == 1 && lost_step(&words) {
+            self.check_fusion(scope)?;
+        }
+        for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
+            // A sequence's rows count up to the one that stopped it.
+            let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();
+            self.recurrent.finish(&mut sequence.trail, pos + ran as u32);
+        }
+        if let Some(first) = sequences.first_mut() {
+            self.read_probe(first, seen, &submission, scope)?;
+        }
+        let vocab = self.spec.n_vocab;
+        words.chunks(n as usize).map(|step| step.iter().map(|&w| Drawn::of(w, vocab)).collect()).collect()
+    }
+}
