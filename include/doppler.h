@@ -1391,6 +1391,12 @@ typedef struct doppler_generate_result {
 } doppler_generate_result;
 
 /**
+ * Hears each token of several generations, on the thread that generates; `session` is the place of its session in the call. Not 0 ends that
+ * session's generation (reason CALLBACK); else as doppler_token_callback.
+ */
+typedef int (*doppler_many_token_callback)(void *user, size_t session, const struct doppler_token_event *event);
+
+/**
  * What an adapter is. Set `struct_size` before the call.
  */
 typedef struct doppler_lora_info {
@@ -2468,6 +2474,36 @@ doppler_status doppler_session_generate(struct doppler_session *session,
                                         doppler_token_callback on_token,
                                         void *user,
                                         struct doppler_generate_result *result);
+
+/**
+ * Generates in several sessions of one model together, each as doppler_session_generate() would, and returns when all have ended. Prompts are
+ * evaluated one after the other; then each submit draws for all sessions that still run, and the weights are read once for all of them. A
+ * session that ends leaves the others at the next submit. As many tokens come from a submit as the session with the smallest
+ * `tokens_per_submit` takes.
+ *
+ * A session that fails does not end the others: they run to their ends first. Each session counts the submits that it took part in.
+ *
+ * @param sessions    different sessions of one model, any number; up to 32 share a submit
+ * @param n_sessions  how many; with 0 nothing happens
+ * @param options     one for each session, in its order; an entry, or the list, may be NULL: defaults
+ * @param on_token    hears each token; may be NULL
+ * @param user        handed to `on_token`
+ * @param results     one for each session, filled in where its generation succeeded; set each `struct_size`. An entry, or the list, may be NULL
+ * @param statuses    one for each session, what its doppler_session_generate() would return; may be NULL
+ * @return            the status of the first session that failed, if one did; doppler_last_error() then says which and why. Without having
+ *                    generated: DOPPLER_STATUS_INVALID_ARGUMENT for sessions of several models, DOPPLER_STATUS_INVALID_STATE for a session that is
+ *                    in the middle of a call or in the list twice, and what is wrong with options and structures. `statuses` is then left alone.
+ *
+ * Threads: one at a time for each of the sessions.
+ */
+DOPPLER_API
+doppler_status doppler_generate_many(struct doppler_session *const *sessions,
+                                     size_t n_sessions,
+                                     const struct doppler_generate_options *const *options,
+                                     doppler_many_token_callback on_token,
+                                     void *user,
+                                     struct doppler_generate_result *const *results,
+                                     doppler_status *statuses);
 
 /**
  * Loads a LoRA adapter for a model. The model stays as it is: sessions choose their adapters with doppler_session_set_loras().
