@@ -29,7 +29,7 @@ pub(crate) enum Batch {
     Run,
     /// Each row at its own slot and position, one row a sequence: a decode step.
     Rows,
-    /// One sequence, at most four positions, each computed as a decode step computes its row, bit for bit: drafted tokens that are verified.
+    /// One sequence, a few positions, each computed as a decode step computes its row, bit for bit: drafted tokens that are verified.
     Drafts,
     /// As `Rows`, but several rows may belong to one sequence: all keys and values are kept before attention looks at them. Recurrent layers know
     /// no such batch.
@@ -388,7 +388,7 @@ impl<'a> Forward<'a> {
         self.look(r, "attn.qkv", Some(layer), inputs)?;
         let qkv = inputs.columns(0, a.qkv_width());
         // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
-        let alone = (batch != Batch::Run || n == 1) && self.lens.is_none();
+        let alone = (matches!(batch, Batch::Rows | Batch::Drafts) || n == 1) && self.lens.is_none();
         let fresh = alone && attention_fresh_fits(r.gpu(), &a.shape(), self.kv.kv_type());
         let head_norm = w.qk_norm.as_ref().filter(|_| fresh && a.qk_norm == Some(QkNorm::Heads));
         if head_norm.is_none() {

@@ -23,8 +23,10 @@ use crate::model::sequence::Sequence;
 const VERIFIED: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "verify.tokens");
 const DRAFTED: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "draft.tokens");
 
-/// Tokens that are drafted at most: with the one before them as many rows as there is room for logits.
-pub const MAX_DRAFT: u32 = LOGIT_ROWS - 1;
+/// Tokens that are drafted at most.
+pub const MAX_DRAFT: u32 = 15;
+// With the token before them they are no more rows than there is room for logits.
+const _: () = assert!(MAX_DRAFT < LOGIT_ROWS);
 
 /// Rows that are evaluated together: as many as take the products of few rows.
 const ROWS: u32 = TILE_FROM - 1;

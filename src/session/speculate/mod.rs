@@ -59,7 +59,7 @@ impl Debug for DraftSource {
 pub struct Speculation {
     /// Who drafts.
     pub source: DraftSource,
-    /// Tokens drafted at a time, at most: 1 to 15; 0 = 7. One less than a multiple of four suits, since rows are evaluated in fours.
+    /// Tokens drafted at a time, at most: 1 to 15; 0 = 7. One less than a multiple of eight suits, since rows are evaluated in eights.
     pub max_draft: u32,
     /// Draft less where drafts are wrong, and decode plainly for a while where drafting was measured to be slower. Otherwise always `max_draft`
     /// tokens. The text does not depend on it.
