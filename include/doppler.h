@@ -2052,7 +2052,7 @@ typedef struct doppler_session_options {
      */
     uint32_t drafter;
     /**
-     * Tokens drafted at a time, at most 15. 0 (default): 7. One less than a multiple of four suits: rows are evaluated in fours.
+     * Tokens drafted at a time, at most 15. 0 (default): 7. One less than a multiple of eight suits: rows are evaluated in eights.
      */
     uint32_t max_draft;
     /**

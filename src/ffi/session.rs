@@ -65,7 +65,7 @@ pub struct doppler_session_options {
     /// Who drafts tokens that the model verifies several at a time: a doppler_drafter. The text is the same with and without. Models with
     /// recurrent layers are refused. Default NONE.
     pub drafter: u32,
-    /// Tokens drafted at a time, at most 15. 0 (default): 7. One less than a multiple of four suits: rows are evaluated in fours.
+    /// Tokens drafted at a time, at most 15. 0 (default): 7. One less than a multiple of eight suits: rows are evaluated in eights.
     pub max_draft: u32,
     /// With DOPPLER_DRAFTER_MODEL: a smaller model whose token ids mean the same (the tables may differ by up to 128 rows at their ends). The session
     /// keeps it.
