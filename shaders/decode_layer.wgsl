@@ -29,7 +29,7 @@ fn has(form: u32) -> bool { return (params.forms & form) != 0u; }
 #import reduce
 #import staged
 // The residual stream: a number is read and written by the team that makes its row.
-@group(0) @binding(auto) var<storage, read_write> x: array<vec4<f32>>;
+@group(0) @binding(auto) var<storage, read_write> x: array<f32>;
 @group(0) @binding(auto) var<storage, read> attn_norm: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> ffn_norm: array<vec4<f32>>;
 // What a form says is not there may be bound to anything.
@@ -96,7 +96,7 @@ fn norm_factor(t: Thread, squares: f32) -> f32 { return 1.0 / sqrt(workgroup_sum
 fn make_qkv(t: Thread, lane: u32, first: u32, step: u32) {
     var squares = 0.0;
     for (var i = t.lid; i < params.n_embd / 4u; i += WG) {
-        let v = x[i];
+        let v = vec4<f32>(x[4u * i], x[4u * i + 1u], x[4u * i + 2u], x[4u * i + 3u]);
         squares += dot(v, v);
         stage(i, v * attn_norm[i]);
     }
@@ -197,8 +197,8 @@ fn main(t: Thread) {
         for (var r = first; r < params.n_embd; r += step) {
             let v = row_out(r, params.n_head * HEAD_DIM, lane);
             if (lane == 0u) {
-                let sum = x[r / 4u][r % 4u] + v;
-                x[r / 4u][r % 4u] = sum;
+                let sum = x[r] + v;
+                x[r] = sum;
                 post(mail_x() * 4u + r, sum);
             }
         }
@@ -217,7 +217,7 @@ fn main(t: Thread) {
         workgroupBarrier();
         for (var r = first; r < params.n_embd; r += step) {
             let v = row_down(r, params.n_ff, lane);
-            if (lane == 0u) { x[r / 4u][r % 4u] += v; }
+            if (lane == 0u) { x[r] += v; }
         }
     }
 }

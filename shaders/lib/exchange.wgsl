@@ -4,6 +4,8 @@
 // never taken for a new one. Who waits in vain, since the device does not run all workgroups at once, notes it in sync[0] and goes on.
 // The caller declares params with tag (1..255) and patience: how often is looked.
 @group(0) @binding(auto) @coherent @volatile var<storage, read_write> mail: array<vec4<u32>>;
+// The same by words: a device may write a vector whole where one of its components is set.
+@group(0) @binding(auto) @coherent @volatile var<storage, read_write> mail_words: array<u32>;
 // [0]: waits that were in vain. [1..]: see capacity().
 @group(0) @binding(auto) var<storage, read_write> sync: array<atomic<u32>>;
 
@@ -14,7 +16,7 @@ fn sealed(v: f32) -> u32 {
 }
 // A number as its readers get it.
 fn kept(v: f32) -> f32 { return bitcast<f32>(sealed(v) & 0xffffff00u); }
-fn post(word: u32, v: f32) { mail[word / 4u][word % 4u] = sealed(v); }
+fn post(word: u32, v: f32) { mail_words[word] = sealed(v); }
 fn post_four(i: u32, v: vec4<f32>) { mail[i] = vec4<u32>(sealed(v.x), sealed(v.y), sealed(v.z), sealed(v.w)); }
 
 fn arrived(w: vec4<u32>) -> bool { return all((w & vec4<u32>(255u)) == vec4<u32>(params.tag)); }

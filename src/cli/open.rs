@@ -208,8 +208,8 @@ pub(super) struct EngineArgs {
     /// Keep activations in f32 in every product; decoding quantised weights rounds them to 8 bits otherwise
     #[arg(long)]
     exact: bool,
-    /// Make each layer of a decode step by one dispatch: on GPUs whose models' layers allow it, on software adapters too, or nowhere
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Make each layer of a decode step by one dispatch, where layers and adapter allow it (an experiment)
+    #[arg(long, value_enum, default_value = "never")]
     fusion: FusionArg,
     /// Quantise the weights of a folder of safetensors while they are loaded
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -245,9 +245,8 @@ impl LoraArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FusionArg {
-    Auto,
-    Always,
     Never,
+    Always,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -270,7 +269,6 @@ impl EngineArgs {
             kv_type: self.kv.into(),
             exact: self.exact,
             fusion: match self.fusion {
-                FusionArg::Auto => LayerFusion::Auto,
                 FusionArg::Always => LayerFusion::Always,
                 FusionArg::Never => LayerFusion::Never,
             },

@@ -216,8 +216,7 @@ pub unsafe extern "C" fn doppler_model_load(
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
             exact: o.exact != 0,
-            // A context says whether workgroups may exchange data.
-            fusion: LayerFusion::Auto,
+            fusion: LayerFusion::Never,
             quantize: weight_format(o.quantize)?,
         };
         let mut progress = |done, total| match o.on_progress {

@@ -70,7 +70,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("staged_product", include_str!("../../shaders/lib/staged_product.wgsl")),
 ];
 
-/// A line with the names of an instance: its own, and those that weight fragments declare (`weight_…` and `w_…`).
+/// A line with the names of an instance: its own, and those that weight fragments declare (`weight_…`, `w_…`, and the structure `WeightRaw`).
 fn instanced(line: &str, name: &str) -> String {
     let mut out = String::with_capacity(line.len() + 16);
     let mut rest = line;
@@ -81,7 +81,8 @@ fn instanced(line: &str, name: &str) -> String {
         out.push_str(before);
         out.push_str(word);
         rest = after.strip_prefix('@').unwrap_or(after);
-        if rest.len() < after.len() || word.starts_with("weight_") || word.starts_with("w_") {
+        let own = ["weight_", "w_", "WeightRaw"].iter().any(|start| word.starts_with(start));
+        if rest.len() < after.len() || own {
             out.push('_');
             out.push_str(name);
         }

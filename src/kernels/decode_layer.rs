@@ -320,6 +320,7 @@ pub fn decode_layer<'a>(gpu: &Gpu, layer: LayerOperands<'a>, step: LayerStep<'a>
         .flag("FLOATS", !first.format.has_bytes())
         .slot("kv", layer.kv_type.fragment())
         .bind("mail", step.mail)
+        .bind("mail_words", step.mail)
         .bind("sync", step.sync)
         .bind("x", step.x.data)
         .bind("attn_norm", attn_norm)

@@ -92,13 +92,12 @@ pub fn norm_half<'a>(
     };
     let d = Dispatch::new(&NORM_HALF, &params, linear_grid(x.rows.into()))
         .constant("WG", row_threads(gpu, half.cols))
-        .flag("PARTS", parts.is_some())
-        .bind("x", x.data)
-        .bind("w", w);
-    Ok(half.bind_out(match parts {
+        .flag("PARTS", parts.is_some());
+    let d = match parts {
         Some(p) => d.bind("parts", p.data),
         None => d,
-    }))
+    };
+    Ok(half.bind_out(d.bind("x", x.data).bind("w", w)))
 }
 
 /// `h = act(gate) · up` in f16, or `act(x)`, where gate and up are the halves of the columns of `x`, or all of them are the activation's input.

@@ -467,8 +467,6 @@ impl Engine {
         self.record_prompts(&mut survey, None)?;
         let planned = Forward { fused: self.fusion.planned(), ..self.forward(None) };
         [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p, Batch::Rows))?;
-        let plain = Forward { fused: None, ..self.forward(None) };
-        plain.decode_step(&mut survey, 1, false, Batch::Rows)?;
         self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         self.try_fusion(scope)?;
@@ -480,10 +478,5 @@ impl Engine {
         self.prepare_drafts(scope)?;
         self.warm = true;
         Ok(())
-    }
-
-    /// Whether [`Engine::prewarm`] has nothing to do.
-    pub(super) fn is_warm(&self) -> bool {
-        self.warm
     }
 }

@@ -4,17 +4,14 @@
 //! Whether a model's layers are of that kind is known when it is loaded; how many workgroups the device runs at once is tried out before the
 //! first plan is made. If a wait is ever given up, the step and those behind it change nothing, and the model goes on the other way.
 
-use std::time::{Duration, Instant};
-
 use crate::error::{Result, bail};
 use crate::gpu::{Buffer, BufferSlice, Dispatch, Gate, Gpu, MemoryClass, Place, ReadbackClass, Recorder, Scope};
-use crate::kernels::sample::Row;
 use crate::kernels::{
     LAYER_TURNS, LayerOperands, LayerStep, Matrix, NormKind, Pages, RopePairs, SYNC_BYTES, decode_capacity,
     decode_layer,
 };
 use crate::model::engine::Engine;
-use crate::model::forward::{Batch, Forward};
+use crate::model::forward::Forward;
 use crate::model::kv_cache::KvPool;
 use crate::model::spec::{AttentionSpec, LayerSpec, ModelSpec, QkNorm};
 use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
@@ -22,24 +19,14 @@ use crate::model::weights::{FeedForwardWeights, LayerWeights, Weights};
 const CAPACITY: Gate = Gate::new(Place::Pipeline, ReadbackClass::State, "decode.capacity");
 const FAILED: Gate = Gate::new(Place::Pipeline, ReadbackClass::State, "decode.failed");
 
-/// Fewer workgroups than this read no memory at full speed.
-const FEWEST_GROUPS: u32 = 4;
-
-/// Where steps are timed, and how many in a submit.
-const TUNED_POSITION: u32 = 511;
-const TUNED_STEPS: u32 = 4;
-
-/// Whether layers of single rows are made by one dispatch each.
+/// Whether layers of single rows are made by one dispatch each. An experiment: see docs/performance-log.md for what is not understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LayerFusion {
-    /// Where the layers are of a kind that can, on adapters that are no software, if that is faster: it is tried out when a model is loaded with its
-    /// pipelines.
+    /// No.
     #[default]
-    Auto,
-    /// On software adapters too.
-    Always,
-    /// Nowhere.
     Never,
+    /// Where the layers are of a kind that can and the adapter lets workgroups exchange data.
+    Always,
 }
 
 /// Buffers of fused layers, and how many workgroups they have.
@@ -93,12 +80,7 @@ impl Fusion {
         kv: &KvPool,
         scope: &Scope,
     ) -> Result<Self> {
-        let wanted = match choice {
-            LayerFusion::Auto => !gpu.adapter().is_software(),
-            LayerFusion::Always => true,
-            LayerFusion::Never => false,
-        };
-        if !wanted || !fits(gpu, spec, weights, kv) {
+        if choice == LayerFusion::Never || !fits(gpu, spec, weights, kv) {
             return Ok(Self::Off);
         }
         Ok(Fused::new(gpu, 1, spec, weights, kv, scope)?.map_or(Self::Off, Self::Open))
@@ -221,63 +203,10 @@ impl Engine {
             groups = groups.min(words.get(3).copied().unwrap_or(0));
         }
         log::info!("fused layers: {groups} workgroups run at once");
-        let enough = groups >= FEWEST_GROUPS || self.options.fusion == LayerFusion::Always;
-        let fused = match enough {
-            true => Fused::new(&self.gpu, groups.max(1), &self.spec, &self.weights, &self.kv, scope)?,
-            false => None,
-        };
+        // A software device counts on threads that may be busy elsewhere: one workgroup waits for no other.
+        let groups = if self.gpu.adapter().is_software() { 1 } else { groups.max(1) };
+        let fused = Fused::new(&self.gpu, groups, &self.spec, &self.weights, &self.kv, scope)?;
         self.fusion = fused.map_or(Fusion::Off, Fusion::On);
-        Ok(())
-    }
-
-    /// Decides whether layers are fused where the caller leaves the choice: without pipelines there is nothing to try it with.
-    pub(super) fn choose_fusion(&mut self, warm: bool, scope: &Scope) -> Result<()> {
-        match self.options.fusion {
-            LayerFusion::Auto if warm => self.tune_fusion(scope),
-            LayerFusion::Auto => {
-                self.fusion = Fusion::Off;
-                Ok(())
-            }
-            LayerFusion::Always | LayerFusion::Never => Ok(()),
-        }
-    }
-
-    /// Times steps with fused layers against steps without, and keeps what is faster, if the caller leaves the choice. The steps read and write
-    /// the cache's first block: there must be no sequence yet. Some ten steps each, whose results nobody sees.
-    fn tune_fusion(&mut self, scope: &Scope) -> Result<()> {
-        let Fusion::On(fused) = &self.fusion else { return Ok(()) };
-        let pos = TUNED_POSITION.min(self.options.n_ctx - 1);
-        let row = Row { slot: 0, pos };
-        self.gpu.upload(self.scratch.row_data.whole(), bytemuck::bytes_of(&row), scope)?;
-        let time = |fused: Option<&Fused>| -> Result<Duration> {
-            let forward = Forward { fused, ..self.forward(None) };
-            let mut recorder = self.gpu.recorder("tune", scope).with_groups(&self.groups);
-            for _ in 0..TUNED_STEPS {
-                forward.body(&mut recorder, 1, Batch::Rows)?;
-            }
-            let encoded = recorder.encode()?;
-            let started = Instant::now();
-            let submission = encoded.submit(&self.gpu, scope)?;
-            self.gpu.wait(&submission)?;
-            Ok(started.elapsed())
-        };
-        // The first of each warms caches and clocks up.
-        let mut best = [Duration::MAX; 2];
-        for round in 0..3 {
-            for (best, way) in best.iter_mut().zip([Some(fused), None]) {
-                let taken = time(way)?;
-                if round > 0 {
-                    *best = taken.min(*best);
-                }
-            }
-        }
-        let words = self.gpu.download(fused.sync.whole(), FAILED, scope)?;
-        let failed = words.iter().take(4).any(|&b| b != 0);
-        log::info!("{TUNED_STEPS} steps with fused layers take {:?}, without {:?}", best[0], best[1]);
-        if failed || best[1] <= best[0] {
-            self.fusion = Fusion::Off;
-            self.forget_plans();
-        }
         Ok(())
     }
 
@@ -298,3 +227,7 @@ impl Engine {
         self.fusion.on().is_some()
     }
 }
+
+#[cfg(test)]
+#[path = "fused_tests.rs"]
+mod tests;

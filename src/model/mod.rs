@@ -114,15 +114,6 @@ fn prepare(engine: &mut Engine, scope: &Scope) -> Result<()> {
     Ok(())
 }
 
-/// Chooses between ways to decode, now that the weights are there; what the choice makes void is made again.
-fn settle(mut engine: Engine, prewarm: bool, scope: &Scope) -> Result<Engine> {
-    engine.choose_fusion(prewarm, scope)?;
-    if prewarm && !engine.is_warm() {
-        prepare(&mut engine, scope)?;
-    }
-    Ok(engine)
-}
-
 /// Loads a model's weights and plans its engine. `progress` gets bytes done and bytes in all; an error from it ends the load.
 ///
 /// # Errors
@@ -176,7 +167,7 @@ pub fn load_timed(
         let weights = allocate(sender, &mut times)?;
         times.upload = timed(&mut times.fill_ns, || plan.fill(&unfilled, gpu, &scope, progress))?;
         let engine = finish(weights, &mut times)?;
-        return Ok((settle(engine, prewarm, &scope)?, times));
+        return Ok((engine, times));
     }
     std::thread::scope(|s| {
         // Buffers take a while to make, and pipelines to compile: both happen while the weights go up.
@@ -191,8 +182,7 @@ pub fn load_timed(
         let prepared =
             preparing.join().unwrap_or_else(|_| Err(Error::Internal("preparing the engine panicked".into())));
         let upload = filled?;
-        let (engine, times) = prepared?;
-        Ok((settle(engine, prewarm, &scope)?, LoadTimes { fill_ns, upload, ..times }))
+        prepared.map(|(engine, times)| (engine, LoadTimes { fill_ns, upload, ..times }))
     })
 }
 

@@ -20,7 +20,7 @@ pub struct ModelOptions {
     /// Products in f32 alone. By default the products of few rows (decoding) with quantised weights round activations to signed bytes, 32
     /// with a scale, and those of many rows take matrix units where the device has them, which round operands to f16.
     pub exact: bool,
-    /// Whether decoding makes each layer by one dispatch, whose workgroups hand each other what they make.
+    /// Whether decoding makes each layer by one dispatch, whose workgroups hand each other what they make. An experiment.
     pub fusion: LayerFusion,
     /// What the weights of a folder of safetensors are quantised to; `None` leaves them as they are.
     pub quantize: Option<WeightFormat>,
@@ -34,7 +34,7 @@ impl Default for ModelOptions {
             kv_type: KvType::F16,
             prewarm: true,
             exact: false,
-            fusion: LayerFusion::Auto,
+            fusion: LayerFusion::Never,
             quantize: None,
         }
     }

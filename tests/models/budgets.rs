@@ -24,7 +24,7 @@ fn strict_guards_pass_whatever_happens_in_between() {
                 kv_type: KvType::F16,
                 prewarm,
                 exact: false,
-                fusion: LayerFusion::Auto,
+                fusion: LayerFusion::Never,
                 quantize: None,
             };
             let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap();

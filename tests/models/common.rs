@@ -68,7 +68,7 @@ pub fn load(context: &Context, path: &std::path::Path, kv_type: KvType, n_ctx: u
         kv_type,
         prewarm: false,
         exact: true,
-        fusion: LayerFusion::Auto,
+        fusion: LayerFusion::Never,
         quantize: None,
     };
     context.load_model(path, &options, &mut |_, _| Ok(())).unwrap_or_else(|e| panic!("{}: {e}", path.display()))

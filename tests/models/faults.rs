@@ -44,7 +44,7 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
             kv_type: KvType::F16,
             prewarm: true,
             exact: false,
-            fusion: LayerFusion::Auto,
+            fusion: LayerFusion::Never,
             quantize: None,
         };
         let model = context.load_model(&file, &options, &mut |_, _| Ok(())).unwrap();
@@ -141,7 +141,7 @@ fn fail_errands(file: &Path) {
             kv_type: KvType::F16,
             prewarm: false,
             exact: false,
-            fusion: LayerFusion::Auto,
+            fusion: LayerFusion::Never,
             quantize: None,
         };
         context.load_model(file, &options, &mut |_, _| Ok(())).unwrap()

@@ -131,7 +131,7 @@ fn mixed(gpu: &Arc<Gpu>, kv_type: KvType, chunk: u32, windows: &[u32]) -> Result
         gpu,
         &file,
         Arc::new(spec),
-        EngineOptions { n_ctx: 512, chunk, kv_type, exact: true, fusion: LayerFusion::Auto },
+        EngineOptions { n_ctx: 512, chunk, kv_type, exact: true, fusion: LayerFusion::Never },
         &mut |_, _| Ok(()),
     )
 }
@@ -263,7 +263,7 @@ fn random_histories() {
         for (i, attention) in spec.attentions_mut().enumerate() {
             attention.window = windows[i % windows.len()];
         }
-        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Auto };
+        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Never };
         model::load(gpu, &file, Arc::new(spec), options, &mut |_, _| Ok(())).expect("load")
     };
     let scope = gpu.scope(Phase::Other);

@@ -451,7 +451,8 @@ fn batches_have_one_list_of_adapters() {
     let gpu = context.gpu();
     let file = Gguf::open(&asset()).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());
-    let options = EngineOptions { n_ctx: 128, chunk: 64, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Auto };
+    let options =
+        EngineOptions { n_ctx: 128, chunk: 64, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Never };
     let mut engine = model::load(gpu, &file, spec, options, &mut |_, _| Ok(())).unwrap();
     let scope = gpu.scope(Phase::Other);
     let changes = hearth_changes("ffn", 3);

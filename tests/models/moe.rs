@@ -81,7 +81,7 @@ fn prewarmed_prompts_compile_nothing_in(model: &str) {
         kv_type: KvType::F16,
         prewarm: true,
         exact: true,
-        fusion: LayerFusion::Auto,
+        fusion: LayerFusion::Never,
         quantize: None,
     };
     let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");

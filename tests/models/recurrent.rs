@@ -227,7 +227,8 @@ fn refused_batches_leave_states_behind() {
 fn engine(context: &Context, family: &str) -> Option<Engine> {
     let file = Gguf::open(&shared(&format!("golden/{family}"))?.join("model-f16.gguf")).expect("open");
     let spec = Arc::new(arch::read_spec(&file).expect("spec"));
-    let options = EngineOptions { n_ctx: 128, chunk: 16, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Auto };
+    let options =
+        EngineOptions { n_ctx: 128, chunk: 16, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Never };
     Some(model::load(context.gpu(), &file, spec, options, &mut |_, _| Ok(())).expect("load"))
 }
 
@@ -402,7 +403,7 @@ fn strict_guards_pass() {
                 kv_type: KvType::F16,
                 prewarm,
                 exact: false,
-                fusion: LayerFusion::Auto,
+                fusion: LayerFusion::Never,
                 quantize: None,
             };
             let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");

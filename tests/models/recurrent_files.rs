@@ -146,7 +146,7 @@ fn quantised_weights_by_both_paths() {
                 kv_type: KvType::F32,
                 prewarm: false,
                 exact,
-                fusion: LayerFusion::Auto,
+                fusion: LayerFusion::Never,
                 quantize: None,
             };
             let model = context.load_model(path, &options, &mut |_, _| Ok(())).expect("load");
