@@ -85,7 +85,7 @@ fn check(file: &Path) {
     let (mut sequence, first) = begin(&mut engine, &scope);
     assert!(engine.fuses_layers(), "{}", file.display());
     let mut drawn = vec![first];
-    let before = gpu.counters().snapshot().phase(Phase::Decode).clone();
+    let before = *gpu.counters().snapshot().phase(Phase::Decode);
     draw(&mut engine, &mut sequence, &mut drawn, &scope);
     draw(&mut engine, &mut sequence, &mut drawn, &scope);
     let cost = gpu.counters().snapshot().phase(Phase::Decode).since(&before);
