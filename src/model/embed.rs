@@ -107,6 +107,11 @@ impl Engine {
             }
             on_batch(WaveBatch { rows: n, bytes })
         })?;
+        // The weights of the last norm have the factor on logits in them.
+        let scale = 1.0 / self.spec.logit_scale;
+        if !unit && scale != 1.0 {
+            rows.iter_mut().for_each(|x| *x *= scale);
+        }
         Ok(rows)
     }
 }
