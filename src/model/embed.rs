@@ -53,7 +53,8 @@ impl Engine {
         Ok(bytemuck::pod_collect_to_vec(&raw))
     }
 
-    /// The embeddings of texts, each by itself: `[texts, n_embd]`, or without pooling `[tokens of all texts, n_embd]`; of length 1 if `unit`.
+    /// The embeddings of texts, each by itself: `[texts, n_embd]`, or without pooling `[tokens of all texts, n_embd]`; of length 1 if `unit`. A factor
+    /// that the model may have on its logits is not in them.
     /// The texts are a wave ([`Engine::wave`] from 0); `on_batch` hears of each submit, and may end it all. No sequence changes.
     ///
     /// # Errors

@@ -86,14 +86,14 @@ fn pooled(rows: &[f32], n: usize, pooling: Pooling, unit: bool) -> Vec<f64> {
 #[test]
 fn pooling_is_what_the_rows_say() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    for family in ["llama3", "gemma2", "qwen3moe", "lfm2"] {
+    for family in ["llama3", "gemma2", "lfm2"] {
         let Some(dir) = shared(&format!("golden/{family}")) else { return };
         let reference = Reference::open(dir.join("reference.safetensors"));
         let long = reference.ids("prompt3.ids");
         let lens = [3, 1, 40, 17, 233, 64, 65, 2, 1, 100];
         let texts: Vec<&[u32]> =
             lens.iter().enumerate().map(|(i, &n)| &long[if n < 100 { i * 7 } else { 0 }..][..n]).collect();
-        for chunk in [256, 64, 16] {
+        for chunk in [256, 48] {
             let model = load(&context, &dir.join("model-f16.gguf"), KvType::F32, 256, chunk);
             let n = model.info().n_embd as usize;
             let alone: Vec<Vec<f32>> = texts.iter().map(|t| rows(&model, t)).collect();

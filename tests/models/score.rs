@@ -227,7 +227,7 @@ fn a_failure_at_any_step_leaves_nothing_on_loan() {
         let mut failures = 0;
         for point in [FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait, FaultPoint::Map, FaultPoint::Buffer] {
             // Steps of recording are alike in every layer.
-            for nth in (1..).step_by(if point == FaultPoint::Record { 23 } else { 1 }) {
+            for nth in (1..).step_by(if point == FaultPoint::Record { 47 } else { 1 }) {
                 // Every other time the prompt is evaluated too.
                 let mut s = told(&model, &prefix);
                 if nth % 2 == 0 {
