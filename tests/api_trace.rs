@@ -46,8 +46,16 @@ fn calls_in(dir: &Path) -> Calls {
         buffers: count("CreateBuffer"),
         bind_groups: count("CreateBindGroup"),
         pipelines: count("CreateComputePipeline"),
-        uploads: count("WriteBuffer"),
+        uploads: code.match_indices("WriteBuffer(").filter(|(at, _)| is_read_again(&code[*at..])).count() as u64,
     }
+}
+
+/// Whether the data of the write that `code` starts with goes anywhere. A buffer that is given back while it is mapped for writing stands in a
+/// trace as written, though nothing was.
+fn is_read_again(code: &str) -> bool {
+    let write = code.split_once("queued: ").expect("a write says whether it was queued");
+    let id = write.0.split_once("id: ").and_then(|(_, s)| s.split_once(',')).expect("a write names its buffer").0;
+    write.1.starts_with("true") || write.1.contains(&format!("src: {id},"))
 }
 
 /// An empty directory for a trace; nothing if there is to be no device.

@@ -225,7 +225,7 @@ fn auto_takes_both_paths_and_shapes_are_checked() {
         d[0].kernel.name
     };
     assert_eq!(
-        (kernel(1), kernel(4), kernel(5), kernel(40)),
+        (kernel(1), kernel(TILE_FROM - 1), kernel(TILE_FROM), kernel(40)),
         ("matmul_vec", "matmul_vec", "matmul_tile", "matmul_tile")
     );
     for (mx, my) in [
