@@ -38,14 +38,6 @@ const ATTENTION_TEAM: u32 = 4u;
 const ATTENTION_AHEAD: u32 = 8u;
 #if FRESH
 fn fresh_load(row: u32, i: u32) -> vec4<f32> { return qkv[row * params.x_stride4 + params.x_offset4 + i]; }
-#if QK_NORM
-fn heads_normed() -> bool { return true; }
-#endif
-#if NEOX
-fn halves_turn() -> bool { return true; }
-#else
-fn halves_turn() -> bool { return false; }
-#endif
 #endif
 #import attention_row
 #if SINKS

@@ -1,6 +1,6 @@
 // Ends a decode step: hands the picked tokens to their slots and to the output ring, and stops the
 // sequences that drew an end token or are full. A slot that had stopped before does not change, and its
-// entry in the ring is NO_TOKEN. GUARDED: where the step failed, all slots are as those.
+// entry in the ring is NO_TOKEN.
 #import thread
 #import state
 
@@ -18,9 +18,6 @@ const NO_TOKEN: u32 = 0xffffffffu;
 @group(0) @binding(2) var<storage, read_write> states: array<SeqState>;
 @group(0) @binding(3) var<storage, read> stop_ids: array<u32>; // [slots, STOP_IDS]
 @group(0) @binding(4) var<storage, read_write> ring: array<vec2<u32>>; // (token, stop)
-#if GUARDED
-@group(0) @binding(5) var<storage, read> failed: array<u32>;
-#endif
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
@@ -31,12 +28,7 @@ fn main(t: Thread) {
     let slot = rows[row].slot;
     var seq = states[slot];
     var token = NO_TOKEN;
-#if GUARDED
-    let done = failed[0] == 0u;
-#else
-    let done = true;
-#endif
-    if seq.stop == STOP_NONE && done {
+    if seq.stop == STOP_NONE {
         token = picked[row];
         seq.token = token;
         seq.pos += 1u;

@@ -271,8 +271,7 @@ fn every_shader_is_valid_and_is_what_its_declaration_says() {
         assert!(!forms.is_empty(), "{}: no form exists, or a slot has no fragment", kernel.name);
         for form in forms {
             for device in subsets(&["SUBGROUPS", "F16"]) {
-                let subgroups = device.contains(&"SUBGROUPS") || !kernel.exchanges();
-                if (kernel.is_cooperative() && device.len() < 2) || !subgroups {
+                if kernel.is_cooperative() && device.len() < 2 {
                     continue;
                 }
                 let flags = [form.flags.as_slice(), &device].concat();
@@ -300,8 +299,6 @@ fn check_shader(what: &str, kernel: &Kernel, assembled: &Assembled, flags: &[&st
     capabilities.set(Capabilities::SHADER_FLOAT16, flags.contains(&"F16"));
     capabilities.set(Capabilities::IMMEDIATES, immediates);
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, kernel.is_cooperative());
-    let exchange = Capabilities::MEMORY_DECORATION_COHERENT | Capabilities::MEMORY_DECORATION_VOLATILE;
-    capabilities.set(exchange, kernel.exchanges());
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())

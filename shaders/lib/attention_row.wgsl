@@ -1,10 +1,10 @@
 // Attention of one row over a paged cache by a workgroup: G neighbouring heads that share keys and values take every `splits`-th tile of
 // WG / TEAM positions lo..pos, with an online softmax over the tiles. softcap: s = cap * tanh(s / cap).
-// FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM: if heads_normed()) and rotated here (halves_turn(): which dimensions
-// pair), as qk_norm.wgsl and rope.wgsl do, and k and v written to their page; who needs the new position takes it from workgroup memory.
+// FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM) and rotated here (NEOX: the dimensions of
+// the two halves pair), as qk_norm.wgsl and rope.wgsl do, and k and v written to their page; who needs the new position takes it from workgroup memory.
 // The caller declares WG, HEAD_DIM, G, ATTENTION_TEAM, ATTENTION_AHEAD; rows and tables; params with n_head, n_kv, block_tokens, table_stride,
-// window, scale and softcap; with FRESH n_rot and eps, angles, halves_turn() and fresh_load(row, i): the four numbers at 4 * i of [q heads, k heads,
-// v heads]; with QK_NORM q_w, k_w and heads_normed().
+// window, scale and softcap; with FRESH n_rot and eps, angles and fresh_load(row, i): the four numbers at 4 * i of [q heads, k heads,
+// v heads]; with QK_NORM q_w and k_w.
 #import thread
 #import state
 #import activation
@@ -52,37 +52,36 @@ fn make_fresh(t: Thread, row: u32, pos: u32, head0: u32, kv_head: u32) {
     }
     workgroupBarrier();
 #if QK_NORM
-    if (heads_normed()) {
-        if (t.lid < SQUARES * (G + 1u)) {
-            var s = 0.0;
-            for (var i = t.lid % SQUARES; i < HEAD_DIM; i += SQUARES) {
-                let v = fresh[t.lid / SQUARES * HEAD_DIM + i];
-                s += v * v;
-            }
-            squares[t.lid] = s;
+    if (t.lid < SQUARES * (G + 1u)) {
+        var s = 0.0;
+        for (var i = t.lid % SQUARES; i < HEAD_DIM; i += SQUARES) {
+            let v = fresh[t.lid / SQUARES * HEAD_DIM + i];
+            s += v * v;
         }
-        workgroupBarrier();
-        for (var i = t.lid; i < (G + 1u) * HEAD_DIM; i += WG) {
-            let head = i / HEAD_DIM;
-            var total = 0.0;
-            for (var j = 0u; j < SQUARES; j++) { total += squares[head * SQUARES + j]; }
-            var w = 0.0;
-            if (head < G) { w = q_w[i % HEAD_DIM]; } else { w = k_w[i % HEAD_DIM]; }
-            fresh[i] *= w / sqrt(total / f32(HEAD_DIM) + params.eps);
-        }
-        workgroupBarrier();
+        squares[t.lid] = s;
     }
+    workgroupBarrier();
+    for (var i = t.lid; i < (G + 1u) * HEAD_DIM; i += WG) {
+        let head = i / HEAD_DIM;
+        var total = 0.0;
+        for (var j = 0u; j < SQUARES; j++) { total += squares[head * SQUARES + j]; }
+        var w = 0.0;
+        if (head < G) { w = q_w[i % HEAD_DIM]; } else { w = k_w[i % HEAD_DIM]; }
+        fresh[i] *= w / sqrt(total / f32(HEAD_DIM) + params.eps);
+    }
+    workgroupBarrier();
 #endif
     for (var i = t.lid; i < (G + 1u) * n; i += WG) {
         let pair = i % n;
         var r = first_turn;
         if (i != t.lid) { r = rotation(pos, pair); }
-        var a = i / n * HEAD_DIM + 2u * pair;
-        var b = a + 1u;
-        if (halves_turn()) {
-            a = i / n * HEAD_DIM + pair;
-            b = a + n;
-        }
+#if NEOX
+        let a = i / n * HEAD_DIM + pair;
+        let b = a + n;
+#else
+        let a = i / n * HEAD_DIM + 2u * pair;
+        let b = a + 1u;
+#endif
         let v = vec2<f32>(fresh[a], fresh[b]);
         fresh[a] = v.x * r.x - v.y * r.y;
         fresh[b] = v.y * r.x + v.x * r.y;

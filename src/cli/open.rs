@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use doppler::gpu::{AdapterChoice, Features, Guard, GuardMode, PowerPreference};
 use doppler::kernels::KvType;
-use doppler::session::{Context, ContextOptions, LayerFusion, LoraCache, Model, ModelOptions, Session, WeightFormat};
+use doppler::session::{Context, ContextOptions, LoraCache, Model, ModelOptions, Session, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outcome::Outcome;
@@ -59,7 +59,6 @@ enum Ability {
     Timestamps,
     PipelineCache,
     CooperativeMatrix,
-    Exchange,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,7 +96,6 @@ impl DeviceArgs {
                 timestamps: on(Ability::Timestamps),
                 pipeline_cache: on(Ability::PipelineCache),
                 cooperative_matrix: on(Ability::CooperativeMatrix),
-                exchange: on(Ability::Exchange),
             },
             memory_budget: self.memory_budget,
             timing: self.gpu_timing,
@@ -208,9 +206,6 @@ pub(super) struct EngineArgs {
     /// Keep activations in f32 in every product; decoding quantised weights rounds them to 8 bits otherwise
     #[arg(long)]
     exact: bool,
-    /// Make each layer of a decode step by one dispatch, where layers and adapter allow it (an experiment)
-    #[arg(long, value_enum, default_value = "never")]
-    fusion: FusionArg,
     /// Quantise the weights of a folder of safetensors while they are loaded
     #[arg(long, value_enum, value_name = "FORMAT")]
     quantize: Option<QuantizeArg>,
@@ -244,12 +239,6 @@ impl LoraArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum FusionArg {
-    Never,
-    Always,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum QuantizeArg {
     #[value(name = "q8_0")]
     Q8_0,
@@ -268,10 +257,6 @@ impl EngineArgs {
             prefill_chunk: self.chunk,
             kv_type: self.kv.into(),
             exact: self.exact,
-            fusion: match self.fusion {
-                FusionArg::Always => LayerFusion::Always,
-                FusionArg::Never => LayerFusion::Never,
-            },
             quantize,
             ..Default::default()
         }

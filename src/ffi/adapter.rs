@@ -63,8 +63,8 @@ pub struct doppler_adapter_info {
     pub max_buffer_bytes: u64,
     /// 1 with cooperative matrices of the shape that the library uses (of a context: if they are used).
     pub cooperative_matrix: u32,
-    /// 1 if workgroups of one dispatch can hand each other data (of a context: if that is used).
-    pub exchange: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -91,7 +91,6 @@ impl doppler_adapter_info {
             timestamps: info.timestamps,
             pipeline_cache: info.pipeline_cache,
             cooperative_matrix: info.cooperative_matrix,
-            exchange: info.exchange,
         });
         Self {
             struct_size: size_of::<Self>(),
@@ -111,7 +110,7 @@ impl doppler_adapter_info {
             max_binding_bytes: info.max_binding_bytes,
             max_buffer_bytes: info.max_buffer_bytes,
             cooperative_matrix: has.cooperative_matrix.into(),
-            exchange: has.exchange.into(),
+            reserved: 0,
         }
     }
 }

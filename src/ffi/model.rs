@@ -10,7 +10,7 @@ use crate::ffi::status::{Failure, Result, doppler_status};
 use crate::ffi::structs::{Versioned, init, output, read, slot};
 use crate::ffi::text::{buffer_out, c_text_in, doppler_message, fixed, messages_in, slice_in, text_in};
 use crate::ffi::{DOPPLER_NONE, guard};
-use crate::session::{KvType, LayerFusion, Model, ModelOptions, WeightFormat};
+use crate::session::{KvType, Model, ModelOptions, WeightFormat};
 
 /// A loaded model. Sessions keep it alive, so it may be destroyed before them.
 #[derive(Debug)]
@@ -216,7 +216,6 @@ pub unsafe extern "C" fn doppler_model_load(
             kv_type: kv_type(o.kv_type)?,
             prewarm: o.prewarm != 0,
             exact: o.exact != 0,
-            fusion: LayerFusion::Never,
             quantize: weight_format(o.quantize)?,
         };
         let mut progress = |done, total| match o.on_progress {

@@ -60,8 +60,6 @@ pub struct AdapterInfo {
     pub pipeline_cache: bool,
     /// The adapter multiplies 16×16×16 matrices of f16 with f32 sums, in subgroups of 32 threads.
     pub cooperative_matrix: bool,
-    /// Workgroups of one dispatch can hand each other data (coherent and volatile storage, and subgroups of 8 threads or more).
-    pub exchange: bool,
 }
 
 impl AdapterInfo {
@@ -96,14 +94,9 @@ impl AdapterInfo {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
             cooperative_matrix: has_cooperative_matrix(adapter),
-            exchange: features.contains(EXCHANGE | wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8,
         }
     }
 }
-
-/// What declares storage that workgroups of one dispatch share.
-pub(super) const EXCHANGE: wgpu::Features =
-    wgpu::Features::MEMORY_DECORATION_COHERENT.union(wgpu::Features::MEMORY_DECORATION_VOLATILE);
 
 /// Whether the adapter has the shape of cooperative matrix that the kernels are written for. They lay out their tiles for subgroups of 32
 /// threads, and wgpu has no way to ask for a size where an adapter has several.
@@ -236,7 +229,6 @@ mod tests {
             timestamps: true,
             pipeline_cache: true,
             cooperative_matrix: false,
-            exchange: false,
         }
     }
 

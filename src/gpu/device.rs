@@ -37,8 +37,6 @@ pub struct Features {
     pub pipeline_cache: bool,
     /// Products by cooperative matrices (16×16×16, f16 operands and f32 sums); goes with subgroups and f16.
     pub cooperative_matrix: bool,
-    /// Workgroups of one dispatch hand each other data while they run; goes with subgroups.
-    pub exchange: bool,
 }
 
 impl Features {
@@ -50,7 +48,6 @@ impl Features {
         timestamps: true,
         pipeline_cache: true,
         cooperative_matrix: true,
-        exchange: true,
     };
 
     fn and(self, other: Self) -> Self {
@@ -63,7 +60,6 @@ impl Features {
             pipeline_cache: self.pipeline_cache && other.pipeline_cache,
             // Its shaders number subgroups and hold f16 operands.
             cooperative_matrix: self.cooperative_matrix && other.cooperative_matrix && subgroups && f16,
-            exchange: self.exchange && other.exchange && subgroups,
         }
     }
 
@@ -80,7 +76,6 @@ impl Features {
             (self.timestamps, wgpu::Features::TIMESTAMP_QUERY),
             (self.pipeline_cache, wgpu::Features::PIPELINE_CACHE),
             (self.cooperative_matrix, wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
-            (self.exchange, adapter::EXCHANGE),
         ]
         .into_iter()
         .filter(|f| f.0)
@@ -226,7 +221,6 @@ impl Gpu {
             // Kernels with matrices lay their tiles out in that much.
             cooperative_matrix: adapter.cooperative_matrix
                 && raw.limits().max_compute_workgroup_storage_size >= COOP_WORKGROUP_BYTES,
-            exchange: adapter.exchange,
         };
         let features = options.features.and(present);
         let mut limits = raw.limits();

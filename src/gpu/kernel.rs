@@ -94,11 +94,6 @@ impl Kernel {
         self.source.contains("enable wgpu_cooperative_matrix;")
     }
 
-    /// Whether the kernel exists only on devices with [`crate::gpu::Features::exchange`].
-    pub fn exchanges(&self) -> bool {
-        self.source.contains("#import exchange")
-    }
-
     /// A variant without sizes, and with everything in the order of the declaration: what two dispatches of one form have in common.
     pub fn form(&self, v: &Variant) -> Variant {
         let paths = self.forms.paths.iter().filter_map(|&(n, _)| Some((n, v.constant(n)?)));

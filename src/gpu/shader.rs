@@ -1,14 +1,12 @@
 //! Assembling WGSL: imports, flags, fragments, binding numbers, parameters.
 //!
-//! Shaders are plain files. Six kinds of line are ours, each beginning with `#`:
-//! `#import name` (a file of `shaders/lib`, once), `#instance file name` (a file of `shaders/lib` with `_name` for each `@`, and slot `name` for
-//! its slot `@`; what the slot's fragment declares gets the name too), `#if FLAG` / `#else` / `#endif` (no nesting of meaning, nesting of
+//! Shaders are plain files. Five kinds of line are ours, each beginning with `#`:
+//! `#import name` (a file of `shaders/lib`, once), `#if FLAG` / `#else` / `#endif` (no nesting of meaning, nesting of
 //! blocks allowed), `#slot name` (a fragment chosen by the caller: a weight format, a KV type), and `#set FLAG` (a flag that this shader
 //! always has, for the lines after it). `@binding(auto)` counts up in
 //! the order of the text. A shader declares `struct Params` and uses `params`; the variable is added here, as immediate data
 //! where the device has it and as a uniform at group 1 otherwise. `enable` lines are moved to the top, as WGSL wants them.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
@@ -65,34 +63,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("coop_product", include_str!("../../shaders/lib/coop_product.wgsl")),
     ("codebook", include_str!("../../shaders/lib/codebook.wgsl")),
     ("attention_row", include_str!("../../shaders/lib/attention_row.wgsl")),
-    ("exchange", include_str!("../../shaders/lib/exchange.wgsl")),
-    ("staged", include_str!("../../shaders/lib/staged.wgsl")),
-    ("staged_product", include_str!("../../shaders/lib/staged_product.wgsl")),
 ];
-
-/// A line with the names of an instance: its own, and those that weight fragments declare (`weight_…`, `w_…`, and the structure `WeightRaw`).
-fn instanced(line: &str, name: &str) -> String {
-    let mut out = String::with_capacity(line.len() + 16);
-    let mut rest = line;
-    while let Some(start) = rest.find(|c: char| c.is_ascii_alphabetic() || c == '_') {
-        let (before, from) = rest.split_at(start);
-        let end = from.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(from.len());
-        let (word, after) = from.split_at(end);
-        out.push_str(before);
-        out.push_str(word);
-        rest = after.strip_prefix('@').unwrap_or(after);
-        let own = ["weight_", "w_", "WeightRaw"].iter().any(|start| word.starts_with(start));
-        if rest.len() < after.len() || own {
-            out.push('_');
-            out.push_str(name);
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
-/// What a buffer is declared with through which workgroups of one dispatch exchange data.
-const EXCHANGED: &str = "@coherent @volatile ";
 
 struct Assembler<'a> {
     flags: Vec<&'a str>,
@@ -101,8 +72,6 @@ struct Assembler<'a> {
     filled: HashSet<&'static str>,
     enables: Vec<String>,
     bindings: Vec<BindingDecl>,
-    /// The instance that the text belongs to.
-    instance: Option<&'a str>,
     out: String,
 }
 
@@ -124,7 +93,6 @@ pub fn assemble(
         filled: HashSet::new(),
         enables: Vec::new(),
         bindings: Vec::new(),
-        instance: None,
         out: String::new(),
     };
     a.text(name, source)?;
@@ -174,24 +142,10 @@ impl<'a> Assembler<'a> {
                 let lib = lib.trim();
                 if self.imported.insert(lib.to_string()) {
                     let (_, text) = LIBRARY.iter().find(|(n, _)| *n == lib).ok_or_else(|| fail("unknown import"))?;
-                    // What is imported is there once, whoever asks for it.
-                    let instance = self.instance.take();
                     self.text(lib, text)?;
-                    self.instance = instance;
                 }
-            } else if let Some(what) = trimmed.strip_prefix("#instance ") {
-                let (lib, name) = what.split_once(' ').ok_or_else(|| fail("#instance wants a file and a name"))?;
-                let (_, text) = LIBRARY.iter().find(|(n, _)| *n == lib).ok_or_else(|| fail("unknown import"))?;
-                // Flags that its fragment sets are its own.
-                let (flags, outer) = (self.flags.clone(), self.instance.replace(name.trim()));
-                self.text(lib, text)?;
-                (self.flags, self.instance) = (flags, outer);
             } else if let Some(slot) = trimmed.strip_prefix("#slot ") {
-                let wanted = match self.instance {
-                    Some(name) if slot.trim() == "@" => name,
-                    _ => slot.trim(),
-                };
-                let found = self.slots.iter().find(|(s, _)| *s == wanted);
+                let found = self.slots.iter().find(|(s, _)| *s == slot.trim());
                 let (slot, fragment) = *found.ok_or_else(|| fail("slot not filled"))?;
                 self.filled.insert(slot);
                 self.text(fragment.name, fragment.source)?;
@@ -201,17 +155,11 @@ impl<'a> Assembler<'a> {
                 if !self.enables.iter().any(|e| e == trimmed) {
                     self.enables.push(trimmed.to_string());
                 }
+            } else if trimmed.starts_with("@group(0)") {
+                self.binding(trimmed).map_err(|e| fail(&e))?;
             } else {
-                let line = match self.instance {
-                    Some(name) => Cow::Owned(instanced(line, name)),
-                    None => Cow::Borrowed(line),
-                };
-                if trimmed.starts_with("@group(0)") {
-                    self.binding(line.trim()).map_err(|e| fail(&e))?;
-                } else {
-                    self.out.push_str(&line);
-                    self.out.push('\n');
-                }
+                self.out.push_str(line);
+                self.out.push('\n');
             }
         }
         if !blocks.is_empty() {
@@ -220,17 +168,13 @@ impl<'a> Assembler<'a> {
         Ok(())
     }
 
-    /// `@group(0) @binding(auto|N) [@coherent @volatile] var<storage, read|read_write> name: …;`
+    /// `@group(0) @binding(auto|N) var<storage, read|read_write> name: …;`
     fn binding(&mut self, line: &str) -> std::result::Result<(), String> {
         let number = self.bindings.len();
         let rest = line
             .strip_prefix("@group(0) @binding(auto) ")
             .or_else(|| line.strip_prefix(&format!("@group(0) @binding({number}) ")))
             .ok_or("bindings count up from 0, or are auto")?;
-        let (memory, rest) = match rest.strip_prefix(EXCHANGED) {
-            Some(r) => (EXCHANGED, r),
-            None => ("", rest),
-        };
         let (read_only, rest) = if let Some(r) = rest.strip_prefix("var<storage, read> ") {
             (true, r)
         } else if let Some(r) = rest.strip_prefix("var<storage, read_write> ") {
@@ -241,7 +185,7 @@ impl<'a> Assembler<'a> {
         let name = rest.split(':').next().unwrap_or_default().trim().to_string();
         self.bindings.push(BindingDecl { name, read_only });
         let access = if read_only { "read" } else { "read_write" };
-        let _ = writeln!(self.out, "@group(0) @binding({number}) {memory}var<storage, {access}> {rest}");
+        let _ = writeln!(self.out, "@group(0) @binding({number}) var<storage, {access}> {rest}");
         Ok(())
     }
 }
@@ -268,24 +212,6 @@ mod tests {
         assert_eq!(assemble("t", set, &[], &[], true).unwrap().source, "yes\n");
         let b = assemble("t", text, &[], &[("weight", &FRAGMENT)], false).unwrap();
         assert!(b.source.contains("no\n") && b.source.contains("@group(1) @binding(0) var<uniform> params"));
-    }
-
-    #[test]
-    fn instances_have_names_of_their_own() {
-        assert_eq!(
-            instanced("fn row@(b: u32) { return weight_bytes@(b) + w_q[b] + raw_w(a_weight_b); }", "up"),
-            "fn row_up(b: u32) { return weight_bytes_up(b) + w_q_up[b] + raw_w(a_weight_b); }"
-        );
-        static OWN: Fragment = Fragment {
-            name: "own",
-            source: "#set ELEMENTS\n#import thread\n@group(0) @binding(auto) var<storage, read> w_values: array<u32>;\n",
-        };
-        let text = "#instance staged_product a\n#instance staged_product b\n#if ELEMENTS\nleaked\n#endif\n";
-        let a = assemble("t", text, &["FLOATS"], &[("a", &OWN), ("b", &OWN)], true).unwrap();
-        let names: Vec<_> = a.bindings.iter().map(|b| b.name.as_str()).collect();
-        assert_eq!(names, ["w_values_a", "w_values_b"]);
-        assert!(!a.source.contains("leaked") && a.source.contains("fn row_a(") && a.source.contains("weight_eight_b("));
-        assert_eq!(a.source.matches("struct Thread").count(), 1);
     }
 
     #[test]

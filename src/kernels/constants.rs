@@ -37,11 +37,6 @@ pub const DECODE_FROM: u32 = 512;
 pub const ATTENTION_ROWS: u32 = 16;
 /// Rows of queries in a workgroup of cooperative attention, whose step is one block of the KV cache.
 pub const COOP_ATTENTION_ROWS: u32 = 64;
-/// Threads of a workgroup of the kernel that makes a whole layer of a decode step: it takes so much workgroup memory that a processor runs one
-/// of them at a time.
-pub const LAYER_THREADS: u32 = 512;
-/// Of them, those that make one row of a product: at most a subgroup.
-pub const LAYER_TEAM: u32 = 32;
 /// Tokens in a block of the KV cache.
 pub const KV_BLOCK_TOKENS: u32 = 32;
 /// Experts that a mixture may have, and those it may use for one row (`moe_route.wgsl` and `moe_tiles.wgsl` know both).

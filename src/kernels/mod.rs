@@ -9,7 +9,6 @@ mod attention_decode;
 mod byte_rows;
 mod cast;
 pub mod constants;
-mod decode_layer;
 mod gated_norm;
 mod gather;
 mod matmul;
@@ -49,7 +48,6 @@ pub use attention_decode::{
 };
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
-pub use decode_layer::{LAYER_TURNS, LayerOperands, LayerStep, SYNC_BYTES, decode_capacity, decode_layer};
 pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
@@ -87,7 +85,6 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_PREFILL,
     &byte_rows::BYTE_ROWS,
     &cast::CAST,
-    &decode_layer::DECODE_LAYER,
     &gated_norm::GATED_NORM,
     &gated_norm::SIGMOID_GATE,
     &gather::DEQUANT,

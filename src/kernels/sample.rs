@@ -40,7 +40,7 @@ pub(super) static SAMPLE_PICK: Kernel = Kernel {
 pub(super) static CHECK_STOP: Kernel = Kernel {
     name: "check_stop",
     source: include_str!("../../shaders/check_stop.wgsl"),
-    flags: &["GUARDED"],
+    flags: &[],
     constants: &["WG"],
     slots: &[],
     forms: Forms::ALL,
@@ -206,8 +206,7 @@ pub fn pick<'a>(
         .bind("picked", picked))
 }
 
-/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring from `out_offset` on. With `failed`, nothing of that
-/// happens unless its first word is 0: the step is as if it had not been, and the ring gets [`NO_TOKEN`].
+/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring from `out_offset` on.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if the ring is too small.
@@ -220,24 +219,18 @@ pub fn check_stop<'a>(
     states: BufferSlice<'a>,
     stop_ids: BufferSlice<'a>,
     ring: BufferSlice<'a>,
-    failed: Option<BufferSlice<'a>>,
 ) -> Result<Dispatch<'a>> {
     if ring.size < u64::from(out_offset + rows) * 8 {
         bail!(InvalidArgument, "check_stop: entry {out_offset} + {rows} of a ring of {} bytes", ring.size);
     }
     let params = CheckStopParams { rows, out_offset };
-    let d = Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
+    Ok(Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
         .constant("WG", THREADS_LONG)
-        .flag("GUARDED", failed.is_some())
         .bind("picked", picked)
         .bind("rows", row_data)
         .bind("states", states)
         .bind("stop_ids", stop_ids)
-        .bind("ring", ring);
-    Ok(match failed {
-        Some(failed) => d.bind("failed", failed),
-        None => d,
-    })
+        .bind("ring", ring))
 }
 
 /// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens.

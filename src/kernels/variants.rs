@@ -81,21 +81,12 @@ impl std::fmt::Display for Declared {
 pub fn device_sets(present: Features) -> Vec<(&'static str, Features)> {
     let p = present;
     // An ability that is added must be looked at here: does it change shaders?
-    let Features {
-        subgroups: _,
-        f16: _,
-        immediates: _,
-        timestamps: _,
-        pipeline_cache: _,
-        cooperative_matrix: _,
-        exchange: _,
-    } = p;
-    let nothing =
-        Features { subgroups: false, f16: false, immediates: false, cooperative_matrix: false, exchange: false, ..p };
-    // The last two decide which kernels there are, not how they read, so nothing is tried without one of them alone.
+    let Features { subgroups: _, f16: _, immediates: _, timestamps: _, pipeline_cache: _, cooperative_matrix: _ } = p;
+    let nothing = Features { subgroups: false, f16: false, immediates: false, cooperative_matrix: false, ..p };
+    // The last decides which kernels there are, not how they read, so nothing is tried without one of them alone.
     let mut sets = vec![
         ("everything on", p),
-        ("no subgroups", Features { subgroups: false, cooperative_matrix: false, exchange: false, ..p }),
+        ("no subgroups", Features { subgroups: false, cooperative_matrix: false, ..p }),
         ("no f16", Features { f16: false, cooperative_matrix: false, ..p }),
         ("no immediates", Features { immediates: false, ..p }),
         ("nothing on", nothing),
@@ -181,10 +172,6 @@ fn is_tried(kernel: &Kernel, form: &Variant, all: &[Variant], everything_on: boo
     let leads = form.slots.iter().all(|(slot, f)| leads_family(slot, f.name));
     let last_path = kernel.forms.paths.iter().all(|(name, values)| form.constant(name) == values.last().copied());
     let most = has_most_flags(form, all);
-    // Each takes long to compile, and the text is the same but for the parameters.
-    if kernel.exchanges() && !everything_on {
-        return all.first() == Some(form);
-    }
     match (everything_on, leads) {
         (true, true) => true,
         (true, false) | (false, true) => most || form.flags.is_empty(),
@@ -193,7 +180,7 @@ fn is_tried(kernel: &Kernel, form: &Variant, all: &[Variant], everything_on: boo
 }
 
 fn exists_on(kernel: &Kernel, features: Features) -> bool {
-    (features.cooperative_matrix || !kernel.is_cooperative()) && (features.exchange || !kernel.exchanges())
+    features.cooperative_matrix || !kernel.is_cooperative()
 }
 
 /// Every variant to be tried on an adapter with these abilities. See the module's text.
@@ -256,8 +243,11 @@ mod tests {
                 for slot in &form.slots {
                     let fragment = |v: &Variant| v.slots.contains(slot);
                     assert!(has(kernel.name, "everything on", &fragment), "{} {form}", kernel.name);
-                    let nowhere_else = kernel.is_cooperative() || kernel.exchanges();
-                    assert!(nowhere_else || has(kernel.name, "nothing on", &fragment), "{} {form}", kernel.name);
+                    assert!(
+                        kernel.is_cooperative() || has(kernel.name, "nothing on", &fragment),
+                        "{} {form}",
+                        kernel.name
+                    );
                 }
                 for flag in &form.flags {
                     assert!(has(kernel.name, "everything on", &|v| v.has(flag)), "{} {form}", kernel.name);

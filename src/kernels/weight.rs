@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::error::{Result, bail};
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Gpu, MemoryClass, Scope};
+use crate::gpu::{Buffer, Dispatch, Gpu, MemoryClass, Scope};
 use crate::kernels::constants::BINDING_ALIGN;
 use crate::quant::Format;
 
@@ -36,15 +36,13 @@ pub struct WeightPart {
 }
 
 impl WeightPart {
-    /// The planes, with the variables of the format's fragment that read them.
-    pub(super) fn planes(&self) -> impl Iterator<Item = (&'static str, BufferSlice<'_>)> {
-        let slices = self.planes.iter().map(|&(offset, size)| self.buffer.slice(offset, size));
-        self.format.planes.iter().map(|p| p.name).zip(slices)
-    }
-
-    /// Binds the planes to those variables.
+    /// Binds the planes to the variables of the format's fragment.
     pub(super) fn bind<'a>(&'a self, d: Dispatch<'a>) -> Dispatch<'a> {
-        self.planes().fold(d, |d, (name, slice)| d.bind(name, slice))
+        self.format
+            .planes
+            .iter()
+            .zip(&self.planes)
+            .fold(d, |d, (plane, &(offset, size))| d.bind(plane.name, self.buffer.slice(offset, size)))
     }
 
     /// Bytes on the device.

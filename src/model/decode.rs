@@ -23,16 +23,6 @@ pub(super) struct BatchKind {
     pub(super) lora: u64,
 }
 
-/// Whether the one sequence of a batch drew nothing in a step though it had not stopped.
-fn lost_step(words: &[[u32; 2]]) -> bool {
-    let mut running = true;
-    words.iter().any(|&[token, stop]| {
-        let lost = running && token == NO_TOKEN;
-        running &= stop == 0;
-        lost
-    })
-}
-
 impl Engine {
     /// Most sequences that one [`Engine::decode`] takes.
     pub fn max_sequences(&self) -> u32 {
@@ -191,9 +181,6 @@ impl Engine {
         let mut words = vec![[0u32; 2]; (n * tokens) as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
-        if n == 1 && lost_step(&words) {
-            self.check_fusion(scope)?;
-        }
         for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
             // A sequence's rows count up to the one that stopped it.
             let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();

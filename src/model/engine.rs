@@ -15,7 +15,6 @@ use crate::kernels::constants::{COOP_FROM, FEW_TILE, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::decode::BatchKind;
 use crate::model::forward::{Batch, Forward, Left};
-use crate::model::fused::{Fusion, LayerFusion};
 use crate::model::kv_cache::KvPool;
 use crate::model::lora::{LoraPool, LoraSet};
 use crate::model::moe::grouped_from;
@@ -51,8 +50,6 @@ pub struct EngineOptions {
     pub kv_type: KvType,
     /// Products in f32 alone; else activations are rounded to bytes (few rows, quantised weights) or f16 (many rows) where that is faster.
     pub exact: bool,
-    /// Whether layers of decode steps of one sequence are made by one dispatch each; never where products are exact.
-    pub fusion: LayerFusion,
 }
 
 /// Why a sequence stopped drawing, as the device reports it.
@@ -115,7 +112,6 @@ pub struct Engine {
     pub(super) ahead: Option<(BatchKind, Result<Encoded>)>,
     /// Slots that `scratch.batch_slots` holds.
     pub(super) batch: Vec<u32>,
-    pub(super) fusion: Fusion,
     /// What verifying drafts, and drafting, need.
     pub(super) drafts: Drafts,
     /// [`Engine::prewarm`] was done for the buffers there are.
@@ -139,10 +135,6 @@ impl Engine {
     ) -> Result<Self> {
         let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS) * 8, scope)?;
         let kv = KvPool::new(options.kv_type, &spec.layers, options.chunk.max(MAX_TOKENS_PER_SUBMIT));
-        let fusion = match options.exact {
-            true => Fusion::Off,
-            false => Fusion::of(options.fusion, &gpu, &spec, &weights, &kv, scope)?,
-        };
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,
             kv,
@@ -154,7 +146,6 @@ impl Engine {
             plans: HashMap::new(),
             ahead: None,
             batch: Vec::new(),
-            fusion,
             drafts: Drafts::default(),
             warm: false,
             results: Results::default(),
@@ -179,7 +170,6 @@ impl Engine {
 
     pub(super) fn forward<'a>(&'a self, lens: Option<Lens<'a>>) -> Forward<'a> {
         Forward {
-            gpu: &self.gpu,
             spec: &self.spec,
             weights: &self.weights,
             scratch: &self.scratch,
@@ -187,7 +177,6 @@ impl Engine {
             kv: &self.kv,
             recurrent: &self.recurrent,
             exact: self.options.exact,
-            fused: self.fusion.on(),
             lens,
             lora: None,
         }
@@ -465,11 +454,9 @@ impl Engine {
         }
         let mut survey = self.gpu.survey(scope);
         self.record_prompts(&mut survey, None)?;
-        let planned = Forward { fused: self.fusion.planned(), ..self.forward(None) };
-        [false, true].into_iter().try_for_each(|p| planned.decode_step(&mut survey, 1, p, Batch::Rows))?;
+        [false, true].into_iter().try_for_each(|p| self.forward(None).decode_step(&mut survey, 1, p, Batch::Rows))?;
         self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
-        self.try_fusion(scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
         self.record_prompts(&mut recorder, None)?;
         recorder.rehearse()?;

@@ -1,7 +1,7 @@
 //! The forward pass, recorded: embedding, blocks, logits, sampling. Shapes come from the spec, nothing else decides.
 
 use crate::error::Result;
-use crate::gpu::{BufferSlice, Dispatch, Gpu, Recorder};
+use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
 use crate::kernels::{
@@ -12,7 +12,6 @@ use crate::kernels::{
     matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
     rope, sigmoid_gate, softcap,
 };
-use crate::model::fused::Fused;
 use crate::model::kv_cache::KvPool;
 use crate::model::lora::LoraSet;
 use crate::model::probe::Lens;
@@ -71,7 +70,6 @@ impl<'a> After<'a> {
 /// What the pass reads and writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
-    pub(crate) gpu: &'a Gpu,
     pub(crate) spec: &'a ModelSpec,
     pub(crate) weights: &'a Weights,
     pub(crate) scratch: &'a Scratch,
@@ -80,8 +78,6 @@ pub(crate) struct Forward<'a> {
     pub(crate) recurrent: &'a RecurrentPool,
     /// Products take f32 activations always; else those of few rows with quantised weights take bytes.
     pub(crate) exact: bool,
-    /// Layers of single rows by one dispatch each.
-    pub(crate) fused: Option<&'a Fused>,
     /// Looks at tensors on the way.
     pub(crate) lens: Option<Lens<'a>>,
     /// What is added to products.
@@ -142,12 +138,6 @@ impl<'a> Forward<'a> {
             Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
         }
         self.look(r, "embed", None, x)?;
-        if let Some(fused) =
-            self.fused.filter(|_| n == 1 && batch == Batch::Rows && self.lens.is_none() && self.lora.is_none())
-        {
-            self.fused_layers(r, fused)?;
-            return Ok(Left::Nothing);
-        }
         let layers = &self.weights.layers;
         let mut left = Left::Nothing;
         for (i, (spec, weights)) in self.spec.layers.iter().zip(layers).enumerate() {
@@ -561,8 +551,7 @@ impl<'a> Forward<'a> {
         let (s, picked) = (self.scratch, self.scratch.picked.whole());
         self.draw(r, n, rows, penalties)?;
         let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
-        let failed = self.fused.map(Fused::failed);
-        r.record(check_stop(n, 0, picked, rows, states, stops, ring, failed)?.label("sample.stop"))?;
+        r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))?;
         if let Some(lens) = self.lens {
             lens.probe.words(r, "sample.picked", None, lens.position, picked, n)?;
         }

@@ -7,7 +7,7 @@ use crate::format::Gguf;
 use crate::gpu::{AdapterChoice, Features, Gate, Gpu, GpuOptions, Phase, Place, ReadbackClass, Scope};
 use crate::kernels::KvType;
 use crate::model::verify_draft::{DraftRole, MAX_DRAFT, ROWS};
-use crate::model::{Engine, EngineOptions, LayerFusion, Sequence, arch, load};
+use crate::model::{Engine, EngineOptions, Sequence, arch, load};
 use crate::sample::SamplingOptions;
 
 const READ: Gate = Gate::new(Place::Logits, ReadbackClass::Logits, "rows");
@@ -37,7 +37,7 @@ fn check(gpu: &Arc<Gpu>, file: &Path, prompt: usize, how: (KvType, bool, u32), s
     let what = format!("{}, prompt of {prompt}, {how:?}", file.display());
     let file = Gguf::open(file).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());
-    let options = EngineOptions { n_ctx: 512, chunk, kv_type, exact, fusion: LayerFusion::Never };
+    let options = EngineOptions { n_ctx: 512, chunk, kv_type, exact };
     let mut engine = load(gpu, &file, spec.clone(), options, &mut |_, _| Ok(())).unwrap();
     let scope = gpu.scope(Phase::Other);
     let prompt: Vec<u32> = (0..prompt as u32).map(|i| 3 + i * 37 % (spec.n_vocab - 3)).collect();
@@ -142,8 +142,7 @@ fn recurrent_layers_are_refused_by_name() {
     }
     let file = Gguf::open(&file).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());
-    let options =
-        EngineOptions { n_ctx: 64, chunk: 64, kv_type: KvType::F16, exact: false, fusion: LayerFusion::Never };
+    let options = EngineOptions { n_ctx: 64, chunk: 64, kv_type: KvType::F16, exact: false };
     let mut engine = load(&gpu, &file, spec, options, &mut |_, _| Ok(())).unwrap();
     let scope = gpu.scope(Phase::Other);
     let mut sequence = engine.open(64, &scope).unwrap();

@@ -21,8 +21,8 @@ mod together;
 
 pub use crate::model::hf::WeightFormat;
 pub use crate::model::{
-    KvGroupStats, KvStats, KvType, LayerFusion, LoraInfo, PROBE_POINTS, Pooling, ProbeOptions, ProbePoint,
-    ProbeReading, RecurrentStats, TensorStats,
+    KvGroupStats, KvStats, KvType, LoraInfo, PROBE_POINTS, Pooling, ProbeOptions, ProbePoint, ProbeReading,
+    RecurrentStats, TensorStats,
 };
 pub use crate::sample::SamplingOptions;
 pub use crate::text::{Piece, SegmentKind};

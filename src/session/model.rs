@@ -187,7 +187,7 @@ impl Model {
         }
         let mut load = LoadStats { open_ns: started.elapsed().as_nanos() as u64, ..Default::default() };
         let (kv_type, exact) = (options.kv_type, options.exact);
-        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact, fusion: options.fusion };
+        let engine_options = EngineOptions { n_ctx, chunk: chunk.min(n_ctx), kv_type, exact };
         // A large vocabulary takes a second to index: that happens beside the upload.
         let (tokenizer, engine) = std::thread::scope(|s| {
             let indexing = s.spawn(|| {

@@ -1,8 +1,8 @@
 //! Options of models, sessions and generation.
 
 use crate::gpu::Guard;
+use crate::model::KvType;
 use crate::model::hf::WeightFormat;
-use crate::model::{KvType, LayerFusion};
 use crate::sample::SamplingOptions;
 use crate::session::speculate::Speculation;
 
@@ -20,23 +20,13 @@ pub struct ModelOptions {
     /// Products in f32 alone. By default the products of few rows (decoding) with quantised weights round activations to signed bytes, 32
     /// with a scale, and those of many rows take matrix units where the device has them, which round operands to f16.
     pub exact: bool,
-    /// Whether decoding makes each layer by one dispatch, whose workgroups hand each other what they make. An experiment.
-    pub fusion: LayerFusion,
     /// What the weights of a folder of safetensors are quantised to; `None` leaves them as they are.
     pub quantize: Option<WeightFormat>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self {
-            n_ctx: 0,
-            prefill_chunk: 0,
-            kv_type: KvType::F16,
-            prewarm: true,
-            exact: false,
-            fusion: LayerFusion::Never,
-            quantize: None,
-        }
+        Self { n_ctx: 0, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, exact: false, quantize: None }
     }
 }
 

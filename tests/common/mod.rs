@@ -62,7 +62,6 @@ pub fn feature_sets() -> Vec<(&'static str, Features)> {
         ("no timestamps", Features { timestamps: false, ..all }),
         ("no pipeline cache", Features { pipeline_cache: false, ..all }),
         ("no cooperative matrix", Features { cooperative_matrix: false, ..all }),
-        ("no exchange", Features { exchange: false, ..all }),
     ]
 }
 

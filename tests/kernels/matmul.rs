@@ -1,6 +1,7 @@
 //! Products with weights, by both paths.
 
 use doppler::gpu::Gpu;
+use doppler::kernels::constants::TILE_FROM;
 use doppler::kernels::{MatmulPath, Matrix, matmul, matmul_with};
 use doppler::quant::{FORMATS, Format, by_name};
 

@@ -9,10 +9,10 @@ use doppler::kernels::sample::{
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
-    Matrix, Next, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Segments, activate_half, add_bias,
-    attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu, half_rows,
-    half_weights, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, qk_norm, residual, rmsnorm, rope,
-    silu, softcap, softmax, sum_parts, tensor_stats,
+    Matrix, Next, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Scored, Segments, Stretch, activate_half,
+    add_bias, attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu,
+    half_rows, half_weights, log_sum, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, pool_rows,
+    qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, sum_parts, tensor_stats, token_score, unit_rows,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -87,7 +87,7 @@ impl Step {
             penalize(3, vocab, logits, b).unwrap(),
             argmax(3, vocab, cut, logits, partial).unwrap(),
             pick(3, vocab, cut, logits, b, partial, picked).unwrap(),
-            check_stop(3, 0, picked, rows, states, stop_ids, ring, None).unwrap(),
+            check_stop(3, 0, picked, rows, states, stop_ids, ring).unwrap(),
         ]
     }
 
@@ -146,6 +146,11 @@ fn run_and_record_give_the_same_bits() {
         let tables = upload_words(gpu, &[1, 0]);
         let angles = upload_words(gpu, bytemuck::cast_slice(&AngleTable::new(&[0.5; 16], 1.0, 64).values));
         let (k, val) = (upload(gpu, &rng.floats(4096)), upload(gpu, &rng.floats(4096)));
+        // The largest logit and the sum of each row, as log_sum leaves them.
+        let row_sums = upload(gpu, &[9.0f32, 40.0].repeat(rows as usize));
+        let stretches = [(0, 2), (2, 3), (5, 1)].map(|(first, rows)| Stretch { first, rows, add: 0, scale: 0.5 });
+        let stretches = upload_words(gpu, bytemuck::cast_slice(&stretches));
+        let whole = Chunks::with(cols, cols);
         let (kw, vw) = (untouched(gpu, 4096), untouched(gpu, 4096));
         let sums = untouched(gpu, STATS_PARTIAL_BYTES as usize / 4);
         let parts = [untouched(gpu, 4096), untouched(gpu, 64)];
@@ -158,7 +163,7 @@ fn run_and_record_give_the_same_bits() {
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..28).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..32).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -283,6 +288,17 @@ fn run_and_record_give_the_same_bits() {
                 "tensor_stats",
                 Box::new(|y| tensor_stats(mx, 0.5, (&sums).into(), y.into(), 0).unwrap().into_iter().collect()),
             ),
+            ("log_sum", Box::new(|y| vec![log_sum(mx, whole, y.into()).unwrap()])),
+            (
+                "token_score",
+                Box::new(|y| {
+                    let (targets, scores) = ((&ids).into(), y.into());
+                    let scored = Scored { targets, scores, first: 0, entries: rows, each_its_row: true };
+                    vec![token_score(mx, whole, (&row_sums).into(), scored).unwrap()]
+                }),
+            ),
+            ("pool_rows", Box::new(|y| vec![pool_rows((&stretches).into(), mx, Matrix::new(y, 3, cols)).unwrap()])),
+            ("unit_rows", Box::new(|y| vec![unit_rows(y_of(y, cols)).unwrap()])),
         ];
         assert_eq!(kernels.len(), outputs.len());
         let scope = gpu.scope(Phase::Other);

@@ -478,7 +478,7 @@ fn steps(gpu: &Gpu) {
         let (st, ro) = ((&states).into(), (&rows).into());
         let begin = step_begin(4, (&slots).into(), st, ro, (&tokens).into(), (&history).into(), cap).unwrap();
         let out = 4 * i as u32;
-        let end = check_stop(4, out, (&drawn).into(), ro, st, (&stop_ids).into(), (&ring).into(), None).unwrap();
+        let end = check_stop(4, out, (&drawn).into(), ro, st, (&stop_ids).into(), (&ring).into()).unwrap();
         run(gpu, [begin, end]);
     }
     let none = NO_TOKEN;
@@ -512,7 +512,7 @@ fn shapes_that_disagree_are_refused() {
     assert!(argmax(1, 0, Chunks { chunk: 256, chunks: 1 }, s(), s()).is_err(), "no vocabulary");
     assert!(argmax(1, 64, Chunks { chunk: 1, chunks: 33 }, s(), s()).is_err(), "partial results too small");
     assert!(pick(2, 33, Chunks::of(33), s(), buffers, s(), s()).is_err(), "logits too small");
-    assert!(check_stop(2, 31, s(), s(), s(), s(), s(), None).is_err(), "ring too small");
+    assert!(check_stop(2, 31, s(), s(), s(), s(), s()).is_err(), "ring too small");
     assert!(step_begin(33, s(), s(), s(), s(), s(), 1).is_err(), "rows too small");
 }
 

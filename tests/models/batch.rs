@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use doppler::format::Gguf;
 use doppler::gpu::{Features, Guard, Phase, Scope};
-use doppler::model::{self, Engine, EngineOptions, KvType, LayerFusion, Sequence, arch};
+use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, arch};
 use doppler::sample::SamplingOptions;
 
 use crate::common::{asset, context};
@@ -72,7 +72,7 @@ fn companions_change_nothing() {
     let file = Gguf::open(&asset()).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());
     for kv_type in [KvType::F32, KvType::Q8] {
-        let options = EngineOptions { n_ctx: 128, chunk: 64, kv_type, exact: true, fusion: LayerFusion::Never };
+        let options = EngineOptions { n_ctx: 128, chunk: 64, kv_type, exact: true };
         let mut engine = model::load(gpu, &file, spec.clone(), options, &mut |_, _| Ok(())).unwrap();
         let scope = gpu.scope(Phase::Other);
         let alone = said(&mut engine, 0, 0, 1, &scope);

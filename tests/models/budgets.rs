@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use doppler::gpu::{Guard, Phase};
-use doppler::model::{KvType, LayerFusion};
+use doppler::model::KvType;
 use doppler::session::{ModelOptions, Session, SessionOptions};
 
 use crate::common::*;
@@ -24,7 +24,6 @@ fn strict_guards_pass_whatever_happens_in_between() {
                 kv_type: KvType::F16,
                 prewarm,
                 exact: false,
-                fusion: LayerFusion::Never,
                 quantize: None,
             };
             let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use doppler::format::{Gguf, GgufWriter, TensorInfo};
 use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
-use doppler::model::{KvType, LayerFusion};
+use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
 use safetensors::SafeTensors;
@@ -62,15 +62,7 @@ pub fn feature_sets() -> Vec<(&'static str, Features)> {
 }
 
 pub fn load(context: &Context, path: &std::path::Path, kv_type: KvType, n_ctx: u32, chunk: u32) -> Model {
-    let options = ModelOptions {
-        n_ctx,
-        prefill_chunk: chunk,
-        kv_type,
-        prewarm: false,
-        exact: true,
-        fusion: LayerFusion::Never,
-        quantize: None,
-    };
+    let options = ModelOptions { n_ctx, prefill_chunk: chunk, kv_type, prewarm: false, exact: true, quantize: None };
     context.load_model(path, &options, &mut |_, _| Ok(())).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

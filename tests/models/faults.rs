@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use doppler::Error;
 use doppler::gpu::{FaultPoint, Features, Guard, Phase};
-use doppler::model::{KvType, LayerFusion};
+use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
 
@@ -44,7 +44,6 @@ fn a_failure_at_any_step_of_generating_leaves_everything_consistent() {
             kv_type: KvType::F16,
             prewarm: true,
             exact: false,
-            fusion: LayerFusion::Never,
             quantize: None,
         };
         let model = context.load_model(&file, &options, &mut |_, _| Ok(())).unwrap();
@@ -141,7 +140,6 @@ fn fail_errands(file: &Path) {
             kv_type: KvType::F16,
             prewarm: false,
             exact: false,
-            fusion: LayerFusion::Never,
             quantize: None,
         };
         context.load_model(file, &options, &mut |_, _| Ok(())).unwrap()

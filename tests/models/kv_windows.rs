@@ -7,7 +7,7 @@ use doppler::Result;
 use doppler::format::{Gguf, GgufWriter};
 use doppler::gpu::{Features, Gpu, Guard, GuardMode, Phase};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
-use doppler::model::{self, Engine, EngineOptions, KvType, LayerFusion, Sequence, arch};
+use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, arch};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Model, Session, SessionOptions};
 
@@ -127,13 +127,9 @@ fn mixed(gpu: &Arc<Gpu>, kv_type: KvType, chunk: u32, windows: &[u32]) -> Result
     for (i, attention) in spec.attentions_mut().enumerate() {
         attention.window = windows[i % windows.len()];
     }
-    model::load(
-        gpu,
-        &file,
-        Arc::new(spec),
-        EngineOptions { n_ctx: 512, chunk, kv_type, exact: true, fusion: LayerFusion::Never },
-        &mut |_, _| Ok(()),
-    )
+    model::load(gpu, &file, Arc::new(spec), EngineOptions { n_ctx: 512, chunk, kv_type, exact: true }, &mut |_, _| {
+        Ok(())
+    })
 }
 
 /// Prompt in chunks, then `n` greedy tokens, several a submit. After each submit `between` may do something else.
@@ -263,7 +259,7 @@ fn random_histories() {
         for (i, attention) in spec.attentions_mut().enumerate() {
             attention.window = windows[i % windows.len()];
         }
-        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Never };
+        let options = EngineOptions { n_ctx, chunk, kv_type: KvType::F32, exact: true };
         model::load(gpu, &file, Arc::new(spec), options, &mut |_, _| Ok(())).expect("load")
     };
     let scope = gpu.scope(Phase::Other);

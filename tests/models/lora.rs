@@ -7,7 +7,7 @@ use std::sync::Arc;
 use doppler::error::Error;
 use doppler::format::{Gguf, GgufWriter};
 use doppler::gpu::{FaultPoint, Features, Guard, Phase};
-use doppler::model::{self, EngineOptions, KvType, LayerFusion, arch};
+use doppler::model::{self, EngineOptions, KvType, arch};
 use doppler::quant::by_ggml_type;
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, Lora, LoraCache, Model, ModelOptions, Session, SessionOptions};
@@ -451,8 +451,7 @@ fn batches_have_one_list_of_adapters() {
     let gpu = context.gpu();
     let file = Gguf::open(&asset()).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());
-    let options =
-        EngineOptions { n_ctx: 128, chunk: 64, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Never };
+    let options = EngineOptions { n_ctx: 128, chunk: 64, kv_type: KvType::F32, exact: true };
     let mut engine = model::load(gpu, &file, spec, options, &mut |_, _| Ok(())).unwrap();
     let scope = gpu.scope(Phase::Other);
     let changes = hearth_changes("ffn", 3);

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use doppler::gpu::{Features, Guard, GuardMode, Phase};
-use doppler::model::{KvType, LayerFusion};
+use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{GenerateOptions, ModelOptions, SessionOptions};
 
@@ -75,15 +75,8 @@ fn prewarmed_prompts_compile_nothing() {
 fn prewarmed_prompts_compile_nothing_in(model: &str) {
     let Some(dir) = shared(model) else { return };
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let options = ModelOptions {
-        n_ctx: 512,
-        prefill_chunk: 0,
-        kv_type: KvType::F16,
-        prewarm: true,
-        exact: true,
-        fusion: LayerFusion::Never,
-        quantize: None,
-    };
+    let options =
+        ModelOptions { n_ctx: 512, prefill_chunk: 0, kv_type: KvType::F16, prewarm: true, exact: true, quantize: None };
     let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");
     for rows in [1, 2, 4, 5, 9, 10, 11, 100] {
         let mut s = session(&model);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use doppler::Error;
 use doppler::format::Gguf;
 use doppler::gpu::{AdapterChoice, Budget, Features, GpuOptions, Guard, GuardMode, MemoryClass, Phase, Scope};
-use doppler::model::{self, Engine, EngineOptions, KvType, LayerFusion, ProbeOptions, Sequence, Stop, arch};
+use doppler::model::{self, Engine, EngineOptions, KvType, ProbeOptions, Sequence, Stop, arch};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, FinishReason, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
 
@@ -227,8 +227,7 @@ fn refused_batches_leave_states_behind() {
 fn engine(context: &Context, family: &str) -> Option<Engine> {
     let file = Gguf::open(&shared(&format!("golden/{family}"))?.join("model-f16.gguf")).expect("open");
     let spec = Arc::new(arch::read_spec(&file).expect("spec"));
-    let options =
-        EngineOptions { n_ctx: 128, chunk: 16, kv_type: KvType::F32, exact: true, fusion: LayerFusion::Never };
+    let options = EngineOptions { n_ctx: 128, chunk: 16, kv_type: KvType::F32, exact: true };
     Some(model::load(context.gpu(), &file, spec, options, &mut |_, _| Ok(())).expect("load"))
 }
 
@@ -403,7 +402,6 @@ fn strict_guards_pass() {
                 kv_type: KvType::F16,
                 prewarm,
                 exact: false,
-                fusion: LayerFusion::Never,
                 quantize: None,
             };
             let model = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect("load");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use doppler::gpu::{Features, Guard};
-use doppler::model::{KvType, LayerFusion};
+use doppler::model::KvType;
 use doppler::session::{Context, ModelOptions};
 
 use crate::common::*;
@@ -146,7 +146,6 @@ fn quantised_weights_by_both_paths() {
                 kv_type: KvType::F32,
                 prewarm: false,
                 exact,
-                fusion: LayerFusion::Never,
                 quantize: None,
             };
             let model = context.load_model(path, &options, &mut |_, _| Ok(())).expect("load");

@@ -60,7 +60,7 @@ fn environment(context: &Context) -> Value {
         "gpu_time_source": report::gpu_time_source(gpu.timed()),
         "features": {
             "subgroups": f.subgroups, "f16": f.f16, "immediates": f.immediates, "timestamps": f.timestamps,
-            "pipeline_cache": f.pipeline_cache, "cooperative_matrix": f.cooperative_matrix, "exchange": f.exchange,
+            "pipeline_cache": f.pipeline_cache, "cooperative_matrix": f.cooperative_matrix,
         },
     })
 }

@@ -11,7 +11,7 @@ use super::{Lab, Measured, Rng, Want, compare};
 const EPS: f32 = 1e-3;
 
 /// Heads `[first head, …]` of a row, normalised and rotated.
-pub(super) fn prepared(head: &[f32], w: Option<&[f32]>, shape: &RopeShape, steps: &[f64], pos: u32) -> Vec<Want> {
+fn prepared(head: &[f32], w: Option<&[f32]>, shape: &RopeShape, steps: &[f64], pos: u32) -> Vec<Want> {
     let Some(w) = w else { return rotated(head, shape, steps, pos) };
     let squares: f64 = head.iter().map(|&v| f64::from(v).powi(2)).sum();
     let scale = 1.0 / (squares / head.len() as f64 + f64::from(EPS)).sqrt();

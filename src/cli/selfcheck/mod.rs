@@ -10,7 +10,6 @@ mod fresh;
 mod fused;
 mod halves;
 mod input;
-mod layer;
 mod model;
 mod moe;
 mod recurrent;
@@ -66,7 +65,6 @@ pub(super) const CHECKS: &[Check] = &[
     check("cast", false, elementwise::cast),
     check("rope", false, attention::rope),
     check("attention-decode", false, attention::decode),
-    check("decode-layer", false, layer::layer),
     check("attention-prefill", false, attention::prefill),
     check("moe-route", false, moe::route),
     check("moe-group", false, moe::group),
@@ -277,7 +275,6 @@ mod tests {
             ("attention_decode", "attention-decode"),
             ("attention_prefill", "attention-prefill"),
             ("byte_rows", "byte-rows"),
-            ("decode_layer", "decode-layer"),
             ("activate_half", "halves"),
             ("half_rows", "halves"),
             ("norm_half", "halves"),
