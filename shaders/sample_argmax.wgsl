@@ -1,7 +1,6 @@
 // The best token of each chunk of a row: (key of the largest logit, lowest id that has it).
-// One workgroup a chunk; sample_pick reduces the chunks.
+// One workgroup a chunk; sample_pick or sample_greedy reduces the chunks.
 #import thread
-#import order
 
 struct Params {
     rows: u32,
@@ -15,7 +14,7 @@ override WG: u32 = 256u;
 @group(0) @binding(0) var<storage, read> logits: array<u32>; // f32 bits [rows, vocab]
 @group(0) @binding(1) var<storage, read_write> partial: array<vec2<u32>>; // [rows, chunks]
 
-var<workgroup> best_of: array<vec2<u32>, WG>;
+#import best
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
@@ -33,34 +32,8 @@ fn main(t: Thread) {
             best = entry;
         }
     }
-#if SUBGROUPS
-    let key = subgroupMax(best.x);
-    let lowest = subgroupMin(select(0xffffffffu, best.y, best.x == key));
-    if t.lane == 0u {
-        best_of[t.sg] = vec2<u32>(key, lowest);
-    }
-    workgroupBarrier();
-    if t.lid == 0u {
-        best = best_of[0];
-        for (var i = 1u; i < t.n_sg; i++) {
-            if better(best_of[i], best) {
-                best = best_of[i];
-            }
-        }
-        partial[group] = best;
-    }
-#else
-    best_of[t.lid] = best;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if t.lid < half && better(best_of[t.lid + half], best) {
-            best = best_of[t.lid + half];
-            best_of[t.lid] = best;
-        }
-        workgroupBarrier();
-    }
+    best = group_best(t, best);
     if t.lid == 0u {
         partial[group] = best;
     }
-#endif
 }

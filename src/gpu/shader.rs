@@ -48,6 +48,8 @@ const LIBRARY: &[(&str, &str)] = &[
     ("scan", include_str!("../../shaders/lib/scan.wgsl")),
     ("state", include_str!("../../shaders/lib/state.wgsl")),
     ("order", include_str!("../../shaders/lib/order.wgsl")),
+    ("best", include_str!("../../shaders/lib/best.wgsl")),
+    ("step_end", include_str!("../../shaders/lib/step_end.wgsl")),
     ("places", include_str!("../../shaders/lib/places.wgsl")),
     ("rotation", include_str!("../../shaders/lib/rotation.wgsl")),
     ("wide", include_str!("../../shaders/lib/wide.wgsl")),

@@ -114,6 +114,7 @@ pub static KERNELS: &[&Kernel] = &[
     &rope::ROPE,
     &sample::CHECK_STOP,
     &sample::SAMPLE_ARGMAX,
+    &sample::SAMPLE_GREEDY,
     &sample::SAMPLE_PENALIZE,
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,

@@ -1,6 +1,6 @@
 //! Choosing the next token: penalties and bias, the row's maximum, the draw, and the stop check.
 //!
-//! The four run in one submit and keep everything on the device; `src/sample` says what they compute and holds the reference.
+//! They run in one submit and keep everything on the device; `src/sample` says what they compute and holds the reference.
 //! Buffers are per sequence *slot*; `rows` says which slot each row of logits belongs to.
 
 use crate::error::{Result, bail};
@@ -37,6 +37,16 @@ pub(super) static SAMPLE_PICK: Kernel = Kernel {
     params: PickParams::FIELDS,
 };
 
+pub(super) static SAMPLE_GREEDY: Kernel = Kernel {
+    name: "sample_greedy",
+    source: include_str!("../../shaders/sample_greedy.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    forms: Forms::ALL,
+    params: GreedyParams::FIELDS,
+};
+
 pub(super) static CHECK_STOP: Kernel = Kernel {
     name: "check_stop",
     source: include_str!("../../shaders/check_stop.wgsl"),
@@ -60,6 +70,7 @@ pub(super) static STEP_BEGIN: Kernel = Kernel {
 params!(PenalizeParams { rows: u32, vocab: u32, history_cap: u32 });
 params!(ArgmaxParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
 params!(PickParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
+params!(GreedyParams { rows: u32, chunks: u32, out_offset: u32 });
 params!(CheckStopParams { rows: u32, out_offset: u32 });
 params!(StepBeginParams { rows: u32, history_cap: u32 });
 
@@ -206,31 +217,64 @@ pub fn pick<'a>(
         .bind("picked", picked))
 }
 
-/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring from `out_offset` on.
+/// What a step's tokens are handed to.
+#[derive(Debug, Clone, Copy)]
+pub struct StepEnd<'a> {
+    /// [`Row`]s of the batch.
+    pub rows: BufferSlice<'a>,
+    /// [`SeqState`] by slot.
+    pub states: BufferSlice<'a>,
+    /// Stop ids by slot.
+    pub stop_ids: BufferSlice<'a>,
+    /// (token, stop) of each row, from `out_offset` on.
+    pub ring: BufferSlice<'a>,
+    /// Where this step begins in the ring, in entries.
+    pub out_offset: u32,
+}
+
+impl<'a> StepEnd<'a> {
+    fn bind(&self, rows: u32, d: Dispatch<'a>) -> Result<Dispatch<'a>> {
+        let Self { ring, out_offset, .. } = *self;
+        if ring.size < u64::from(out_offset + rows) * 8 {
+            bail!(InvalidArgument, "end of a step: entry {out_offset} + {rows} of a ring of {} bytes", ring.size);
+        }
+        Ok(d.bind("rows", self.rows).bind("states", self.states).bind("stop_ids", self.stop_ids).bind("ring", ring))
+    }
+}
+
+/// Hands picked tokens to their slots, stops sequences, and writes (token, stop) to the ring.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if the ring is too small.
-#[allow(clippy::too_many_arguments, reason = "an operation's operands")]
-pub fn check_stop<'a>(
-    rows: u32,
-    out_offset: u32,
-    picked: BufferSlice<'a>,
-    row_data: BufferSlice<'a>,
-    states: BufferSlice<'a>,
-    stop_ids: BufferSlice<'a>,
-    ring: BufferSlice<'a>,
-) -> Result<Dispatch<'a>> {
-    if ring.size < u64::from(out_offset + rows) * 8 {
-        bail!(InvalidArgument, "check_stop: entry {out_offset} + {rows} of a ring of {} bytes", ring.size);
-    }
-    let params = CheckStopParams { rows, out_offset };
-    Ok(Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
+pub fn check_stop<'a>(rows: u32, picked: BufferSlice<'a>, end: StepEnd<'a>) -> Result<Dispatch<'a>> {
+    let params = CheckStopParams { rows, out_offset: end.out_offset };
+    let d = Dispatch::new(&CHECK_STOP, &params, linear_grid(u64::from(rows).div_ceil(THREADS_LONG.into())))
         .constant("WG", THREADS_LONG)
-        .bind("picked", picked)
-        .bind("rows", row_data)
-        .bind("states", states)
-        .bind("stop_ids", stop_ids)
-        .bind("ring", ring))
+        .bind("picked", picked);
+    end.bind(rows, d)
+}
+
+/// [`pick`] and [`check_stop`] in one, for rows whose tokens are the largest logits, from what [`argmax`] left.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if shapes disagree.
+pub fn greedy<'a>(
+    rows: u32,
+    cut: Chunks,
+    partial: BufferSlice<'a>,
+    picked: BufferSlice<'a>,
+    end: StepEnd<'a>,
+) -> Result<Dispatch<'a>> {
+    let chunks = cut.chunks;
+    if partial.size < u64::from(rows) * u64::from(chunks) * 8 || picked.size < u64::from(rows) * 4 {
+        bail!(InvalidArgument, "greedy: {rows} x {chunks} partial results in {} bytes", partial.size);
+    }
+    let params = GreedyParams { rows, chunks, out_offset: end.out_offset };
+    let d = Dispatch::new(&SAMPLE_GREEDY, &params, linear_grid(rows.into()))
+        .constant("WG", THREADS_LONG)
+        .bind("partial", partial)
+        .bind("picked", picked);
+    end.bind(rows, d)
 }
 
 /// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens.

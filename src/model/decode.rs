@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::{Result, bail};
 use crate::gpu::{Encoded, Gate, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::sample::NO_TOKEN;
+use crate::model::draw::Choice;
 use crate::model::engine::{Drawn, Engine, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT};
 use crate::model::forward::Batch;
 use crate::model::sequence::Sequence;
@@ -17,10 +18,15 @@ const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "de
 pub(super) struct BatchKind {
     pub(super) sequences: u32,
     pub(super) tokens: u32,
-    pub(super) penalties: bool,
+    pub(super) choice: Choice,
     pub(super) steps: Batch,
     /// The number of their [`LoraSet`], or 0.
     pub(super) lora: u64,
+}
+
+/// How the tokens of all of them are chosen by one step.
+fn together(sequences: &[&mut Sequence]) -> Choice {
+    sequences.iter().map(|s| s.choice).max().unwrap_or_default()
 }
 
 impl Engine {
@@ -42,20 +48,20 @@ impl Engine {
         if n > self.batch_compiled {
             let mut survey = self.gpu.survey(scope);
             for smaller in self.batch_compiled + 1..=n {
-                self.forward(None).decode_step(&mut survey, smaller, true, Batch::Rows)?;
+                self.forward(None).decode_step(&mut survey, smaller, Choice::Changed, Batch::Rows)?;
             }
             self.gpu.compile(&survey.into_survey(), scope)?;
             self.batch_compiled = n;
         }
-        self.prepare_decode(n, sequences.iter().any(|s| s.penalties), scope)
+        self.prepare_decode(n, together(sequences), scope)
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
     ///
     /// # Errors
     /// What building it reports.
-    pub fn prepare_decode(&mut self, sequences: u32, penalties: bool, scope: &Scope) -> Result<()> {
-        self.decode_plan(sequences, penalties, Batch::Rows, scope).map(drop)
+    pub fn prepare_decode(&mut self, sequences: u32, choice: Choice, scope: &Scope) -> Result<()> {
+        self.decode_plan(sequences, choice, Batch::Rows, scope).map(drop)
     }
 
     /// Copies what step `i` of `n` sequences drew to where it is read.
@@ -67,8 +73,8 @@ impl Engine {
     /// The plan of a step of a batch, with its adapters if it has any.
     fn batch_plan(&mut self, kind: BatchKind, scope: &Scope) -> Result<Arc<Plan>> {
         match kind.lora {
-            0 => self.decode_plan(kind.sequences, kind.penalties, kind.steps, scope),
-            lora => self.lora_plan(kind.sequences, kind.penalties, lora, scope),
+            0 => self.decode_plan(kind.sequences, kind.choice, kind.steps, scope),
+            lora => self.lora_plan(kind.sequences, kind.choice, lora, scope),
         }
     }
 
@@ -163,15 +169,15 @@ impl Engine {
         if let Some(set) = &set {
             self.warm_loras(set, scope)?;
         }
-        let penalties = sequences.iter().any(|s| s.penalties);
+        let choice = together(sequences);
         self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
         let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
-        let kind = BatchKind { sequences: n, tokens, penalties, steps, lora };
+        let kind = BatchKind { sequences: n, tokens, choice, steps, lora };
         let (submission, seen) = match lens {
             Some(lens) => {
                 let mut recorder = self.recorder("decode", Some(lens), None, scope);
-                self.forward(Some(lens)).adapted(set.as_deref()).decode_step(&mut recorder, n, penalties, steps)?;
+                self.forward(Some(lens)).adapted(set.as_deref()).decode_step(&mut recorder, n, choice, steps)?;
                 self.hand_out(&mut recorder, n, 0)?;
                 let seen = lens.probe.finish(&mut recorder)?;
                 (recorder.submit()?, Some(seen))

@@ -14,6 +14,7 @@ use crate::kernels::KvType;
 use crate::kernels::constants::{COOP_FROM, FEW_TILE, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::decode::BatchKind;
+use crate::model::draw::Choice;
 use crate::model::forward::{Batch, Forward, Left};
 use crate::model::kv_cache::KvPool;
 use crate::model::lora::{LoraPool, LoraSet};
@@ -105,8 +106,8 @@ pub struct Engine {
     pub(super) scratch: Scratch,
     pub(super) staging: Buffer,
     pub(super) groups: BindGroupCache,
-    /// Decode steps by number of sequences, whether logits are changed before drawing, and how rows belong together.
-    plans: HashMap<(u32, bool, Batch), Arc<Plan>>,
+    /// Decode steps by number of sequences, how tokens are chosen, and how rows belong together.
+    plans: HashMap<(u32, Choice, Batch), Arc<Plan>>,
     pub(super) lora: LoraPool,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
     pub(super) ahead: Option<(BatchKind, Result<Encoded>)>,
@@ -225,7 +226,7 @@ impl Engine {
             bail!(InvalidArgument, "{} stop ids, {MAX_STOP_IDS} are possible", stop_ids.len());
         }
         self.slots.configure(&self.gpu, sequence.slot, options, stop_ids, scope)?;
-        sequence.penalties = options.has_penalties() || !options.logit_bias.is_empty();
+        sequence.choice = Choice::of(options);
         sequence.stop_ids = stop_ids.to_vec();
         Ok(())
     }
@@ -336,7 +337,7 @@ impl Engine {
             pad: [0; 3],
         };
         sequence.state = None;
-        let (penalties, steps) = (sequence.penalties, sequence.steps());
+        let (choice, steps) = (sequence.choice, sequence.steps());
         self.gpu.gate(&PROMPT_TOKEN, scope)?;
         self.pass_gates(sequence, scope)?;
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
@@ -347,12 +348,12 @@ impl Engine {
         let forward = self.forward(lens).adapted(lora);
         let mut recorder = self.record_run(n, lens, lora, scope)?;
         forward.logits(&mut recorder, n - 1, 1, Left::Nothing)?;
-        forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), penalties)?;
+        forward.sample(&mut recorder, 1, self.scratch.tail_rows.whole(), choice)?;
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
         if let (None, Some((tokens, scope))) = (lens, then) {
-            self.encode_ahead(BatchKind { sequences: 1, tokens, penalties, steps, lora: kind }, scope);
+            self.encode_ahead(BatchKind { sequences: 1, tokens, choice, steps, lora: kind }, scope);
         }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);
@@ -408,14 +409,14 @@ impl Engine {
     }
 
     /// The plan of a decode step of `n` sequences.
-    pub(super) fn decode_plan(&mut self, n: u32, penalties: bool, steps: Batch, scope: &Scope) -> Result<Arc<Plan>> {
-        if let Some(plan) = self.plans.get(&(n, penalties, steps)) {
+    pub(super) fn decode_plan(&mut self, n: u32, choice: Choice, steps: Batch, scope: &Scope) -> Result<Arc<Plan>> {
+        if let Some(plan) = self.plans.get(&(n, choice, steps)) {
             return Ok(plan.clone());
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
-        self.forward(None).decode_step(&mut recorder, n, penalties, steps)?;
+        self.forward(None).decode_step(&mut recorder, n, choice, steps)?;
         let plan = Arc::new(recorder.into_plan()?);
-        self.plans.insert((n, penalties, steps), plan.clone());
+        self.plans.insert((n, choice, steps), plan.clone());
         Ok(plan)
     }
 
@@ -433,7 +434,7 @@ impl Engine {
             forward.body(recorder, n, Batch::Run)?;
             forward.logits(recorder, 0, n.min(LOGIT_ROWS), Left::Nothing)?;
         }
-        [false, true].into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
+        Choice::ALL.into_iter().try_for_each(|p| forward.sample(recorder, 1, self.scratch.tail_rows.whole(), p))
     }
 
     /// Makes everything that single-sequence prefill and decode need, so that neither compiles or creates anything later: pipelines (on
@@ -454,14 +455,14 @@ impl Engine {
         }
         let mut survey = self.gpu.survey(scope);
         self.record_prompts(&mut survey, None)?;
-        [false, true].into_iter().try_for_each(|p| self.forward(None).decode_step(&mut survey, 1, p, Batch::Rows))?;
+        let step = |choice| self.forward(None).decode_step(&mut survey, 1, choice, Batch::Rows);
+        Choice::ALL.into_iter().try_for_each(step)?;
         self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);
         self.record_prompts(&mut recorder, None)?;
         recorder.rehearse()?;
-        self.prepare_decode(1, false, scope)?;
-        self.prepare_decode(1, true, scope)?;
+        Choice::ALL.into_iter().try_for_each(|choice| self.prepare_decode(1, choice, scope))?;
         self.prepare_drafts(scope)?;
         self.warm = true;
         Ok(())

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
-use crate::kernels::sample::{Chunks, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin};
+use crate::kernels::sample::step_begin;
 use crate::kernels::{
     Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, Norm, NormKind, Pages, Parts, Queries,
     RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
@@ -12,6 +12,7 @@ use crate::kernels::{
     matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
     rope, sigmoid_gate, softcap,
 };
+use crate::model::draw::Choice;
 use crate::model::kv_cache::KvPool;
 use crate::model::lora::LoraSet;
 use crate::model::probe::Lens;
@@ -114,7 +115,7 @@ impl<'a> Forward<'a> {
     }
 
     /// Shows the `n` words at the probed sequence's slot of an array over slots to the probe, if there is one.
-    fn look_slot(
+    pub(super) fn look_slot(
         &self,
         r: &mut Recorder<'_>,
         point: &str,
@@ -527,40 +528,9 @@ impl<'a> Forward<'a> {
         r.record(norm(self.norm_of(&self.weights.output_norm), x, y, false)?.label("output.norm"))
     }
 
-    /// Draws a token from each of the first `n` rows of logits, whose slots and positions stand in `rows`, into `scratch.picked`.
-    pub(crate) fn draw(&self, r: &mut Recorder<'_>, n: u32, rows: BufferSlice<'_>, penalties: bool) -> Result<()> {
-        let (s, vocab) = (self.scratch, self.spec.n_vocab);
-        let buffers = SamplingBuffers {
-            rows,
-            sampling: self.slots.sampling.whole(),
-            history: self.slots.history.whole(),
-            history_cap: self.slots.history_cap(),
-            bias: self.slots.bias.whole(),
-        };
-        let cut = Chunks::of(vocab);
-        let (logits, partial, picked) = (s.logits.whole(), s.partial.whole(), s.picked.whole());
-        if penalties {
-            r.record(penalize(n, vocab, logits, buffers)?.label("sample.penalize"))?;
-        }
-        r.record(argmax(n, vocab, cut, logits, partial)?.label("sample.argmax"))?;
-        r.record(pick(n, vocab, cut, logits, buffers, partial, picked)?.label("sample.pick"))
-    }
-
-    /// As [`Forward::draw`], of rows of different sequences, and moves these on.
-    pub(crate) fn sample(&self, r: &mut Recorder<'_>, n: u32, rows: BufferSlice<'_>, penalties: bool) -> Result<()> {
-        let (s, picked) = (self.scratch, self.scratch.picked.whole());
-        self.draw(r, n, rows, penalties)?;
-        let (states, stops, ring) = (self.slots.states.whole(), self.slots.stop_ids.whole(), s.ring.whole());
-        r.record(check_stop(n, 0, picked, rows, states, stops, ring)?.label("sample.stop"))?;
-        if let Some(lens) = self.lens {
-            lens.probe.words(r, "sample.picked", None, lens.position, picked, n)?;
-        }
-        self.look_slot(r, "stop.state", None, states, (size_of::<SeqState>() / 4) as u32)
-    }
-
     /// One whole decode step of `n` sequences, whose slots stand in `scratch.batch_slots`; `batch` is [`Batch::Rows`], or [`Batch::Drafts`] for
     /// one sequence whose drafts are verified between its steps.
-    pub(crate) fn decode_step(&self, r: &mut Recorder<'_>, n: u32, penalties: bool, batch: Batch) -> Result<()> {
+    pub(crate) fn decode_step(&self, r: &mut Recorder<'_>, n: u32, choice: Choice, batch: Batch) -> Result<()> {
         let s = self.scratch;
         let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
@@ -568,7 +538,7 @@ impl<'a> Forward<'a> {
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
         let left = self.body(r, n, batch)?;
         self.logits(r, 0, n, left)?;
-        self.sample(r, n, rows, penalties)?;
+        self.sample(r, n, rows, choice)?;
         self.end_recurrent_step(r, n)
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod arch;
 mod decode;
+mod draw;
 mod embed;
 mod engine;
 mod forward;

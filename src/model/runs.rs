@@ -11,6 +11,7 @@ use crate::gpu::{Buffer, Gpu, MemoryClass, Phase, Recorder, Scope};
 use crate::kernels::constants::{COOP_FROM, TILE_FROM};
 use crate::kernels::sample::{Chunks, Row};
 use crate::kernels::{Matrix, Scored, Stretch, log_sum, pool_rows, token_score, unit_rows};
+use crate::model::draw::Choice;
 use crate::model::engine::Engine;
 use crate::model::forward::{Batch, Left};
 use crate::model::lora::LoraSet;
@@ -172,7 +173,7 @@ impl Engine {
                 n_ctx,
                 tables,
                 trail,
-                penalties: false,
+                choice: Choice::default(),
                 stop_ids: Vec::new(),
                 probe: None,
                 drafts: false,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{Result, bail};
 use crate::gpu::{Gpu, Phase, Scope};
 use crate::kernels::sample::SeqState;
+use crate::model::draw::Choice;
 use crate::model::engine::Engine;
 use crate::model::kv_blocks::BlockTable;
 use crate::model::kv_cache::{KvPool, KvStats};
@@ -22,8 +23,8 @@ pub struct Sequence {
     pub(super) tables: Vec<BlockTable>,
     /// Its recurrent states.
     pub(super) trail: Trail,
-    /// Sampling changes logits (penalties or bias).
-    pub(super) penalties: bool,
+    /// How its tokens are chosen.
+    pub(super) choice: Choice,
     /// What ends it when it is drawn.
     pub(super) stop_ids: Vec<u32>,
     pub(super) probe: Option<Probe>,
@@ -124,7 +125,7 @@ impl Engine {
             n_ctx,
             tables,
             trail: Trail::default(),
-            penalties: false,
+            choice: Choice::default(),
             stop_ids: Vec::new(),
             probe: None,
             drafts: false,

@@ -14,6 +14,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{Encoded, Gate, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::constants::TILE_FROM;
 use crate::kernels::sample::{NO_TOKEN, Row, SeqState};
+use crate::model::draw::Choice;
 use crate::model::engine::{Drawn, Engine, Stop};
 use crate::model::forward::Batch;
 use crate::model::scratch::LOGIT_ROWS;
@@ -38,8 +39,8 @@ const LEAD: u32 = 2;
 /// One submit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Job {
-    Verify { rows: u32, penalties: bool },
-    Draft { lead: bool, tokens: u32, penalties: bool },
+    Verify { rows: u32, choice: Choice },
+    Draft { lead: bool, tokens: u32, choice: Choice },
 }
 
 /// What a sequence is opened for.
@@ -56,10 +57,10 @@ pub enum DraftRole {
 pub(super) struct Drafts {
     verifies: bool,
     drafts: bool,
-    /// Rows evaluated and drawn, by their number and whether logits are changed before.
-    verify: HashMap<(u32, bool), Arc<Plan>>,
+    /// Rows evaluated and drawn, by their number and how.
+    verify: HashMap<(u32, Choice), Arc<Plan>>,
     /// [`LEAD`] rows, and a draw from the first, which is the latest.
-    lead: HashMap<bool, Arc<Plan>>,
+    lead: HashMap<Choice, Arc<Plan>>,
     /// The last job's commands once more, encoded while the device was busy with it.
     ahead: Option<(Job, Encoded)>,
 }
@@ -117,18 +118,18 @@ impl Engine {
         ROWS.min(self.scratch.rows)
     }
 
-    fn record_verify(&self, r: &mut Recorder<'_>, rows: u32, penalties: bool) -> Result<()> {
+    fn record_verify(&self, r: &mut Recorder<'_>, rows: u32, choice: Choice) -> Result<()> {
         let forward = self.forward(None);
         let ready = forward.body(r, rows, Batch::Drafts)?;
         forward.logits(r, 0, rows, ready)?;
-        forward.draw(r, rows, self.scratch.row_data.whole(), penalties)
+        forward.draw(r, rows, self.scratch.row_data.whole(), choice)
     }
 
-    fn record_lead(&self, r: &mut Recorder<'_>, penalties: bool) -> Result<()> {
+    fn record_lead(&self, r: &mut Recorder<'_>, choice: Choice) -> Result<()> {
         let forward = self.forward(None);
         let ready = forward.body(r, LEAD, Batch::Drafts)?;
         forward.logits(r, 0, 1, ready)?;
-        forward.sample(r, 1, self.scratch.row_data.whole(), penalties)
+        forward.sample(r, 1, self.scratch.row_data.whole(), choice)
     }
 
     /// Tokens that [`Engine::draft`] may be given.
@@ -138,13 +139,13 @@ impl Engine {
 
     /// Records, for a survey of pipelines, what is expected.
     pub(super) fn survey_drafts(&self, survey: &mut Recorder<'_>) -> Result<()> {
-        for penalties in [false, true] {
+        for choice in Choice::ALL {
             if self.drafts.verifies {
-                self.forward(None).decode_step(survey, 1, penalties, Batch::Drafts)?;
-                (1..=self.rows_together()).try_for_each(|n| self.record_verify(survey, n, penalties))?;
+                self.forward(None).decode_step(survey, 1, choice, Batch::Drafts)?;
+                (1..=self.rows_together()).try_for_each(|n| self.record_verify(survey, n, choice))?;
             }
             if self.drafts.drafts && self.lead() == LEAD {
-                self.record_lead(survey, penalties)?;
+                self.record_lead(survey, choice)?;
             }
         }
         Ok(())
@@ -152,49 +153,50 @@ impl Engine {
 
     /// Builds the plans of what is expected, so that verifying and drafting make nothing.
     pub(super) fn prepare_drafts(&mut self, scope: &Scope) -> Result<()> {
-        for penalties in [false, true] {
+        for choice in Choice::ALL {
             if self.drafts.verifies {
-                self.decode_plan(1, penalties, Batch::Drafts, scope)?;
-                (1..=self.rows_together()).try_for_each(|n| self.verify_plan(n, penalties, scope).map(drop))?;
+                self.decode_plan(1, choice, Batch::Drafts, scope)?;
+                (1..=self.rows_together()).try_for_each(|n| self.verify_plan(n, choice, scope).map(drop))?;
             }
             if self.drafts.drafts && self.lead() == LEAD {
-                self.lead_plan(penalties, scope)?;
+                self.lead_plan(choice, scope)?;
             }
         }
         Ok(())
     }
 
-    fn verify_plan(&mut self, rows: u32, penalties: bool, scope: &Scope) -> Result<Arc<Plan>> {
-        if let Some(plan) = self.drafts.verify.get(&(rows, penalties)) {
+    fn verify_plan(&mut self, rows: u32, choice: Choice, scope: &Scope) -> Result<Arc<Plan>> {
+        // These rows end no step, so a greedy one is drawn as any.
+        let choice = choice.max(Choice::Drawn);
+        if let Some(plan) = self.drafts.verify.get(&(rows, choice)) {
             return Ok(plan.clone());
         }
         let mut recorder = self.recorder("verify", None, None, scope);
-        self.record_verify(&mut recorder, rows, penalties)?;
+        self.record_verify(&mut recorder, rows, choice)?;
         let plan = Arc::new(recorder.into_plan()?);
-        self.drafts.verify.insert((rows, penalties), plan.clone());
+        self.drafts.verify.insert((rows, choice), plan.clone());
         Ok(plan)
     }
 
-    fn lead_plan(&mut self, penalties: bool, scope: &Scope) -> Result<Arc<Plan>> {
-        if let Some(plan) = self.drafts.lead.get(&penalties) {
+    fn lead_plan(&mut self, choice: Choice, scope: &Scope) -> Result<Arc<Plan>> {
+        if let Some(plan) = self.drafts.lead.get(&choice) {
             return Ok(plan.clone());
         }
         let mut recorder = self.recorder("draft", None, None, scope);
-        self.record_lead(&mut recorder, penalties)?;
+        self.record_lead(&mut recorder, choice)?;
         let plan = Arc::new(recorder.into_plan()?);
-        self.drafts.lead.insert(penalties, plan.clone());
+        self.drafts.lead.insert(choice, plan.clone());
         Ok(plan)
     }
 
     /// Records a job from its plans.
     fn record_job(&mut self, job: Job, scope: &Scope) -> Result<Recorder<'_>> {
         match job {
-            Job::Verify { rows, penalties } => {
+            Job::Verify { rows, choice } => {
                 let together = self.rows_together();
                 let pieces: Vec<(u32, u32)> =
                     (0..rows).step_by(together as usize).map(|first| (first, together.min(rows - first))).collect();
-                let plans =
-                    pieces.iter().map(|p| self.verify_plan(p.1, penalties, scope)).collect::<Result<Vec<_>>>()?;
+                let plans = pieces.iter().map(|p| self.verify_plan(p.1, choice, scope)).collect::<Result<Vec<_>>>()?;
                 let s = &self.scratch;
                 let mut recorder = self.recorder("verify", None, None, scope);
                 for (&(first, n), plan) in pieces.iter().zip(&plans) {
@@ -206,9 +208,9 @@ impl Engine {
                 }
                 Ok(recorder)
             }
-            Job::Draft { lead, tokens, penalties } => {
-                let first = if lead { Some(self.lead_plan(penalties, scope)?) } else { None };
-                let step = self.decode_plan(1, penalties, Batch::Rows, scope)?;
+            Job::Draft { lead, tokens, choice } => {
+                let first = if lead { Some(self.lead_plan(choice, scope)?) } else { None };
+                let step = self.decode_plan(1, choice, Batch::Rows, scope)?;
                 let mut recorder = self.recorder("draft", None, None, scope);
                 for i in 0..tokens {
                     recorder.replay(first.as_ref().filter(|_| i == 0).unwrap_or(&step));
@@ -281,7 +283,7 @@ impl Engine {
         self.gpu.upload(self.scratch.draft_rows.whole(), bytemuck::cast_slice(&rows), scope)?;
         // Penalties at a row look at the drafts before it.
         self.slots.set_history(&self.gpu, sequence.slot, pos, tokens, scope)?;
-        let submission = self.submit_job(Job::Verify { rows: n, penalties: sequence.penalties }, scope)?;
+        let submission = self.submit_job(Job::Verify { rows: n, choice: sequence.choice }, scope)?;
         let mut words = vec![0u32; n as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, &submission, out, VERIFIED, scope)?;
@@ -348,7 +350,7 @@ impl Engine {
         let state = SeqState { token, pos: pos + known - 1, limit: u32::MAX, stop: 0, n_stop: 0, pad: [0; 3] };
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.seat(vec![sequence.slot], scope)?;
-        let job = Job::Draft { lead: known > 1, tokens: n, penalties: sequence.penalties };
+        let job = Job::Draft { lead: known > 1, tokens: n, choice: sequence.choice };
         let submission = self.submit_job(job, scope)?;
         let mut words = vec![[0u32; 2]; n as usize];
         let out = bytemuck::cast_slice_mut(&mut words);

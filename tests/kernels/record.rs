@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use doppler::gpu::{Buffer, BufferSlice, Dispatch, Gpu, Phase};
 use doppler::kernels::sample::{
-    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick, step_begin,
+    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, StepEnd, argmax, check_stop, greedy, penalize, pick, step_begin,
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
@@ -81,13 +81,14 @@ impl Step {
         let (logits, partial, picked) = ((&self.logits).into(), (&self.partial).into(), (&self.picked).into());
         let (sampling, bias) = ((&self.sampling).into(), (&self.bias).into());
         let b = SamplingBuffers { rows, sampling, history, history_cap: 32, bias };
-        let (stop_ids, ring) = ((&self.stop_ids).into(), (&self.ring).into());
+        let end = StepEnd { rows, states, stop_ids: (&self.stop_ids).into(), ring: (&self.ring).into(), out_offset: 0 };
         vec![
             step_begin(3, (&self.slots).into(), states, rows, (&self.tokens).into(), history, 32).unwrap(),
             penalize(3, vocab, logits, b).unwrap(),
             argmax(3, vocab, cut, logits, partial).unwrap(),
             pick(3, vocab, cut, logits, b, partial, picked).unwrap(),
-            check_stop(3, 0, picked, rows, states, stop_ids, ring).unwrap(),
+            check_stop(3, picked, end).unwrap(),
+            greedy(3, cut, partial, picked, end).unwrap(),
         ]
     }
 

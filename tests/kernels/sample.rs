@@ -7,8 +7,8 @@ use std::mem::offset_of;
 use doppler::gpu::{Buffer, Dispatch, Gpu, assemble, linear_grid};
 use doppler::kernels::KERNELS;
 use doppler::kernels::sample::{
-    BIAS_ENTRIES, Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, argmax, check_stop, penalize, pick,
-    step_begin,
+    BIAS_ENTRIES, Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepEnd, argmax, check_stop, greedy,
+    penalize, pick, step_begin,
 };
 use doppler::sample::{
     FLAG_PENALTIES, MAX_LOGIT_BIAS, SampleParams, Sampled, SamplingOptions, penalties, sample_reference,
@@ -449,11 +449,13 @@ fn penalty_options(rng: &mut Rng, vocab: u32) -> SamplingOptions {
 #[test]
 fn steps_carry_tokens_and_stops() {
     for v in own_variants() {
-        steps(&v.gpu);
+        steps(&v.gpu, false);
+        steps(&v.gpu, true);
     }
 }
 
-fn steps(gpu: &Gpu) {
+/// `largest`: the tokens are those of the largest logits, else they were picked.
+fn steps(gpu: &Gpu, largest: bool) {
     let cap = 8u32;
     let state = |token, pos, limit, stop, n_stop| SeqState { token, pos, limit, stop, n_stop, pad: [0; 3] };
     let states = [
@@ -474,12 +476,29 @@ fn steps(gpu: &Gpu) {
     let history = upload_words(gpu, &[9; 32]);
     let ring = upload_words(gpu, &[9; 26]);
     for (i, drawn) in [[31, 20, 40, 50], [32, 77, 41, 51], [33, 22, 42, 52]].iter().enumerate() {
-        let drawn = upload_words(gpu, drawn);
+        // The best of 300 chunks: the larger key, then the lower id.
+        let cut = Chunks { chunk: 256, chunks: 300 };
+        let chunk = |token: u32, i: u32| match (i + token) % 300 {
+            0 => [0xc000_0000, token],
+            1 => [0xc000_0000, token + 1],
+            _ => [0x8000_0000 + i, i],
+        };
+        let partial: Vec<[u32; 2]> = drawn.iter().flat_map(|&t| (0..cut.chunks).map(move |i| chunk(t, i))).collect();
+        let (drawn, partial) = (upload_words(gpu, drawn), upload_words(gpu, partial.as_flattened()));
+        let picked = untouched(gpu, 4);
         let (st, ro) = ((&states).into(), (&rows).into());
         let begin = step_begin(4, (&slots).into(), st, ro, (&tokens).into(), (&history).into(), cap).unwrap();
         let out = 4 * i as u32;
-        let end = check_stop(4, out, (&drawn).into(), ro, st, (&stop_ids).into(), (&ring).into()).unwrap();
-        run(gpu, [begin, end]);
+        let (stop_ids, ring) = ((&stop_ids).into(), (&ring).into());
+        let end = StepEnd { rows: ro, states: st, stop_ids, ring, out_offset: out };
+        let end = match largest {
+            true => greedy(4, cut, (&partial).into(), (&picked).into(), end),
+            false => check_stop(4, (&drawn).into(), end),
+        };
+        run(gpu, [begin, end.unwrap()]);
+        if largest {
+            assert_eq!(download_words(gpu, &picked, 4), download_words(gpu, &drawn, 4));
+        }
     }
     let none = NO_TOKEN;
     let want: [[[u32; 2]; 4]; 3] = [
@@ -512,7 +531,11 @@ fn shapes_that_disagree_are_refused() {
     assert!(argmax(1, 0, Chunks { chunk: 256, chunks: 1 }, s(), s()).is_err(), "no vocabulary");
     assert!(argmax(1, 64, Chunks { chunk: 1, chunks: 33 }, s(), s()).is_err(), "partial results too small");
     assert!(pick(2, 33, Chunks::of(33), s(), buffers, s(), s()).is_err(), "logits too small");
-    assert!(check_stop(2, 31, s(), s(), s(), s(), s()).is_err(), "ring too small");
+    let end = StepEnd { rows: s(), states: s(), stop_ids: s(), ring: s(), out_offset: 31 };
+    assert!(check_stop(2, s(), end).is_err(), "ring too small");
+    assert!(greedy(2, Chunks::of(64), s(), s(), end).is_err(), "ring too small");
+    let end = StepEnd { out_offset: 0, ..end };
+    assert!(greedy(2, Chunks { chunk: 256, chunks: 33 }, s(), s(), end).is_err(), "partial results too small");
     assert!(step_begin(33, s(), s(), s(), s(), s(), 1).is_err(), "rows too small");
 }
 
@@ -577,11 +600,10 @@ fn structures_are_the_same_in_wgsl_and_rust() {
 /// `const NAME: u32 = …u;` of a kernel's shader or of what it imports. Read as text: shaders with slots are no modules by themselves.
 fn wgsl_constant(kernel: &str, name: &str) -> u32 {
     let source = KERNELS.iter().find(|k| k.name == kernel).unwrap().source;
-    let lib = "#import state\n";
-    let text = match source.contains(lib.trim()) {
-        true => assemble("shared", lib, &[], &[], false).unwrap().source + source,
-        false => source.to_string(),
-    };
+    let mut text = source.to_string();
+    for lib in ["#import state\n", "#import step_end\n"].into_iter().filter(|lib| source.contains(lib)) {
+        text += &assemble("shared", lib, &[], &[], false).unwrap().source;
+    }
     let start = format!("const {name}: u32 = ");
     let at = text.find(&start).unwrap_or_else(|| panic!("{kernel} has no constant {name}"));
     let value = text[at + start.len()..].split(['u', ';']).next().unwrap();
@@ -614,7 +636,7 @@ fn sizes_in_shaders_are_those_of_the_hosts() {
 
 #[test]
 fn constants_are_the_same_in_wgsl_and_rust() {
-    let constant = |name: &str| wgsl_constant("check_stop", name);
+    let constant = |name: &str| wgsl_constant("sample_greedy", name);
     assert_eq!(constant("STOP_IDS"), MAX_STOP_IDS);
     assert_eq!(constant("BIAS_ENTRIES"), BIAS_ENTRIES);
     assert_eq!(BIAS_ENTRIES as usize, MAX_LOGIT_BIAS);

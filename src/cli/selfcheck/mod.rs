@@ -79,6 +79,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("sample-greedy", false, sampling::greedy),
     check("sample-draw", false, sampling::draw),
     check("check-stop", false, sampling::check_stop),
+    check("step-greedy", false, sampling::step_greedy),
     check("step-begin", false, sampling::step_begin),
     check("token-scores", false, results::token_scores),
     check("pool-rows", false, results::pool),
@@ -308,6 +309,7 @@ mod tests {
             ("unit_rows", "unit-rows"),
             ("sample_argmax", "sample-greedy"),
             ("sample_penalize", "sample-draw"),
+            ("sample_greedy", "step-greedy"),
             ("sample_pick", "sample-draw"),
         ];
         for kernel in doppler::kernels::KERNELS {

@@ -2,7 +2,7 @@
 
 use doppler::Result;
 use doppler::kernels::sample::{
-    self as kernel, BIAS_ENTRIES, Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState,
+    self as kernel, BIAS_ENTRIES, Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepEnd,
 };
 use doppler::sample::{SampleParams, SamplingOptions, sample_reference};
 
@@ -112,40 +112,55 @@ fn differences(a: &[u32], b: &[u32]) -> usize {
 }
 
 pub(super) fn check_stop(lab: &Lab) -> Result<Vec<Measured>> {
-    [3usize, 301]
-        .into_iter()
-        .map(|n| {
-            let rows: Vec<Row> =
-                Rng::new(n as u64).permutation(n as u32).into_iter().map(|slot| Row { slot, pos: 10 + slot }).collect();
-            let picked: Vec<u32> = (0..n as u32).map(|i| 1000 + i).collect();
-            let mut stop_ids = vec![0u32; n * MAX_STOP_IDS as usize];
-            // Every third row draws its slot's second stop id.
-            for (i, row) in rows.iter().enumerate().step_by(3) {
-                stop_ids[row.slot as usize * MAX_STOP_IDS as usize + 1] = picked[i];
-            }
-            let mut want_states = states(n);
-            let mut want_ring = vec![0u32; 2 * (n + 1)];
-            let (pb, rb) = (lab.words(&picked)?, lab.words(bytemuck::cast_slice(&rows))?);
-            let (sb, ib) = (lab.words(bytemuck::cast_slice(&want_states))?, lab.words(&stop_ids)?);
-            let ring = lab.words(&want_ring)?;
-            let bindings = ((&pb).into(), (&rb).into(), (&sb).into(), (&ib).into(), (&ring).into());
-            lab.run([kernel::check_stop(n as u32, 1, bindings.0, bindings.1, bindings.2, bindings.3, bindings.4)?])?;
-            for (i, row) in rows.iter().enumerate() {
-                let s = &mut want_states[row.slot as usize];
-                let mut token = NO_TOKEN;
-                if s.stop == 0 {
-                    token = picked[i];
-                    (s.token, s.pos) = (token, s.pos + 1);
-                    s.stop = if i % 3 == 0 { 1 } else { 2 * u32::from(s.pos >= s.limit) };
-                }
-                want_ring[2 * (i + 1)..2 * (i + 2)].copy_from_slice(&[token, s.stop]);
-            }
-            let want_states: &[u32] = bytemuck::cast_slice(&want_states);
-            let wrong = differences(&lab.read_words(&sb, want_states.len())?, want_states)
-                + differences(&lab.read_words(&ring, want_ring.len())?, &want_ring);
-            Ok(Measured::exact(format!("{n} rows"), wrong))
-        })
-        .collect()
+    [3, 301].into_iter().map(|n| step_end(lab, n, None)).collect()
+}
+
+pub(super) fn step_greedy(lab: &Lab) -> Result<Vec<Measured>> {
+    [(3, 1), (2, 500), (301, 7)].into_iter().map(|(n, chunks)| step_end(lab, n, Some(chunks))).collect()
+}
+
+/// The end of a step of `n` rows: with tokens that were picked, or with the best of so many chunks.
+fn step_end(lab: &Lab, n: usize, chunks: Option<u32>) -> Result<Measured> {
+    let mut rng = Rng::new(n as u64);
+    let rows: Vec<Row> = rng.permutation(n as u32).into_iter().map(|slot| Row { slot, pos: 10 + slot }).collect();
+    let cut = Chunks { chunk: 256, chunks: chunks.unwrap_or(1) };
+    // Many chunks share the largest key: the lowest id has it.
+    let best: Vec<[u32; 2]> =
+        (0..n as u32 * cut.chunks).map(|i| [100 + rng.below(9), i % cut.chunks * 256 + rng.below(256)]).collect();
+    let winner = |row: &[[u32; 2]]| row.iter().max_by_key(|e| (e[0], !e[1])).map_or(NO_TOKEN, |e| e[1]);
+    let want: Vec<u32> = best.chunks_exact(cut.chunks as usize).map(winner).collect();
+    let mut stop_ids = vec![NO_TOKEN; n * MAX_STOP_IDS as usize];
+    // Every third row draws its slot's second stop id.
+    for (i, row) in rows.iter().enumerate().step_by(3) {
+        stop_ids[row.slot as usize * MAX_STOP_IDS as usize + 1] = want[i];
+    }
+    let mut want_states = states(n);
+    let mut want_ring = vec![0u32; 2 * (n + 1)];
+    let picked = if chunks.is_some() { vec![NO_TOKEN; n] } else { want.clone() };
+    let (pb, rb) = (lab.words(&picked)?, lab.words(bytemuck::cast_slice(&rows))?);
+    let (sb, ib) = (lab.words(bytemuck::cast_slice(&want_states))?, lab.words(&stop_ids)?);
+    let (ring, partial) = (lab.words(&want_ring)?, lab.words(best.as_flattened())?);
+    let (states, stop_ids) = ((&sb).into(), (&ib).into());
+    let end = StepEnd { rows: (&rb).into(), states, stop_ids, ring: (&ring).into(), out_offset: 1 };
+    lab.run([match chunks {
+        Some(_) => kernel::greedy(n as u32, cut, (&partial).into(), (&pb).into(), end)?,
+        None => kernel::check_stop(n as u32, (&pb).into(), end)?,
+    }])?;
+    for (i, row) in rows.iter().enumerate() {
+        let s = &mut want_states[row.slot as usize];
+        let mut token = NO_TOKEN;
+        if s.stop == 0 {
+            token = want[i];
+            (s.token, s.pos) = (token, s.pos + 1);
+            s.stop = if i % 3 == 0 { 1 } else { 2 * u32::from(s.pos >= s.limit) };
+        }
+        want_ring[2 * (i + 1)..2 * (i + 2)].copy_from_slice(&[token, s.stop]);
+    }
+    let want_states: &[u32] = bytemuck::cast_slice(&want_states);
+    let wrong = differences(&lab.read_words(&sb, want_states.len())?, want_states)
+        + differences(&lab.read_words(&ring, want_ring.len())?, &want_ring)
+        + differences(&lab.read_words(&pb, n)?, &want);
+    Ok(Measured::exact(format!("{n} rows, {chunks:?} chunks"), wrong))
 }
 
 pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {

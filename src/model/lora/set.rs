@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use crate::error::{Result, bail};
 use crate::gpu::{BindGroupCache, Mutex, Phase, Plan, Recorder, Scope};
 use crate::kernels::{HalfRows, Input, Matrix, Weight, gather, matmul, matmul_fast, residual};
+use crate::model::draw::Choice;
 use crate::model::engine::Engine;
 use crate::model::forward::{Batch, Forward};
 use crate::model::lora::weights::{Lora, LowRank, load};
@@ -25,7 +26,7 @@ pub(crate) struct LoraSet {
     list: Vec<(Arc<Lora>, f32)>,
     pub(crate) groups: BindGroupCache,
     /// Decode steps by number of sequences and whether logits are changed before drawing.
-    plans: Mutex<HashMap<(u32, bool), Arc<Plan>>>,
+    plans: Mutex<HashMap<(u32, Choice), Arc<Plan>>>,
     /// Everything that single-sequence prompts and decoding need is there.
     warm: AtomicBool,
 }
@@ -160,16 +161,16 @@ impl Engine {
     }
 
     /// The plan of a decode step with the adapters of a number: see [`Engine::prepare_decode`].
-    pub(in crate::model) fn lora_plan(&self, n: u32, penalties: bool, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
+    pub(in crate::model) fn lora_plan(&self, n: u32, choice: Choice, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
         let Some(set) = self.lora.get(lora) else { bail!(Internal, "adapters {lora} are gone") };
         let mut plans = set.plans.lock();
-        if let Some(plan) = plans.get(&(n, penalties)) {
+        if let Some(plan) = plans.get(&(n, choice)) {
             return Ok(plan.clone());
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&set.groups);
-        self.forward(None).adapted(Some(&set)).decode_step(&mut recorder, n, penalties, Batch::Rows)?;
+        self.forward(None).adapted(Some(&set)).decode_step(&mut recorder, n, choice, Batch::Rows)?;
         let plan = Arc::new(recorder.into_plan()?);
-        plans.insert((n, penalties), plan.clone());
+        plans.insert((n, choice), plan.clone());
         Ok(plan)
     }
 
@@ -182,14 +183,14 @@ impl Engine {
         let scope = scope.clone().in_phase(Phase::Load);
         let mut survey = self.gpu.survey(&scope);
         self.record_prompts(&mut survey, Some(set))?;
-        [false, true]
+        Choice::ALL
             .into_iter()
             .try_for_each(|p| self.forward(None).adapted(Some(set)).decode_step(&mut survey, 1, p, Batch::Rows))?;
         self.gpu.compile(&survey.into_survey(), &scope)?;
         let mut recorder = self.gpu.recorder("prewarm", &scope).with_groups(&set.groups);
         self.record_prompts(&mut recorder, Some(set))?;
         recorder.rehearse()?;
-        [false, true].into_iter().try_for_each(|p| self.lora_plan(1, p, set.id, &scope).map(drop))?;
+        Choice::ALL.into_iter().try_for_each(|p| self.lora_plan(1, p, set.id, &scope).map(drop))?;
         set.warm.store(true, Ordering::Relaxed);
         Ok(())
     }

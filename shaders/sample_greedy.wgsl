@@ -1,0 +1,36 @@
+// Ends a decode step whose tokens are the largest logits: sample_pick and check_stop in one, for rows that are not drawn. One workgroup a row
+// reduces the chunks of sample_argmax.
+#import thread
+
+struct Params {
+    rows: u32,
+    chunks: u32, // of a row
+    out_offset: u32,
+}
+
+override WG: u32 = 256u;
+
+@group(0) @binding(auto) var<storage, read> partial: array<vec2<u32>>; // [rows, chunks]
+@group(0) @binding(auto) var<storage, read_write> picked: array<u32>;
+#import best
+#import step_end
+
+@compute @workgroup_size(WG)
+fn main(t: Thread) {
+    let row = group_index(t);
+    if row >= params.rows {
+        return;
+    }
+    var best = vec2<u32>(0u, 0xffffffffu);
+    for (var i = t.lid; i < params.chunks; i += WG) {
+        let entry = partial[row * params.chunks + i];
+        if better(entry, best) {
+            best = entry;
+        }
+    }
+    best = group_best(t, best);
+    if t.lid == 0u {
+        picked[row] = best.y;
+        end_step(row, best.y);
+    }
+}
