@@ -807,9 +807,9 @@ typedef struct doppler_adapter_info {
      */
     uint32_t cooperative_matrix;
     /**
-     * 1 if workgroups of one dispatch can hand each other data (of a context: if that is used).
+     * 0.
      */
-    uint32_t exchange;
+    uint32_t reserved;
 } doppler_adapter_info;
 
 /**
@@ -960,9 +960,9 @@ typedef struct doppler_context_options {
      */
     uint32_t disable_cooperative_matrix;
     /**
-     * Not 0: let no workgroups of one dispatch hand each other data; a decode step takes more dispatches then.
+     * 0.
      */
-    uint32_t disable_exchange;
+    uint32_t reserved;
 } doppler_context_options;
 
 /**
@@ -2043,9 +2043,10 @@ typedef struct doppler_session_options {
      */
     uint32_t guard_mode;
     /**
-     * 0.
+     * Microseconds that the tokens of a submit may take, so that they arrive smoothly: as many are drawn as were measured to fit, one to
+     * `tokens_per_submit`. 0 (default): always `tokens_per_submit`. The text is the same.
      */
-    uint32_t reserved;
+    uint32_t submit_time_us;
     /**
      * Who drafts tokens that the model verifies several at a time: a doppler_drafter. The text is the same with and without. Models with
      * recurrent layers are refused. Default NONE.

@@ -449,6 +449,46 @@ fn bench_compares_results() {
 }
 
 #[test]
+fn bench_writes_its_table_into_a_document() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let (measured, loaded, svg) = (place("measured.json"), place("loaded.json"), place("table.svg"));
+    let run = ["bench", "inference", MODEL, "--runs", "1", "--warmup", "0", "--prompt-tokens", "6", "--gen", "4"];
+    out(&[&run[..], &["--sequences", "1,2", "--json", &measured]].concat(), "");
+    out(&["bench", "load", MODEL, "--runs", "1", "--json", &loaded], "");
+    let name = "hearth-5m-Q8_0";
+    let entry = |sequences: u32, prompt: u32| {
+        format!(
+            r#"{{"file": "{name}", "sequences": {sequences}, "prompt": {prompt}, "decode": 4321, "prefill": 98765}}"#
+        )
+    };
+    let other = format!(r#"{{"name": "other", "entries": [{}, {}]}}"#, entry(1, 6), entry(2, 99));
+    let other = file("baseline.json", &other);
+    let marks = ["<!-- written by doppler bench table -->", "<!-- end of the table -->"];
+    let document = file("table.md", &format!("before\n{}\nold\n{}\nafter\n", marks[0], marks[1]));
+    let table = ["bench", "table", &measured, &loaded, "--baseline", &other, "--limit", "100", "--note", "A note."];
+    out(&[&table[..], &["--into", &document, "--svg", &svg]].concat(), "");
+    let text = std::fs::read_to_string(&document).unwrap();
+    assert!(text.starts_with("before\n") && text.ends_with("after\n") && !text.contains("old"), "{text}");
+    let rows: Vec<&str> = text.lines().filter(|l| l.contains(name)).collect();
+    assert_eq!(rows.len(), 3, "one sequence, two, and loading: {text}");
+    assert!(rows[0].starts_with(&format!("| {name} | 1 | 6 |")) && rows[0].contains("| 98,765 |"), "{text}");
+    assert!(rows[1].starts_with(&format!("| {name} | 2 | 6 |")) && rows[1].contains("| – |"), "{text}");
+    assert!(text.contains("A note.") && text.contains("share of 100 GB/s") && text.contains("| other |"), "{text}");
+    let picture = std::fs::read_to_string(&svg).unwrap();
+    assert_well_formed(&picture);
+    // Two workloads with three figures, two of the other's, and the legend.
+    assert_eq!(picture.matches("height=\"12\"").count(), 6 + 2 + 2, "{picture}");
+    assert_eq!(out(&table, ""), text.split_once(&format!("{}\n", marks[0])).unwrap().1.split_once(marks[1]).unwrap().0);
+
+    let bare = file("bare.md", "no marks\n");
+    let (code, text) = fails(&["bench", "table", &measured, "--into", &bare]);
+    assert!(code == Some(1) && text.contains("bare.md") && text.contains(marks[0]), "{text}");
+}
+
+#[test]
 fn bench_measures_single_operations() {
     if no_gpu() {
         println!("skipped: DOPPLER_NO_GPU=1");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use doppler::session::{ChatOptions, FinishReason, Message, Session};
 
-use super::open::{self, DeviceArgs, EngineArgs, LoraArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs, SubmitArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::speculate::SpeculationArgs;
@@ -30,9 +30,8 @@ pub(super) struct Args {
     /// Tokens of a reply, at most; 0 = as many as the context holds
     #[arg(short, long = "tokens", value_name = "N", default_value_t = 0)]
     n: u32,
-    /// Tokens drawn in one submit; they arrive together
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    tokens_per_submit: u32,
+    #[command(flatten)]
+    submits: SubmitArgs,
     /// Show times and counters after each reply
     #[arg(long)]
     verbose: bool,
@@ -101,7 +100,7 @@ impl Chat<'_> {
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let how = args.drafts.session_options(&context, &args.engine.model_options(), args.tokens_per_submit)?;
+    let how = args.drafts.session_options(&context, &args.engine.model_options(), &args.submits)?;
     let mut session = model.open_session(&how)?;
     args.lora.give(&mut session)?;
     // Fails here, not at the first line, for a file without a usable template.

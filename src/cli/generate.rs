@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use doppler::session::{FinishReason, GenerateOptions, Generated, Piece, SegmentKind, Session};
 use serde_json::json;
 
-use super::open::{self, DeviceArgs, EngineArgs, LoraArgs, ProfileArgs};
+use super::open::{self, DeviceArgs, EngineArgs, LoraArgs, ProfileArgs, SubmitArgs};
 use super::outcome::{Failure, Outcome};
 use super::sampling::SamplingArgs;
 use super::speculate::{self, SpeculationArgs};
@@ -32,9 +32,8 @@ pub(super) struct Args {
     /// Recognise control tokens in the prompt, and show them in the text
     #[arg(long)]
     special: bool,
-    /// Tokens drawn in one submit; they arrive together
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    tokens_per_submit: u32,
+    #[command(flatten)]
+    submits: SubmitArgs,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -121,7 +120,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Outcome {
     let prompt = args.read_prompt()?;
     let context = device.open()?;
     let model = open::model(&context, &args.model, &args.engine.model_options())?;
-    let how = args.drafts.session_options(&context, &args.engine.model_options(), args.tokens_per_submit)?;
+    let how = args.drafts.session_options(&context, &args.engine.model_options(), &args.submits)?;
     let mut session = model.open_session(&how)?;
     args.lora.give(&mut session)?;
     match &prompt {

@@ -84,6 +84,8 @@ enum BenchVerb {
     Load(bench::load::Args),
     /// Results of `inference` and `kernels` against each other.
     Compare(bench::compare::Args),
+    /// Results as a table and a picture in a document, beside another engine's.
+    Table(bench::table::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -137,6 +139,7 @@ fn run(program: &Program) -> Outcome {
         Verb::Bench { what: BenchVerb::Kernels(a) } => bench::kernels::run(device, a),
         Verb::Bench { what: BenchVerb::Load(a) } => bench::load::run(device, a),
         Verb::Bench { what: BenchVerb::Compare(a) } => bench::compare::run(a),
+        Verb::Bench { what: BenchVerb::Table(a) } => bench::table::run(a),
         Verb::Test { what: TestVerb::Correctness(a) } => test::run(device, a),
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Logits(a) => logits::run(device, a),

@@ -246,6 +246,24 @@ enum QuantizeArg {
     Q4_0,
 }
 
+/// Tokens of a submit
+#[derive(Debug, clap::Args)]
+pub(super) struct SubmitArgs {
+    /// Tokens drawn in one submit; they arrive together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) tokens_per_submit: u32,
+    /// Draw as many tokens in one submit as take this long, at most that number
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub(super) submit_ms: u16,
+}
+
+impl SubmitArgs {
+    /// Always so many.
+    pub(super) fn of(tokens_per_submit: u32) -> Self {
+        Self { tokens_per_submit, submit_ms: 0 }
+    }
+}
+
 impl EngineArgs {
     pub(super) fn model_options(&self) -> ModelOptions {
         let quantize = self.quantize.map(|q| match q {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use doppler::session::{Context, DraftSource, ModelOptions, SessionOptions, Speculation, SpeculationStats};
 use serde_json::{Value, json};
 
-use super::open;
+use super::open::{self, SubmitArgs};
 use super::outcome::Outcome;
 
 /// Who drafts tokens, and how many.
@@ -47,9 +47,14 @@ impl SpeculationArgs {
         &self,
         context: &Context,
         options: &ModelOptions,
-        tokens_per_submit: u32,
+        submits: &SubmitArgs,
     ) -> Outcome<SessionOptions> {
-        Ok(SessionOptions { tokens_per_submit, speculation: self.open(context, options)?, ..Default::default() })
+        Ok(SessionOptions {
+            tokens_per_submit: submits.tokens_per_submit,
+            submit_time_us: u32::from(submits.submit_ms) * 1000,
+            speculation: self.open(context, options)?,
+            ..Default::default()
+        })
     }
 }
 

@@ -60,8 +60,9 @@ pub struct doppler_session_options {
     pub tokens_per_submit: u32,
     /// A doppler_guard_mode. Default INHERIT.
     pub guard_mode: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Microseconds that the tokens of a submit may take, so that they arrive smoothly: as many are drawn as were measured to fit, one to
+    /// `tokens_per_submit`. 0 (default): always `tokens_per_submit`. The text is the same.
+    pub submit_time_us: u32,
     /// Who drafts tokens that the model verifies several at a time: a doppler_drafter. The text is the same with and without. Models with
     /// recurrent layers are refused. Default NONE.
     pub drafter: u32,
@@ -96,7 +97,7 @@ pub enum doppler_drafter {
 // SAFETY: `repr(C)`, numbers and a raw pointer.
 unsafe impl Versioned for doppler_session_options {
     const NAME: &'static str = "doppler_session_options";
-    const FIRST: usize = std::mem::offset_of!(Self, reserved) + 4;
+    const FIRST: usize = std::mem::offset_of!(Self, submit_time_us) + 4;
 }
 
 impl Default for doppler_session_options {
@@ -107,7 +108,7 @@ impl Default for doppler_session_options {
             n_ctx: d.n_ctx,
             tokens_per_submit: d.tokens_per_submit,
             guard_mode: doppler_guard_mode::Inherit as u32,
-            reserved: 0,
+            submit_time_us: d.submit_time_us,
             drafter: doppler_drafter::None as u32,
             max_draft: 0,
             draft_model: std::ptr::null_mut(),
@@ -225,6 +226,7 @@ pub unsafe extern "C" fn doppler_session_create(
         let options = SessionOptions {
             n_ctx: o.n_ctx,
             tokens_per_submit: o.tokens_per_submit,
+            submit_time_us: o.submit_time_us,
             guard: guard_mode(o.guard_mode)?.map(|mode| Guard { mode, ..Guard::default() }),
             speculation: speculation(&o)?,
         };

@@ -224,7 +224,12 @@ impl Team {
     }
 
     pub(super) fn constants<'a>(&self, d: Dispatch<'a>) -> Dispatch<'a> {
-        d.constant("WG", self.threads).constant("TEAM", self.team).constant("NT", self.columns)
+        self.threads(d).constant("NT", self.columns)
+    }
+
+    /// The same for a kernel that takes one row of `x`.
+    pub(super) fn threads<'a>(&self, d: Dispatch<'a>) -> Dispatch<'a> {
+        d.constant("WG", self.threads).constant("TEAM", self.team)
     }
 }
 

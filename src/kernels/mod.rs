@@ -18,6 +18,7 @@ mod matmul_few;
 mod matmul_fused;
 mod moe;
 mod moe_coop;
+mod moe_few;
 mod pool_rows;
 mod qk_norm;
 mod residual;
@@ -60,6 +61,7 @@ pub use moe::{
     tile_columns,
 };
 pub use moe_coop::{coop_columns, coop_entries, moe_coop_fits, moe_matmul_coop};
+pub use moe_few::{moe_down, moe_few_fits, moe_glu};
 pub use pool_rows::{Stretch, pool_rows, unit_rows};
 pub use qk_norm::{Segments, qk_norm};
 pub use residual::{add_bias, residual};
@@ -101,6 +103,8 @@ pub static KERNELS: &[&Kernel] = &[
     &matmul::MATMUL_TILE,
     &matmul::MATMUL_VEC,
     &moe::MOE_COMBINE,
+    &moe_few::MOE_DOWN,
+    &moe_few::MOE_GLU,
     &moe::MOE_GROUP,
     &moe::MOE_ROUTE,
     &moe::MOE_TILE,

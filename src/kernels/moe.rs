@@ -186,7 +186,7 @@ pub struct Routing<'a> {
 }
 
 impl Routing<'_> {
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         self.shape.check()?;
         let bytes = self.shape.entries_bytes();
         if self.ids.size < bytes || self.weights.size < bytes {

@@ -168,15 +168,16 @@ impl<'a> Forward<'a> {
         left: Left,
         after: After<'_>,
     ) -> Result<Left> {
-        let (dense, middle) = match &weights.feed_forward {
+        let (takes_norms, middle) = match &weights.feed_forward {
             FeedForwardWeights::Dense { up, .. } => (true, After::of(weights.ffn_norm.as_ref(), up)),
-            experts => {
-                let (norm, wants_bytes) = (weights.ffn_norm.as_ref(), experts.first_has_bytes());
-                (false, After { norm, wants_bytes, wants_halves: false })
+            FeedForwardWeights::Experts(experts) => {
+                let (norm, wants_bytes) = (weights.ffn_norm.as_ref(), weights.feed_forward.first_has_bytes());
+                let few = self.few_experts(&spec.feed_forward, experts, x.rows).is_some();
+                (few && !experts.adds_shared(), After { norm, wants_bytes, wants_halves: false })
             }
         };
-        // Routers and experts take normalised rows; blocks side by side have the same input.
-        let plain = !dense || spec.parallel;
+        // Experts one by one take normalised rows; blocks side by side have the same input.
+        let plain = !takes_norms || spec.parallel;
         let next = (!plain).then_some(middle);
         let (input, left) = match &spec.mixer {
             Mixer::Attention(a) => self.attention(r, i, spec, a, weights, x, batch, left, next)?,
@@ -322,18 +323,22 @@ impl<'a> Forward<'a> {
         {
             return Ok(Left::Parts(splits));
         }
-        let bytes =
-            self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.is_some_and(|a| a.wants_bytes));
-        if let (Some(bytes), Some(norm)) = (bytes, after.and_then(|a| a.norm))
-            && self.norms_by_the_way(x.rows, norm)
-            && matmul_next_fits(w)
-        {
-            let next = Next { w: norm.w.whole(), bytes, sums: self.scratch.block_sums.whole() };
+        if let Some(next) = after.and_then(|a| self.next(x, a)).filter(|_| matmul_next_fits(w)) {
             Self::record_all(r, label, matmul_next(r.gpu(), from, w, x, next)?)?;
             return Ok(Left::Bytes);
         }
         self.product(r, label, from, w, x, true)?;
         Ok(Left::Nothing)
+    }
+
+    /// What a block can leave to the norm that comes after it, beside the rows of the residual stream.
+    pub(super) fn next<'w>(&self, x: Matrix<'_>, after: After<'w>) -> Option<Next<'w>>
+    where
+        'a: 'w,
+    {
+        let norm = after.norm.filter(|norm| self.norms_by_the_way(x.rows, norm))?;
+        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes)?;
+        Some(Next { w: norm.w.whole(), bytes, sums: self.scratch.block_sums.whole() })
     }
 
     /// The parts of a product of few rows, without their sum, and how many there are; `None` if it is not made in parts.
@@ -487,8 +492,7 @@ impl<'a> Forward<'a> {
         let (w_up, w_down) = match &w.feed_forward {
             FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
-                self.experts(r, layer, &spec.feed_forward, experts, input, x)?;
-                return Ok(Left::Nothing);
+                return self.experts(r, layer, &spec.feed_forward, experts, input, x, after);
             }
         };
         let inner = Matrix::new(&s.ff, x.rows, n_ff);

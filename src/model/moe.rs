@@ -7,11 +7,11 @@ use crate::gpu::{Buffer, Dispatch, Gpu, Recorder, Scope};
 use crate::kernels::constants::TILE;
 use crate::kernels::constants::{GROUP_FROM, TILE_FROM};
 use crate::kernels::{
-    Activation, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, Routing, SharedExpert, coop_columns,
-    coop_entries, half_rows, matmul, moe_combine, moe_coop_fits, moe_group, moe_matmul, moe_matmul_bytes,
-    moe_matmul_coop, moe_route, tile_columns,
+    Activation, ByteRows, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, Routing, SharedExpert,
+    coop_columns, coop_entries, half_rows, matmul, moe_combine, moe_coop_fits, moe_down, moe_few_fits, moe_glu,
+    moe_group, moe_matmul, moe_matmul_bytes, moe_matmul_coop, moe_route, tile_columns,
 };
-use crate::model::forward::Forward;
+use crate::model::forward::{After, Forward, Left};
 use crate::model::scratch::buffer;
 use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
 use crate::model::weights::{ExpertsWeights, SharedWeights};
@@ -94,7 +94,16 @@ fn moe_product<'a>(
 }
 
 impl<'s> Forward<'s> {
-    /// `x += Σ weight · expert(normed)` over each row's experts.
+    /// Where the experts of `rows` rows leave their inner values as bytes, if two dispatches make all of them.
+    pub(super) fn few_experts(&self, spec: &FeedForwardSpec, w: &ExpertsWeights, rows: u32) -> Option<ByteRows<'s>> {
+        let shape = shape(&spec.experts?, rows);
+        let wanted = self.lens.is_none() && !shape.grouped() && moe_few_fits(spec.activation, &w.gate_up, &w.down);
+        let inputs = self.bytes(&self.scratch.normed_bytes, rows, self.spec.n_embd, wanted);
+        inputs.and_then(|_| self.scratch.inner_bytes.rows(rows * shape.n_used, spec.n_ff))
+    }
+
+    /// `x += Σ weight · expert(normed)` over each row's experts. What it left to what comes `after`.
+    #[allow(clippy::too_many_arguments, reason = "a block's place, its weights and its neighbours")]
     pub(super) fn experts(
         &self,
         r: &mut Recorder<'_>,
@@ -103,7 +112,8 @@ impl<'s> Forward<'s> {
         w: &ExpertsWeights,
         normed: Input<'_>,
         x: Matrix<'_>,
-    ) -> Result<()> {
+        after: After<'_>,
+    ) -> Result<Left> {
         let (Some(s), Some(experts)) = (&self.scratch.moe, spec.experts) else {
             bail!(Internal, "a mixture of experts without its buffers")
         };
@@ -111,10 +121,21 @@ impl<'s> Forward<'s> {
         let entries = x.rows * experts.n_used;
         let routing = Routing { shape, ids: s.ids.whole(), weights: s.weights.whole() };
         let logits = Matrix::new(&s.logits, x.rows, experts.n_expert);
-        Self::record_all(r, "moe.router", matmul(r.gpu(), normed.x, &w.router, logits, false)?)?;
+        // Which experts are chosen is left to no rounding.
+        let rows = Input { bytes: None, ..normed };
+        Self::record_all(r, "moe.router", matmul(r.gpu(), rows, &w.router, logits, false)?)?;
         self.look(r, "moe.router", Some(layer), logits)?;
         r.record(moe_route(logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
         self.look(r, "moe.weights", Some(layer), Matrix::new(&s.weights, x.rows, experts.n_used))?;
+        if let Some(inner) = self.few_experts(spec, w, x.rows).filter(|_| normed.bytes.is_some()) {
+            // Before the experts: it takes the same room.
+            let shared = self.gated_shared(r, spec, w, normed, x)?;
+            r.record(moe_glu(r.gpu(), spec.activation, normed, &w.gate_up, routing, inner)?.label("moe.gate_up"))?;
+            let next = self.next(x, after).filter(|_| !w.adds_shared());
+            r.record(moe_down(r.gpu(), inner, &w.down, routing, shared, x, next)?.label("moe.down"))?;
+            self.add_shared(r, spec, w, normed, x)?;
+            return Ok(if next.is_some() { Left::Bytes } else { Left::Nothing });
+        }
         let features = r.gpu().features();
         let fits = [&w.gate_up, &w.down].into_iter().all(|w| moe_coop_fits(features, w));
         let room = self.scratch.half_room().filter(|_| fits);
@@ -142,20 +163,42 @@ impl<'s> Forward<'s> {
         self.look(r, "ffn.inner", Some(layer), inner.x)?;
         let down = Matrix::new(&s.down, entries, x.cols);
         Self::record_all(r, "moe.down", moe_product(r.gpu(), room, inner, &w.down, down, routing, grouping)?)?;
-        let gated = w.shared.as_ref().and_then(|shared| Some((shared, shared.gate.as_ref()?)));
-        let shared = match (gated, &s.shared) {
-            (Some((w, gate)), Some((gates, out))) => {
-                let gate_logits = Matrix::new(gates, x.rows, 1);
-                self.product(r, "moe.shared_gate", normed, gate, gate_logits, false)?;
-                let y = Matrix::new(out, x.rows, x.cols);
-                self.shared_expert(r, spec.activation, w, normed, y, false)?;
-                Some(SharedExpert { gate: gates.whole(), y })
-            }
-            (Some(_), None) => bail!(Internal, "a shared expert without its buffers"),
-            (None, _) => None,
-        };
+        let shared = self.gated_shared(r, spec, w, normed, x)?;
         r.record(moe_combine(routing, down, shared, x)?.label("moe.combine"))?;
-        // Without a gate there is nothing to weigh: it adds itself.
+        self.add_shared(r, spec, w, normed, x)?;
+        Ok(Left::Nothing)
+    }
+
+    /// The output of an expert that every row uses with a weight, and the weight, if there is one.
+    fn gated_shared(
+        &self,
+        r: &mut Recorder<'_>,
+        spec: &FeedForwardSpec,
+        w: &ExpertsWeights,
+        normed: Input<'_>,
+        x: Matrix<'_>,
+    ) -> Result<Option<SharedExpert<'s>>> {
+        let Some((w, gate)) = w.shared.as_ref().and_then(|shared| Some((shared, shared.gate.as_ref()?))) else {
+            return Ok(None);
+        };
+        let Some((gates, out)) = self.scratch.moe.as_ref().and_then(|s| s.shared.as_ref()) else {
+            bail!(Internal, "a shared expert without its buffers")
+        };
+        self.product(r, "moe.shared_gate", normed, gate, Matrix::new(gates, x.rows, 1), false)?;
+        let y = Matrix::new(out, x.rows, x.cols);
+        self.shared_expert(r, spec.activation, w, normed, y, false)?;
+        Ok(Some(SharedExpert { gate: gates.whole(), y }))
+    }
+
+    /// Adds an expert that every row uses: without a gate there is nothing to weigh.
+    fn add_shared(
+        &self,
+        r: &mut Recorder<'_>,
+        spec: &FeedForwardSpec,
+        w: &ExpertsWeights,
+        normed: Input<'_>,
+        x: Matrix<'_>,
+    ) -> Result<()> {
         match w.shared.as_ref().filter(|w| w.gate.is_none()) {
             Some(w) => self.shared_expert(r, spec.activation, w, normed, x, true),
             None => Ok(()),

@@ -74,6 +74,13 @@ pub(crate) struct ExpertsWeights {
     pub(crate) shared: Option<SharedWeights>,
 }
 
+impl ExpertsWeights {
+    /// Whether an expert that every row uses adds itself to the rows after the others.
+    pub(crate) fn adds_shared(&self) -> bool {
+        self.shared.as_ref().is_some_and(|s| s.gate.is_none())
+    }
+}
+
 /// Weights of the expert that every row uses.
 #[derive(Debug)]
 pub(crate) struct SharedWeights {

@@ -197,12 +197,12 @@ impl Session {
         self.generation.as_ref().is_some_and(|g| g.decoding)
     }
 
-    /// Tokens that the next decode batch may draw: this many at once, and so many before `max_tokens` or the context ends it.
-    pub(super) fn wanted(&self) -> Result<[u32; 2]> {
+    /// Tokens that the next decode batch may draw, that the batch after it may, and so many before `max_tokens` or the context ends it.
+    pub(super) fn wanted(&self) -> Result<[u32; 3]> {
         let Some(g) = &self.generation else { bail!(InvalidState, "no generation is running") };
-        let per_submit = if self.is_probed() { 1 } else { self.tokens_per_submit };
+        let [now, next] = if self.is_probed() { [1, 1] } else { [self.pace.now(), self.pace.next()] };
         let left = g.max_tokens.saturating_sub(g.tokens.len() as u32);
-        Ok([per_submit, left.min(self.n_ctx.saturating_sub(self.tokens.len() as u32))])
+        Ok([now, next, left.min(self.n_ctx.saturating_sub(self.tokens.len() as u32))])
     }
 
     pub(super) fn is_probed(&self) -> bool {
@@ -222,7 +222,7 @@ impl Session {
         // Where drafts are verified next, there is no batch to be encoded ahead.
         let plain = self.speculator.as_ref().is_none_or(|s| s.rests());
         let left = self.generation.as_ref().filter(|_| plain).map_or(0, |g| g.max_tokens - 1);
-        let then = self.tokens_per_submit.min(left).min((self.n_ctx as usize - self.tokens.len()) as u32 - 1);
+        let then = self.pace.now().min(left).min((self.n_ctx as usize - self.tokens.len()) as u32 - 1);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.warm_engine(&scope)?;
         let started = Instant::now();

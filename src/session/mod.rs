@@ -11,6 +11,7 @@ mod generation;
 mod lora;
 mod model;
 mod options;
+mod pace;
 mod score;
 mod snapshot;
 mod speculate;

@@ -37,6 +37,9 @@ pub struct SessionOptions {
     pub n_ctx: u32,
     /// Tokens drawn in one submit; they arrive together. 0 = 1.
     pub tokens_per_submit: u32,
+    /// Microseconds that the tokens of a submit may take: as many are drawn as were measured to fit, one to `tokens_per_submit`. 0 = always
+    /// `tokens_per_submit`. The text is the same.
+    pub submit_time_us: u32,
     /// Guard of this session; `None` = the context's.
     pub guard: Option<Guard>,
     /// Tokens are drafted and verified in one submit; `None`: each is decoded. As [`crate::session::Session::set_speculation`].
@@ -45,7 +48,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { n_ctx: 0, tokens_per_submit: 1, guard: None, speculation: None }
+        Self { n_ctx: 0, tokens_per_submit: 1, submit_time_us: 0, guard: None, speculation: None }
     }
 }
 

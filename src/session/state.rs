@@ -15,6 +15,7 @@ use crate::session::generation::Generation;
 use crate::session::lora::Lora;
 use crate::session::model::Model;
 use crate::session::options::SessionOptions;
+use crate::session::pace::Pace;
 use crate::session::speculate::{SpeculationStats, Speculator};
 use crate::session::stats::SessionStats;
 use crate::text::{Piece, Segmenter};
@@ -59,7 +60,7 @@ pub struct Session {
     pub(super) tokens: Vec<u32>,
     pub(super) cached: u32,
     pub(super) n_ctx: u32,
-    pub(super) tokens_per_submit: u32,
+    pub(super) pace: Pace,
     /// `None`: the context's, whatever it is at the time.
     pub(super) guard: Option<Guard>,
     pub(super) counters: Arc<Counters>,
@@ -93,7 +94,7 @@ impl Session {
             tokens: Vec::new(),
             cached: 0,
             n_ctx,
-            tokens_per_submit,
+            pace: Pace::new(tokens_per_submit, options.submit_time_us),
             guard: options.guard,
             counters,
             tally: Tally::default(),
@@ -129,7 +130,7 @@ impl Session {
             tokens: self.tokens.clone(),
             cached: self.cached,
             n_ctx: self.n_ctx,
-            tokens_per_submit: self.tokens_per_submit,
+            pace: self.pace,
             guard: self.guard,
             counters,
             tally: Tally::default(),

@@ -120,10 +120,10 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
     let gpu = model.context().gpu();
     gpu.rest_profiler()?;
     let wanted = sessions.iter().map(|s| s.wanted()).collect::<Result<Vec<_>>>()?;
-    let least = |f: &dyn Fn(&[u32; 2]) -> u32| wanted.iter().map(f).min().unwrap_or(0);
-    let tokens = least(&|&[once, left]| once.min(left)).max(1);
+    let least = |f: &dyn Fn(&[u32; 3]) -> u32| wanted.iter().map(f).min().unwrap_or(0);
+    let tokens = least(&|&[now, _, left]| now.min(left)).max(1);
     // If nothing ends a generation before; whoever has drawn its last token is not there any more.
-    let then = least(&|&[once, left]| once.min(left.saturating_sub(tokens)));
+    let then = least(&|&[_, next, left]| next.min(left.saturating_sub(tokens)));
     // Nor if drafts come in between.
     let plain = sessions.iter().all(|s| s.speculator.as_ref().is_none_or(|d| d.rests()));
     let then = if plain { then } else { 0 };
@@ -150,6 +150,7 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
             if let Some(d) = &mut s.speculator {
                 d.decoded(drawn.len(), elapsed);
             }
+            s.pace.measured(tokens, elapsed);
             s.tally.decode_ns += elapsed;
             s.tally.decode_tokens += drawn.len() as u64;
             s.accept(&drawn)

@@ -7,7 +7,7 @@ use doppler::gpu::{Features, Guard, Phase, Scope};
 use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, arch};
 use doppler::sample::SamplingOptions;
 
-use crate::common::{asset, context};
+use crate::common::{context, shallow};
 
 /// A sequence, its seed, and what was drawn for it.
 struct Speaker {
@@ -69,7 +69,7 @@ fn said(engine: &mut Engine, companions: u32, late: u32, tokens: u32, scope: &Sc
 fn companions_change_nothing() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let gpu = context.gpu();
-    let file = Gguf::open(&asset()).unwrap();
+    let file = Gguf::open(&shallow()).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());
     for kv_type in [KvType::F32, KvType::Q8] {
         let options = EngineOptions { n_ctx: 128, chunk: 64, kv_type, exact: true };

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use doppler::format::{Gguf, GgufWriter, TensorInfo};
 use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
@@ -24,6 +24,24 @@ pub fn shared(part: &str) -> Option<PathBuf> {
 /// The model in the repository.
 pub fn asset() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/hearth-5m-Q8_0.gguf")
+}
+
+/// The first two layers of that model: no sense, but a third of the work, for tests that ask what is done and not what is said.
+pub fn shallow() -> PathBuf {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
+        let file = Gguf::open(&asset()).expect("open");
+        let there = |t: &&TensorInfo| !(2..6).any(|layer| t.name.starts_with(&format!("blk.{layer}.")));
+        let writer = file.metadata().fold(GgufWriter::new(), |w, (k, v)| match k {
+            "llama.block_count" => w.key(k, 2u32),
+            _ => w.key(k, v.clone()),
+        });
+        let tensors = file.tensors().iter().filter(there);
+        let writer = tensors.fold(writer, |w, t| w.tensor(&t.name, &t.dims, t.ggml_type, file.data(t).to_vec()));
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-shallow.gguf", std::process::id()));
+        std::fs::write(&out, writer.to_bytes()).expect("write");
+        out
+    });
+    PATH.clone()
 }
 
 /// Whether DOPPLER_LONG_TESTS=1 asks for tests at full length.

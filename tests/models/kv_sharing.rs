@@ -6,7 +6,7 @@ use doppler::kernels::constants::KV_BLOCK_TOKENS;
 use doppler::model::KvType;
 use doppler::session::{Context, Message, Model, ModelOptions, Session, SessionOptions};
 
-use crate::common::{assert_same_greedy, asset, context, generate, greedy, load, session, shared};
+use crate::common::{assert_same_greedy, context, generate, greedy, load, rewrite, session, shallow, shared};
 
 /// Differences of logits that two ways of computing them may show: chunks against single tokens, with rounded keys and values.
 fn near(kv: KvType) -> f64 {
@@ -18,7 +18,7 @@ fn near(kv: KvType) -> f64 {
 }
 
 fn model(kv: KvType, n_ctx: u32, mode: GuardMode) -> Option<Model> {
-    let path = asset();
+    let path = shallow();
     Some(load(&context(Features::ALL, Guard { mode, ..Guard::default() })?, &path, kv, n_ctx, 0))
 }
 
@@ -148,7 +148,7 @@ fn ending_to_share_never_breaks_decoding() {
 
 #[test]
 fn a_fork_without_room_changes_nothing() {
-    let path = asset();
+    let path = shallow();
     let Some(probe) = model(KvType::F32, 512, GuardMode::Off) else { return };
     let mut parent = told(&probe, &text(&probe, 40));
     generate(&mut parent, &greedy(4));
@@ -284,11 +284,13 @@ fn bad_snapshots_are_refused_and_change_nothing() {
     newer[8] += 1;
     refuse(&newer, "version");
     // Other models: the same shape with other weights, other storage.
-    if let Some(dir) = shared("models/hearth") {
-        let other = load(model.context(), &dir.join("hearth-5m-Q4_0.gguf"), KvType::F16, 128, 0);
-        refuse(&told(&other, &ids[..5]).snapshot().expect("snapshot"), "weights");
-    }
-    let other = load(model.context(), &asset(), KvType::Q8, 128, 0);
+    let other = rewrite(&shallow(), "other-weights", |tensors| {
+        let (.., data) = tensors.iter_mut().find(|t| t.0 == "blk.1.ffn_down.weight").expect("there");
+        data[0] ^= 1;
+    });
+    let other = load(model.context(), &other, KvType::F16, 128, 0);
+    refuse(&told(&other, &ids[..5]).snapshot().expect("snapshot"), "weights");
+    let other = load(model.context(), &shallow(), KvType::Q8, 128, 0);
     refuse(&told(&other, &ids[..5]).snapshot().expect("snapshot"), "kv type q8");
     if let Some(dir) = shared("golden/llama3") {
         let other = load(model.context(), &dir.join("model-f16.gguf"), KvType::F16, 128, 0);

@@ -11,7 +11,9 @@ use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, arch};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Model, Session, SessionOptions};
 
-use crate::common::{assert_same_greedy, asset, context, generate, greedy, load, logits, max_error, session, shared};
+use crate::common::{
+    assert_same_greedy, asset, context, generate, greedy, load, logits, max_error, session, shallow, shared,
+};
 
 const WINDOW: u32 = 40;
 const N_CTX: u32 = 768;
@@ -19,7 +21,7 @@ const NEAR: f64 = 2e-3;
 
 /// The model with a window in all its layers.
 fn windowed(kv: KvType, chunk: u32, mode: GuardMode) -> Option<Model> {
-    let file = Gguf::open(&asset()).expect("open");
+    let file = Gguf::open(&shallow()).expect("open");
     let mut out = GgufWriter::new();
     for (key, value) in file.metadata() {
         out = out.key(key, value.clone());

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{LazyLock, mpsc};
 
 use doppler::Error;
-use doppler::gpu::{Features, Guard, GuardMode};
+use doppler::gpu::{Features, Guard, GuardMode, Phase};
 use doppler::model::KvType;
 use doppler::sample::{SamplingOptions, penalties, sample_reference};
 use doppler::session::{FinishReason, GenerateOptions, Generated, Message, Model, Session, SessionOptions};
@@ -470,4 +470,20 @@ fn other_sessions_do_not_break_the_budget() {
     options.sampling.repeat_penalty = 1.2;
     generate(&mut b, &options);
     generate(&mut a, &greedy(8));
+}
+
+/// A time for submits changes how many tokens come at once, and none of them.
+#[test]
+fn submits_of_a_given_time_draw_the_same_tokens() {
+    let Some(context) = context(Features::ALL, Guard { mode: GuardMode::Strict, ..Guard::default() }) else { return };
+    let model = load(&context, &asset(), KvType::F16, 128, 0);
+    let want = generate(&mut story(&model, 1), &random(25, 3));
+    // Nothing is that quick, or that slow: each token by itself, and after two of those as many as may.
+    for (submit_time_us, submits) in [(1, 24), (u32::MAX, 5)] {
+        let options = SessionOptions { tokens_per_submit: 8, submit_time_us, ..Default::default() };
+        let mut s = model.open_session(&options).expect("session");
+        s.append_tokens(story(&model, 1).tokens()).expect("append");
+        assert_eq!(generate(&mut s, &random(25, 3)).tokens, want.tokens, "{submit_time_us} µs");
+        assert_eq!(s.stats().counters.phase(Phase::Decode).submits, submits, "{submit_time_us} µs");
+    }
 }

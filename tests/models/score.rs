@@ -110,7 +110,7 @@ fn scores_are_those_of_the_references() {
 fn many_continuations_are_like_each_alone() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     for kv in [KvType::F32, KvType::F16] {
-        let model = load(&context, &asset(), kv, 160, 64);
+        let model = load(&context, &shallow(), kv, 160, 64);
         let text =
             "Once upon a time there was a little mouse who lived in a clock, and a cat who lived under the stairs.";
         let prefix = model.tokenizer().encode(text, true, false).expect("encode");
@@ -148,7 +148,7 @@ fn a_choice_is_two_submits_and_keeps_strict_budgets() {
         let Some(context) = context(features, Guard::PRODUCTION) else { return };
         for prewarm in [true, false] {
             let options = ModelOptions { n_ctx: 256, prefill_chunk: 64, prewarm, ..Default::default() };
-            let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).expect("load");
+            let model = context.load_model(&shallow(), &options, &mut |_, _| Ok(())).expect("load");
             let mut s = session(&model);
             s.append_text("The mouse lived in", false).expect("append");
             let texts = [" a clock.", " the kitchen of a very old house.", " Paris"];
@@ -214,7 +214,7 @@ fn what_cannot_be_chosen_from_is_refused_and_changes_nothing() {
 fn a_failure_at_any_step_leaves_nothing_on_loan() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
     let recurrent = shared("golden/granitehybrid").map(|d| d.join("model-f16.gguf"));
-    for file in [asset()].into_iter().chain(recurrent) {
+    for file in [shallow()].into_iter().chain(recurrent) {
         let gpu = context.gpu().clone();
         let model = load(&context, &file, KvType::F32, 96, 16);
         let prefix: Vec<u32> = (5..45).collect();

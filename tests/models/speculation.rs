@@ -134,7 +134,7 @@ fn greedy_and_drawn_tokens_are_those_of_plain_decoding() {
 /// The model of the repository, where something lasts that long that it matters.
 fn hearth(guard: Guard) -> Option<(Context, Model)> {
     let context = context(Features::ALL, guard)?;
-    let model = load_fast(&context, &asset(), KvType::F16);
+    let model = load_fast(&context, &shallow(), KvType::F16);
     Some((context, model))
 }
 
@@ -339,7 +339,7 @@ fn sessions_go_back_and_fork_as_without_drafts() {
 fn budgets_hold_whatever_happens_in_between() {
     for (name, features) in feature_sets() {
         let Some(context) = context(features, Guard::PRODUCTION) else { return };
-        let model = load_fast(&context, &asset(), KvType::Q8);
+        let model = load_fast(&context, &shallow(), KvType::Q8);
         let mut plain = open(&model, 0, 1, None);
         plain.append_text("Once upon a time there was a little mouse", false).unwrap();
         let want = run(&mut plain, &greedy(30)).tokens;

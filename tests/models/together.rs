@@ -74,7 +74,7 @@ fn together(sessions: &mut [Session], options: &[GenerateOptions]) -> Vec<Result
 #[test]
 fn each_says_what_it_says_alone() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let model = load(&context, &asset(), KvType::F32, 96, 64);
+    let model = load(&context, &shallow(), KvType::F32, 96, 64);
     let want: Vec<_> = (0..6).map(|i| alone(&model, i)).collect();
     assert!(want.iter().any(|w| w.reason == FinishReason::StopString) || want[4].tokens.len() > 5, "{want:?}");
     for tokens_per_submit in [1, 4] {
@@ -98,7 +98,7 @@ fn each_says_what_it_says_alone() {
 #[test]
 fn more_sessions_than_a_submit_takes() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let model = load(&context, &asset(), KvType::F32, 64, 64);
+    let model = load(&context, &shallow(), KvType::F32, 64, 64);
     let n = MAX_SEQUENCES as usize + 2;
     let mut sessions: Vec<_> = (0..n).map(|i| told(&model, i, 2)).collect();
     let all_options: Vec<_> = (0..n).map(|i| greedy(3 + i as u32 % 3)).collect();
@@ -114,7 +114,7 @@ fn a_batch_costs_what_one_costs() {
     // Products as they are by default: with bytes, and tiles from five rows on.
     let Some(context) = context(Features::ALL, Guard::PRODUCTION) else { return };
     let options = ModelOptions { n_ctx: 96, ..Default::default() };
-    let model = context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap();
+    let model = context.load_model(&shallow(), &options, &mut |_, _| Ok(())).unwrap();
     let mut sessions: Vec<_> = (0..6).map(|i| told(&model, i, 4)).collect();
     // Lengths for whole batches, after the first token: two leave after one, two after two, and so on.
     let all_options: Vec<_> = (0..6u32).map(|i| greedy(1 + 4 * (1 + i / 2))).collect();
@@ -136,7 +136,7 @@ fn a_batch_costs_what_one_costs() {
 #[test]
 fn one_that_is_cancelled_or_stopped_or_fails_leaves_the_others_alone() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let model = load(&context, &asset(), KvType::F32, 96, 64);
+    let model = load(&context, &shallow(), KvType::F32, 96, 64);
     let want: Vec<_> = (0..6).map(|i| generate(&mut told(&model, i, 1), &greedy(12))).collect();
     let mut sessions: Vec<_> = (0..6).map(|i| told(&model, i, 1)).collect();
     // Nothing to go on from; no room for a token; a probe.
@@ -181,7 +181,7 @@ fn one_that_is_cancelled_or_stopped_or_fails_leaves_the_others_alone() {
 #[test]
 fn what_cannot_go_together_is_refused() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let [a, b] = [0, 1].map(|_| load(&context, &asset(), KvType::F32, 64, 64));
+    let [a, b] = [0, 1].map(|_| load(&context, &shallow(), KvType::F32, 64, 64));
     let (mut one, mut other) = (told(&a, 0, 1), told(&b, 1, 1));
     let mut none = |_: usize, _: &_| ControlFlow::Continue(());
     let refused = |r: Result<Vec<Result<Generated>>>, part: &str| match r {

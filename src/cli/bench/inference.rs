@@ -10,7 +10,7 @@ use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, Session, SessionStats, open_model_file};
 use serde_json::{Value, json};
 
-use super::super::open::{self, DeviceArgs, EngineArgs, ProfileArgs};
+use super::super::open::{self, DeviceArgs, EngineArgs, ProfileArgs, SubmitArgs};
 use super::super::outcome::{Failure, Outcome};
 use super::super::report;
 use super::super::speculate::{self, SpeculationArgs};
@@ -309,7 +309,7 @@ fn one_model(context: &Context, file: &Path, args: &Args, copy: &CopySpeed) -> O
     let model = open::model(context, file, &options)?;
     let (info, load_ms) = (model.info(), report::ms(model.stats().load_ns));
     args.say(&format!("{}: {} {}, loaded in {load_ms:.0} ms", file.display(), info.architecture, info.format))?;
-    let how = args.drafts.session_options(context, &options, args.tokens_per_submit)?;
+    let how = args.drafts.session_options(context, &options, &SubmitArgs::of(args.tokens_per_submit))?;
     if how.speculation.is_some() {
         args.say("with drafts: a token's ms are of single arrivals, and those of a verification arrive together")?;
     }

@@ -11,6 +11,7 @@ mod plot;
 mod recurrent_cases;
 mod results;
 mod stats;
+pub(super) mod table;
 
 use std::io::Write;
 use std::path::Path;

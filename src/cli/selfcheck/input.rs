@@ -24,10 +24,15 @@ pub(super) struct InputRows {
 impl InputRows {
     /// `x` for a variant with BYTES, NORM, both or none.
     pub(super) fn of(lab: &Lab, v: &Variant, x: &[f32], cols: usize) -> Result<Self> {
+        Self::with(lab, v.has("BYTES"), v.has("NORM"), x, cols)
+    }
+
+    /// `x` as bytes or not, still to be normalised or not.
+    pub(super) fn with(lab: &Lab, as_bytes: bool, normed: bool, x: &[f32], cols: usize) -> Result<Self> {
         let rows = x.len() / cols;
         let mut rng = Rng::new(cols as u64);
         let xb = lab.floats(x)?;
-        let bytes = v.has("BYTES").then(|| Bytes::of(lab, Matrix::new(&xb, rows as u32, cols as u32))).transpose()?;
+        let bytes = as_bytes.then(|| Bytes::of(lab, Matrix::new(&xb, rows as u32, cols as u32))).transpose()?;
         let mut values: Vec<f64> = match &bytes {
             Some(bytes) => bytes.read(lab)?,
             None => x.to_vec(),
@@ -36,7 +41,7 @@ impl InputRows {
         .map(f64::from)
         .collect();
         let mut norm = None;
-        if v.has("NORM") {
+        if normed {
             let w = rng.units(cols);
             // Of bytes any sums will do: what they stand for was multiplied by weights before.
             let sums: Option<Vec<f32>> =

@@ -12,6 +12,7 @@ mod halves;
 mod input;
 mod model;
 mod moe;
+mod moe_few;
 mod recurrent;
 mod results;
 mod sampling;
@@ -70,6 +71,8 @@ pub(super) const CHECKS: &[Check] = &[
     check("moe-group", false, moe::group),
     check("moe-vec", false, moe::vec),
     check("moe-tile", false, moe::tile),
+    check("moe-glu", false, moe_few::glu),
+    check("moe-down", false, moe_few::down),
     check("moe-combine", false, moe::combine),
     check("short-conv", false, recurrent::short_conv),
     check("state-scan", false, recurrent::state_scan),
@@ -287,6 +290,8 @@ mod tests {
             ("matmul_tile", "matmul-tile"),
             ("matmul_vec", "matmul-vec"),
             ("moe_combine", "moe-combine"),
+            ("moe_down", "moe-down"),
+            ("moe_glu", "moe-glu"),
             ("moe_group", "moe-group"),
             ("moe_route", "moe-route"),
             ("moe_coop", "moe-tile"),

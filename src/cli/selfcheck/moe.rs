@@ -14,10 +14,10 @@ use super::weights::{format_of, random_rows, widths};
 use super::{Lab, Measured, Rng, Want, compare};
 
 /// The buffers of a mixture; what they hold before does not matter, so it is no zero.
-struct Mixture {
+pub(super) struct Mixture {
     shape: MoeShape,
     ids: Buffer,
-    weights: Buffer,
+    pub(super) weights: Buffer,
     groups: Buffer,
     order: Buffer,
     tiles: Buffer,
@@ -27,7 +27,7 @@ struct Mixture {
 }
 
 impl Mixture {
-    fn new(lab: &Lab, shape: MoeShape, widths: [u32; 2], ids: &[u32]) -> Result<Self> {
+    pub(super) fn new(lab: &Lab, shape: MoeShape, widths: [u32; 2], ids: &[u32]) -> Result<Self> {
         let dirty = |bytes: u64| lab.words(&vec![0xdead_beef; bytes as usize / 4]);
         Ok(Self {
             shape,
@@ -42,7 +42,7 @@ impl Mixture {
         })
     }
 
-    fn routing(&self) -> Routing<'_> {
+    pub(super) fn routing(&self) -> Routing<'_> {
         Routing { shape: self.shape, ids: (&self.ids).into(), weights: (&self.weights).into() }
     }
 
@@ -63,7 +63,7 @@ fn differences<T: PartialEq>(got: &[T], want: &[T]) -> usize {
 }
 
 /// `n_used` different experts of each row, of the first `among`.
-fn random_ids(rng: &mut Rng, s: MoeShape, among: u32) -> Vec<u32> {
+pub(super) fn random_ids(rng: &mut Rng, s: MoeShape, among: u32) -> Vec<u32> {
     (0..s.rows).flat_map(|_| rng.permutation(among).into_iter().take(s.n_used as usize)).collect()
 }
 
@@ -136,7 +136,7 @@ pub(super) fn group(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 /// A weight for each expert on the device, and its values and biases, expert by expert.
-fn expert_weight(
+pub(super) fn expert_weight(
     lab: &Lab,
     format: &'static Format,
     (n_expert, rows, k): (usize, usize, usize),

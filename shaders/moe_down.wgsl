@@ -1,0 +1,78 @@
+// y[t, r] += sum_j weights[t, j] * (x[t * n_used + j] . W[ids[t, j]][r]): the last product of few rows' experts and their weighted sum, x as
+// bytes. SHARED adds sigmoid(gate[t]) * shared_y[t, r]. NEXT leaves y ready for the next block, as matmul_next does. A workgroup makes 32 results
+// of a row: a team walks the blocks of all its experts' rows as if they were one row.
+#set BYTES
+override WG: u32 = 64u;
+override TEAM: u32 = 2u;
+const NT: u32 = 1u;
+struct Params {
+    groups: u32, row_groups: u32, n: u32, k_blocks: u32, n_used: u32, y_stride: u32, y_offset: u32, shared_stride: u32, shared_offset: u32,
+}
+@group(0) @binding(auto) var<storage, read> ids: array<u32>;
+@group(0) @binding(auto) var<storage, read> weights: array<f32>;
+@group(0) @binding(auto) var<storage, read_write> y: array<f32>;
+#if SHARED
+@group(0) @binding(auto) var<storage, read> gate: array<f32>;
+@group(0) @binding(auto) var<storage, read> shared_y: array<f32>;
+#endif
+#import team
+#if NEXT
+@group(0) @binding(auto) var<storage, read> next_w: array<f32>;
+@group(0) @binding(auto) var<storage, read_write> block_sums: array<f32>;
+const BYTE_THREADS: u32 = 8u;
+#import byte_rows
+var<workgroup> block_values: array<f32, 32>;
+#endif
+
+@compute @workgroup_size(WG)
+fn main(t: Thread) {
+    let g = group_index(t);
+    if (g >= params.groups) { return; }
+    let row = g / params.row_groups;
+    let row0 = (g % params.row_groups) * 32u;
+    let member = t.lid % TEAM;
+    let r = row0 + t.lid / TEAM;
+    var acc = 0.0;
+    for (var i = member; i < params.n_used * params.k_blocks; i += TEAM) {
+        let entry = row * params.n_used + i / params.k_blocks;
+        let b = i % params.k_blocks;
+        let at = entry * params.k_blocks;
+        let lo = x[at * 2u + b];
+        let hi = x[at * 2u + params.k_blocks + b];
+        let scales = x_scales[at + b];
+        let d = bitcast<f32>(scales.x);
+        // Scale times the sum of either half.
+        let sums = d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
+        let w = weight_bytes((ids[entry] * params.n + r) * params.k_blocks + b);
+        let whole = vec2<f32>(f32(bytes_dot(w.lo, lo)), f32(bytes_dot(w.hi, hi)));
+        acc += weights[entry] * (d * dot(w.scale, whole) + dot(w.offset, sums));
+    }
+    team_parts[t.lid / TEAM * (TEAM + 1u) + member] = acc;
+    workgroupBarrier();
+    if (t.lid < 32u) {
+        var s = team_total(t.lid, 0u);
+        let c = row0 + t.lid;
+#if SHARED
+        s += 1.0 / (1.0 + exp(-gate[row])) * shared_y[row * params.shared_stride + params.shared_offset + c];
+#endif
+        let o = row * params.y_stride + params.y_offset + c;
+        s += y[o];
+        y[o] = s;
+#if NEXT
+        block_values[t.lid] = s;
+#endif
+    }
+#if NEXT
+    workgroupBarrier();
+    let j = t.lid % 8u * 4u;
+    let k = row0 + j;
+    let v = vec4<f32>(block_values[j], block_values[j + 1u], block_values[j + 2u], block_values[j + 3u]);
+    if (t.lid == 0u) {
+        var squares = 0.0;
+        for (var e = 0u; e < 32u; e++) { squares += block_values[e] * block_values[e]; }
+        block_sums[row * params.row_groups + row0 / 32u] = squares;
+    }
+    let scaled = v * vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
+    byte_store(t, t.lid < 8u, row, params.row_groups, k / 4u, scaled);
+#endif
+}
