@@ -1,6 +1,6 @@
 // Root-mean-square normalisation of segments of rows with a gate, in place: x[s] = x[s] / sqrt(mean(x[s]^2) + eps) * w * silu(z[s]);
-// GATE_FIRST: the gate is a factor before the mean is taken. A row has `segments` of `cols` columns side by side, x and z alike; all have
-// the same weights. One workgroup a segment.
+// GATE_FIRST: the gate is a factor before the mean is taken. A row has `segments` of `cols` columns side by side, x and z alike. All have
+// the same weights; with GATE_FIRST w is of the whole row. One workgroup a segment.
 override WG: u32 = 64u;
 #import reduce
 #import activation
@@ -28,10 +28,10 @@ fn main(t: Thread) {
     }
     let scale = 1.0 / sqrt(workgroup_sum(s, t) / f32(params.cols) + params.eps);
     for (var i = t.lid; i < params.cols; i += WG) {
-        var v = x[x0 + i] * scale * w[i];
-#if !GATE_FIRST
-        v *= silu(z[z0 + i]);
+#if GATE_FIRST
+        x[x0 + i] = x[x0 + i] * scale * w[ahead + i];
+#else
+        x[x0 + i] = x[x0 + i] * scale * w[i] * silu(z[z0 + i]);
 #endif
-        x[x0 + i] = v;
     }
 }

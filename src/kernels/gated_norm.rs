@@ -38,7 +38,8 @@ params!(GatedNormParams {
 
 params!(SigmoidGateParams { rows: u32, cols: u32, x_stride: u32, x_offset: u32, g_stride: u32, g_offset: u32 });
 
-/// `s = s / √(mean(s²) + eps) · w · silu(z)` for each segment `s` of each row of `x`, in place; with `gate_first` `s · silu(z)` is normalised instead.
+/// `s = s / √(mean(s²) + eps) · w · silu(z)` for each segment `s` of each row of `x`, in place; with `gate_first` `s · silu(z)` is normalised instead,
+/// and weights are of the whole row: those of one segment after those of another.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
@@ -53,8 +54,8 @@ pub fn gated_norm<'a>(
     z.check("gated_norm: z")?;
     let Segments { count, cols, w } = segments;
     let width = u64::from(count) * u64::from(cols);
-    if width == 0 || width != u64::from(x.cols) || z.cols != x.cols || z.rows != x.rows || w.size < u64::from(cols) * 4
-    {
+    let weights = if gate_first { width } else { u64::from(cols) };
+    if width == 0 || width != u64::from(x.cols) || z.cols != x.cols || z.rows != x.rows || w.size < weights * 4 {
         bail!(InvalidArgument, "gated_norm: {count} x {cols} in rows of {} and {}", x.cols, z.cols);
     }
     let params = GatedNormParams {

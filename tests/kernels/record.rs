@@ -320,8 +320,8 @@ fn run_and_record_give_the_same_bits() {
             same_bits(&format!("{name}, recorded and run ({})", v.name), &a, &c);
         }
     }
-    // Those of mixtures are run, recorded and replayed in moe/block.rs.
-    seen.extend(["moe_route", "moe_group", "moe_tiles", "moe_vec", "moe_tile", "moe_combine"]);
+    // Those of mixtures are run, recorded and replayed in moe/block.rs and moe/few.rs.
+    seen.extend(["moe_route", "moe_group", "moe_tiles", "moe_vec", "moe_tile", "moe_combine", "moe_glu", "moe_down"]);
     // Those of recurrent layers in recurrent.rs.
     seen.extend(["short_conv", "state_scan", "gated_norm", "sigmoid_gate", "state_step"]);
     // Those by cooperative matrices exist on few devices; `doppler test correctness` runs them there.

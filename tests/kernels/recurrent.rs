@@ -412,7 +412,7 @@ fn check_gated_norm(v: &Variant, rows: u32, count: u32, cols: u32, gate_first: b
     let (x_stride, z_stride) = (width + 3, width + 6);
     let x: Vec<f32> = (0..rows * x_stride).map(|i| rng.unit() * [1.0, 1e-2, 1e2][(i % 7 % 3) as usize]).collect();
     let z: Vec<f32> = (0..rows * z_stride).map(|_| rng.unit() * 8.0).collect();
-    let w = rng.floats(cols as usize);
+    let w = rng.floats(if gate_first { width } else { cols } as usize);
     let (xb, zb, wb) = (upload(gpu, &x), upload(gpu, &z), upload(gpu, &w));
     let segments = Segments { count, cols, w: (&wb).into() };
     let (mx, mz) =
@@ -429,7 +429,8 @@ fn check_gated_norm(v: &Variant, rows: u32, count: u32, cols: u32, gate_first: b
             let mean = (0..n).map(|i| value(i).powi(2)).sum::<f64>() / n as f64;
             for i in 0..n {
                 let behind = if gate_first { 1.0 } else { gate(i) };
-                want[x0 + i] = (value(i) / (mean + 1e-5).sqrt() * f64::from(w[i]) * behind).into();
+                let w = w[if gate_first { (s * cols) as usize + i } else { i }];
+                want[x0 + i] = (value(i) / (mean + 1e-5).sqrt() * f64::from(w) * behind).into();
             }
         }
     }

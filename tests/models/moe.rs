@@ -8,7 +8,7 @@ use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{GenerateOptions, ModelOptions, SessionOptions};
 
-use crate::common::{context, load, logits, max_error, rewrite, session, shared};
+use crate::common::{Reference, context, load, logits, max_error, rewrite, session, shared};
 
 const MODELS: [&str; 3] = ["golden/mixtral", "golden/qwen2moe", "golden/gpt-oss"];
 
@@ -156,5 +156,65 @@ fn tensors_of_experts_are_checked() {
             let text = result.expect_err("refused").to_string();
             assert!(text.contains(&name), "{text} does not name {name}");
         }
+    }
+}
+
+/// Rows as ggml's Q8_0 has them.
+fn as_q8_0(halves: &[u8]) -> Vec<u8> {
+    let values: Vec<f32> = halves.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+    let block = |x: &[f32]| {
+        let d = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+        let quants = x.iter().map(|v| if d > 0.0 { (v / d).round() as i8 as u8 } else { 0 });
+        half::f16::from_f32(d).to_le_bytes().into_iter().chain(quants.collect::<Vec<_>>()).collect::<Vec<u8>>()
+    };
+    values.chunks_exact(32).flat_map(block).collect()
+}
+
+/// Experts whose rows are bytes, in two dispatches, against the same weights in single precision: without a shared expert, with one that has a weight,
+/// and with one that has none.
+#[test]
+fn experts_of_bytes_are_near_exact_ones() {
+    for family in ["mixtral", "qwen2moe", "qwen3moe", "granitehybrid", "qwen35moe"] {
+        let Some(dir) = shared(&format!("golden/{family}")) else { return };
+        let Some(context) = context(Features::ALL, Guard::default()) else { return };
+        let path = rewrite(&dir.join("model-f16.gguf"), &format!("q8-{family}"), |tensors| {
+            for (name, _, ty, data) in tensors.iter_mut() {
+                if ["_exps", "_shexp", "attn_output"].iter().any(|part| name.contains(part)) && *ty == 1 {
+                    (*ty, *data) = (8, as_q8_0(data));
+                }
+            }
+        });
+        let meta: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(dir.join("meta.json")).expect("meta")).expect("json");
+        let reference = Reference::open(dir.join("reference.safetensors"));
+        let open = |exact: bool| {
+            let options =
+                ModelOptions { n_ctx: 512, prefill_chunk: 4, kv_type: KvType::F32, exact, ..Default::default() };
+            context.load_model(&path, &options, &mut |_, _| Ok(())).expect("load")
+        };
+        let models = [open(true), open(false)];
+        let mut compared = 0;
+        for i in 0..3 {
+            // Bytes move the router's logits: nothing is said where two experts are near.
+            let margin = meta["prompts"][i]["min_router_margin_prefill"].as_f64().unwrap_or(f64::INFINITY);
+            let ids = reference.ids(&format!("prompt{i}.ids"));
+            let [want, got] = models.each_ref().map(|m| logits(&mut session(m), &ids));
+            let error = max_error(&want, &got);
+            println!("{family} prompt {i}: margin {margin}, error {error}");
+            compared += usize::from(margin > 0.09);
+            assert!(margin <= 0.09 || error <= 0.35, "{family} prompt {i}: {error}");
+        }
+        let [exact, fast] = models.each_ref().map(|m| {
+            let mut s = session(m);
+            s.append_tokens(&PROMPT).expect("append");
+            s.generate(&greedy(9), &mut |_| ControlFlow::Continue(())).expect("generate");
+            s.stats().counters.phase(Phase::Decode).dispatches / 8
+        });
+        println!("{family}: {exact} dispatches a token, {fast} with bytes; {compared} prompts compared");
+        assert!(
+            fast < exact && compared > 0,
+            "{family}: {fast} dispatches, {exact} of exact products, {compared} prompts"
+        );
+        std::fs::remove_file(&path).expect("remove");
     }
 }

@@ -229,19 +229,20 @@ pub(super) fn gated_norm(lab: &Lab) -> Result<Vec<Measured>> {
         let (count, cols) = if form.constant("WG") == Some(THREADS_LONG) { (1usize, 2051usize) } else { (3, 35) };
         let (rows, width, gate_first) = (4usize, count * cols, form.has("GATE_FIRST"));
         let mut rng = Rng::new(cols as u64);
-        let (x, w) = (rng.units(rows * width), rng.units(cols));
+        let (x, w) = (rng.units(rows * width), rng.units(if gate_first { width } else { cols }));
         let z: Vec<f32> = rng.units(rows * width).iter().map(|v| v * 8.0).collect();
         let (xb, zb, wb) = (lab.floats(&x)?, lab.floats(&z)?, lab.floats(&w)?);
         let m = |buffer| Matrix::new(buffer, rows as u32, width as u32);
         let segments = Segments { count: count as u32, cols: cols as u32, w: (&wb).into() };
         lab.run([kernels::gated_norm(m(&xb), m(&zb), segments, 1e-5, gate_first)?])?;
         let mut want = Vec::new();
-        for (x, z) in x.chunks_exact(cols).zip(z.chunks_exact(cols)) {
+        let segments = w.chunks_exact(cols).cycle();
+        for ((x, z), w) in x.chunks_exact(cols).zip(z.chunks_exact(cols)).zip(segments) {
             let gates: Vec<f64> = z.iter().map(|&z| silu_of(z.into())).collect();
             let pick = |gate: f64, at: bool| if at { gate } else { 1.0 };
             let inner: Vec<f64> = x.iter().zip(&gates).map(|(&x, &g)| f64::from(x) * pick(g, gate_first)).collect();
             let mean = inner.iter().map(|v| v * v).sum::<f64>() / cols as f64;
-            let scaled = inner.iter().zip(&w).map(|(v, &w)| v / (mean + 1e-5).sqrt() * f64::from(w));
+            let scaled = inner.iter().zip(w).map(|(v, &w)| v / (mean + 1e-5).sqrt() * f64::from(w));
             want.extend(scaled.zip(&gates).map(|(v, &g)| Want::from(v * pick(g, !gate_first))));
         }
         all.push(compare(

@@ -2,7 +2,7 @@
 //!
 //! As `granite`, where layers without key heads (`attention.head_count_kv` is an array) are Mamba-2. Mixtures renormalise the chosen experts'
 //! weights and add a shared expert without gate; without experts the feed-forward block is an ordinary one. The gated normalisation
-//! of Mamba-2 reaches over all heads, as in the models' own implementation, whatever the groups of B and C.
+//! of Mamba-2 reaches over the heads that share B and C.
 
 use super::decoder::hybrid;
 use super::granite::scale;

@@ -232,7 +232,6 @@ fn lfm2(c: &Config, k: &mut Keys) -> Result<()> {
 
 fn granite(c: &Config, k: &mut Keys) -> Result<()> {
     c.expect("mamba_proj_bias", &[json!(false)])?;
-    c.expect("mamba_n_groups", &[json!(1)])?;
     granite_scales(c, k)?;
     let width = c.need_u32("shared_intermediate_size")?;
     if c.u32("num_local_experts")?.unwrap_or(0) > 0 {

@@ -177,7 +177,7 @@ impl<'a> Forward<'a> {
                 let w = own.norm.whole();
                 let (segments, gate_first) = match scan.rule {
                     ScanRule::GatedDelta => (Segments { count: n_head, cols: shape.head_dim, w }, false),
-                    ScanRule::Mamba2 => (Segments { count: 1, cols: inner, w }, true),
+                    ScanRule::Mamba2 => (Segments { count: shape.n_key, cols: inner / shape.n_key.max(1), w }, true),
                 };
                 let z = inputs.columns(c, inner);
                 r.record(gated_norm(heads, z, segments, scan.norm_eps, gate_first)?.label("mix.norm"))?;

@@ -1,6 +1,7 @@
 //! Mixtures of experts: routing, grouping, products and the whole block.
 
 mod block;
+mod few;
 mod grouping;
 mod product;
 mod routing;
