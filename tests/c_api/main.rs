@@ -6,15 +6,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 const TIME_LIMIT: Duration = Duration::from_secs(600);
-
-/// The drivers are not ours, and the software ones share the processor: one program at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -112,7 +108,6 @@ fn at_the_fresh_library(command: &mut Command) {
 
 fn run(program: &Path, arguments: &[&str], sanitized: bool) -> String {
     let name = program.file_name().and_then(|n| n.to_str()).expect("a file name").to_string();
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let runner = std::env::var("RUNNER").ok().filter(|r| !sanitized && !r.trim().is_empty());
     let mut command = match &runner {
         Some(runner) => {

@@ -13,7 +13,7 @@ fn greedy(max_tokens: u32) -> GenerateOptions {
     GenerateOptions { max_tokens, sampling: SamplingOptions::greedy(), ignore_eos: true, ..Default::default() }
 }
 
-/// Last-position logits and 64 greedy tokens of the 12 reference prompts; with `some`, a regular run takes every third, from there on.
+/// Last-position logits and 64 greedy tokens of the 12 reference prompts; with `some`, a regular run takes every sixth, from there on.
 fn against_reference(file: &str, features: Features, kv: KvType, bound: f32, some: Option<usize>) {
     let Some(dir) = shared("models/hearth") else { return };
     let Some(context) = context(features, Guard::default()) else { return };
@@ -21,7 +21,7 @@ fn against_reference(file: &str, features: Features, kv: KvType, bound: f32, som
     let model = load(&context, &dir.join(file), kv, 1024, 0);
     let vocab = model.info().n_vocab as usize;
     let mut worst = 0f32;
-    let every = if some.is_none() || common::long_tests() { 1 } else { 3 };
+    let every = if some.is_none() || common::long_tests() { 1 } else { 6 };
     for i in (some.unwrap_or(0) % every..12).step_by(every) {
         let ids = reference.ids(&format!("prompt_{i:02}"));
         let mut s = session(&model);

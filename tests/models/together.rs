@@ -74,7 +74,7 @@ fn together(sessions: &mut [Session], options: &[GenerateOptions]) -> Vec<Result
 #[test]
 fn each_says_what_it_says_alone() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
-    let model = load(&context, &shallow(), KvType::F32, 96, 64);
+    let model = load(&context, &asset(), KvType::F32, 96, 64);
     let want: Vec<_> = (0..6).map(|i| alone(&model, i)).collect();
     assert!(want.iter().any(|w| w.reason == FinishReason::StopString) || want[4].tokens.len() > 5, "{want:?}");
     for tokens_per_submit in [1, 4] {

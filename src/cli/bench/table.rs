@@ -1,7 +1,7 @@
 //! `doppler bench table`: results beside another engine's figures, as Markdown and as pictures, written into a document.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -55,7 +55,7 @@ struct Baseline {
 }
 
 impl Baseline {
-    fn open(file: &PathBuf) -> Outcome<Self> {
+    fn open(file: &Path) -> Outcome<Self> {
         let value = input::json(file)?;
         let fail = |text: &str| Failure::Message(format!("{}: {text}", file.display()));
         let name = value["name"].as_str().ok_or_else(|| fail("\"name\" is missing"))?.to_string();
@@ -211,7 +211,7 @@ fn replaced(document: &str, table: &str) -> Option<String> {
 }
 
 pub(in crate::cli) fn run(args: &Args) -> Outcome {
-    let baseline = args.baseline.as_ref().map(Baseline::open).transpose()?;
+    let baseline = args.baseline.as_deref().map(Baseline::open).transpose()?;
     let (mut all, mut loaded, mut adapters) = (Vec::new(), Vec::new(), Vec::new());
     for path in &args.files {
         let (file, value) = (path.display().to_string(), input::json(path)?);
