@@ -142,6 +142,9 @@ impl Engine {
         for choice in Choice::ALL {
             if self.drafts.verifies {
                 self.forward(None).decode_step(survey, 1, choice, Batch::Drafts)?;
+            }
+            // Greedy rows are verified as drawn ones.
+            if self.drafts.verifies && choice != Choice::Greedy {
                 (1..=self.rows_together()).try_for_each(|n| self.record_verify(survey, n, choice))?;
             }
             if self.drafts.drafts && self.lead() == LEAD {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use doppler::format::{Gguf, GgufWriter, TensorInfo};
+use doppler::format::{Gguf, GgufWriter, TensorInfo, Value};
 use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
 use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
@@ -30,24 +30,19 @@ pub fn asset() -> PathBuf {
 pub fn shallow() -> PathBuf {
     const LAYERS: [&str; 3] = ["0", "1", "5"];
     static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
-        let file = Gguf::open(&asset()).expect("open");
-        let writer = file.metadata().fold(GgufWriter::new(), |w, (k, v)| match k {
-            "llama.block_count" => w.key(k, LAYERS.len() as u32),
-            _ => w.key(k, v.clone()),
-        });
-        let writer = file.tensors().iter().fold(writer, |w, t| {
-            let name = match t.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-                None => t.name.clone(),
-                Some((layer, rest)) => match LAYERS.iter().position(|l| *l == layer) {
-                    Some(i) => format!("blk.{i}.{rest}"),
-                    None => return w,
-                },
-            };
-            w.tensor(&name, &t.dims, t.ggml_type, file.data(t).to_vec())
-        });
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-shallow.gguf", std::process::id()));
-        std::fs::write(&out, writer.to_bytes()).expect("write");
-        out
+        let layers = Value::U32(LAYERS.len() as u32);
+        rewrite_keys(&asset(), "shallow", &[("llama.block_count", layers)], |tensors| {
+            tensors.retain_mut(|t| {
+                let Some((layer, rest)) = t.0.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+                    return true;
+                };
+                let place = LAYERS.iter().position(|l| *l == layer);
+                if let Some(i) = place {
+                    t.0 = format!("blk.{i}.{rest}");
+                }
+                place.is_some()
+            });
+        })
     });
     PATH.clone()
 }
@@ -184,15 +179,33 @@ pub type Tensor = (String, Vec<u64>, u32, Vec<u8>);
 
 /// Writes a file again with other tensors.
 pub fn rewrite(path: &Path, name: &str, change: impl Fn(&mut Vec<Tensor>)) -> PathBuf {
+    rewrite_keys(path, name, &[], change)
+}
+
+/// The same with these keys, in the place of its own or beside them.
+pub fn rewrite_keys(path: &Path, name: &str, keys: &[(&str, Value)], change: impl Fn(&mut Vec<Tensor>)) -> PathBuf {
     let file = Gguf::open(path).expect("open");
     let tensor = |t: &TensorInfo| (t.name.clone(), t.dims.clone(), t.ggml_type, file.data(t).to_vec());
     let mut tensors: Vec<Tensor> = file.tensors().iter().map(tensor).collect();
     change(&mut tensors);
-    let writer = file.metadata().fold(GgufWriter::new(), |w, (k, v)| w.key(k, v.clone()));
+    let own = file.metadata().filter(|(k, _)| keys.iter().all(|(key, _)| key != k));
+    let writer = own.fold(GgufWriter::new(), |w, (k, v)| w.key(k, v.clone()));
+    let writer = keys.iter().fold(writer, |w, (k, v)| w.key(k, v.clone()));
     let writer = tensors.into_iter().fold(writer, |w, (name, dims, ty, data)| w.tensor(&name, &dims, ty, data));
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}.gguf", std::process::id()));
     std::fs::write(&out, writer.to_bytes()).expect("write");
     out
+}
+
+/// A row of halves in blocks of 32 bytes with a scale.
+pub fn q8_0(halves: &[u8]) -> Vec<u8> {
+    let x: Vec<f32> = halves.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+    let block = |x: &[f32]| {
+        let scale = half::f16::from_f32(x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0);
+        let quant = |v: &f32| (v / scale.to_f32().max(1e-9)).round().clamp(-127.0, 127.0) as i8 as u8;
+        scale.to_le_bytes().into_iter().chain(x.iter().map(quant)).collect::<Vec<u8>>()
+    };
+    x.chunks(32).flat_map(block).collect()
 }
 
 /// `ln p` of a token under a row of logits, in f64.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use doppler::Error;
-use doppler::format::{Gguf, GgufWriter, Value};
+use doppler::format::{Gguf, Value};
 use doppler::gpu::{Features, Guard, Phase};
 use doppler::model::KvType;
 use doppler::model::arch::read_spec;
@@ -159,13 +159,7 @@ fn embedding_disturbs_nothing_and_keeps_strict_budgets() {
 
 /// A small model with these keys beside its own.
 fn with_key(name: &str, value: Value) -> std::path::PathBuf {
-    let file = Gguf::open(&asset()).expect("open");
-    let writer = file.metadata().fold(GgufWriter::new(), |w, (k, v)| w.key(k, v.clone())).key(name, value);
-    let all = file.tensors().iter();
-    let writer = all.fold(writer, |w, t| w.tensor(&t.name, &t.dims, t.ggml_type, file.data(t).to_vec()));
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-embed.gguf", std::process::id()));
-    std::fs::write(&out, writer.to_bytes()).expect("write");
-    out
+    rewrite_keys(&asset(), "embed", &[(name, value)], |_| ())
 }
 
 fn open(context: &Context, path: &Path) -> doppler::Result<Model> {

@@ -8,7 +8,7 @@ use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{GenerateOptions, ModelOptions, SessionOptions};
 
-use crate::common::{Reference, context, load, logits, max_error, rewrite, session, shared};
+use crate::common::{Reference, context, load, logits, max_error, q8_0, rewrite, session, shared};
 
 const MODELS: [&str; 3] = ["golden/mixtral", "golden/qwen2moe", "golden/gpt-oss"];
 
@@ -159,17 +159,6 @@ fn tensors_of_experts_are_checked() {
     }
 }
 
-/// Rows as ggml's Q8_0 has them.
-fn as_q8_0(halves: &[u8]) -> Vec<u8> {
-    let values: Vec<f32> = halves.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
-    let block = |x: &[f32]| {
-        let d = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
-        let quants = x.iter().map(|v| if d > 0.0 { (v / d).round() as i8 as u8 } else { 0 });
-        half::f16::from_f32(d).to_le_bytes().into_iter().chain(quants.collect::<Vec<_>>()).collect::<Vec<u8>>()
-    };
-    values.chunks_exact(32).flat_map(block).collect()
-}
-
 /// Experts whose rows are bytes, in two dispatches, against the same weights in single precision: without a shared expert, with one that has a weight,
 /// and with one that has none.
 #[test]
@@ -180,7 +169,7 @@ fn experts_of_bytes_are_near_exact_ones() {
         let path = rewrite(&dir.join("model-f16.gguf"), &format!("q8-{family}"), |tensors| {
             for (name, _, ty, data) in tensors.iter_mut() {
                 if ["_exps", "_shexp", "attn_output"].iter().any(|part| name.contains(part)) && *ty == 1 {
-                    (*ty, *data) = (8, as_q8_0(data));
+                    (*ty, *data) = (8, q8_0(data));
                 }
             }
         });

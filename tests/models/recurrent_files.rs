@@ -115,17 +115,6 @@ fn broken_files_are_refused_by_name() {
     }
 }
 
-/// A row of halves in blocks of 32 bytes with a scale.
-fn q8_0(halves: &[u8]) -> Vec<u8> {
-    let x: Vec<f32> = halves.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
-    let block = |x: &[f32]| {
-        let scale = half::f16::from_f32(x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0);
-        let quant = |v: &f32| (v / scale.to_f32().max(1e-9)).round().clamp(-127.0, 127.0) as i8 as u8;
-        scale.to_le_bytes().into_iter().chain(x.iter().map(quant)).collect::<Vec<u8>>()
-    };
-    x.chunks(32).flat_map(block).collect()
-}
-
 /// Quantised weights of recurrent layers, with activations as they are and as bytes: near each other, and both near the unquantised model.
 #[test]
 fn quantised_weights_by_both_paths() {

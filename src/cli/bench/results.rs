@@ -45,20 +45,30 @@ const INFERENCE: [(&str, &str, bool, &str); 3] = [
 ];
 
 /// Walks a result and names what is missing in it.
-struct Reader<'a> {
-    what: &'a str,
+pub(super) struct Reader<'a> {
+    pub(super) what: &'a str,
 }
 
 impl Reader<'_> {
-    fn fail<T>(&self, text: &str) -> Outcome<T> {
+    pub(super) fn fail<T>(&self, text: &str) -> Outcome<T> {
         Err(Failure::Message(format!("{}: {text}", self.what)))
     }
 
-    fn get<'v, T>(&self, v: &'v Value, key: &str, as_type: fn(&'v Value) -> Option<T>) -> Outcome<T> {
+    /// A value that must be there.
+    pub(super) fn get<'v, T>(&self, v: &'v Value, key: &str, as_type: fn(&'v Value) -> Option<T>) -> Outcome<T> {
         match v.get(key).and_then(as_type) {
             Some(x) => Ok(x),
             None => self.fail(&format!("not a result of `doppler bench`: \"{key}\" is missing or of a wrong type")),
         }
+    }
+
+    /// Fails unless this program reads such results; their kind.
+    pub(super) fn kind<'v>(&self, value: &'v Value) -> Outcome<&'v str> {
+        let version = self.get(value, "schema_version", Value::as_u64)?;
+        if version != u64::from(SCHEMA_VERSION) {
+            return self.fail(&format!("schema_version {version}; this program reads {SCHEMA_VERSION}"));
+        }
+        self.get(value, "kind", Value::as_str)
     }
 
     fn numbers(&self, list: &[Value], what: &str) -> Outcome<Vec<f64>> {
@@ -127,11 +137,7 @@ impl ResultFile {
 
     fn read(label: &str, what: &str, value: &Value) -> Outcome<Self> {
         let r = Reader { what };
-        let version = r.get(value, "schema_version", Value::as_u64)?;
-        if version != u64::from(SCHEMA_VERSION) {
-            return r.fail(&format!("schema_version {version}; this program reads {SCHEMA_VERSION}"));
-        }
-        let kind = r.get(value, "kind", Value::as_str)?;
+        let kind = r.kind(value)?;
         let mut workloads: Vec<Workload> = match kind {
             "inference" => {
                 let models = r.get(value, "models", Value::as_array)?;

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::super::input;
 use super::super::outcome::{Failure, Outcome};
-use super::results::{Metric, ResultFile, Workload};
-use super::{SCHEMA_VERSION, plot, write_text};
+use super::results::{Metric, Reader, ResultFile, Workload};
+use super::{plot, write_text};
 
 /// Where the table stands in a document.
 const MARKS: [&str; 2] = ["<!-- written by doppler bench table -->\n", "<!-- end of the table -->\n"];
@@ -76,31 +76,25 @@ impl Baseline {
     }
 }
 
-/// What results lack is named, with the file.
-fn want<'v, T>(file: &str, v: &'v Value, key: &str, as_type: fn(&'v Value) -> Option<T>) -> Outcome<T> {
-    let found = v.get(key).and_then(as_type);
-    found.ok_or_else(|| Failure::Message(format!("{file}: \"{key}\" is missing or of a wrong type")))
-}
-
-fn rows(file: &str, value: &Value, args: &Args, baseline: Option<&Baseline>) -> Outcome<Vec<Row>> {
+fn rows(r: &Reader<'_>, value: &Value, args: &Args, baseline: Option<&Baseline>) -> Outcome<Vec<Row>> {
     let mut rows = Vec::new();
-    for m in want(file, value, "models", Value::as_array)? {
-        let model = want(file, m, "file", Value::as_str)?.trim_end_matches(".gguf").to_string();
-        for w in want(file, m, "workloads", Value::as_array)? {
+    for m in r.get(value, "models", Value::as_array)? {
+        let model = r.get(m, "file", Value::as_str)?.trim_end_matches(".gguf").to_string();
+        for w in r.get(m, "workloads", Value::as_array)? {
             let sequences = w["sequences"].as_u64().unwrap_or(1);
-            let prompt = want(file, w, "prompt_tokens", Value::as_u64)?;
+            let prompt = r.get(w, "prompt_tokens", Value::as_u64)?;
             let summary = &w["summary"];
-            let bytes_per_s = want(file, summary, "decode_bytes_per_s", Value::as_f64)?;
+            let bytes_per_s = r.get(summary, "decode_bytes_per_s", Value::as_f64)?;
             let share = match args.limit > 0.0 {
                 true => bytes_per_s / (args.limit * 1e9),
-                false => want(file, summary, "share_of_copy_speed", Value::as_f64)?,
+                false => r.get(summary, "share_of_copy_speed", Value::as_f64)?,
             };
             let other = |what| baseline.and_then(|b| b.of(&model, sequences, prompt, what));
             rows.push(Row {
                 sequences,
                 prompt,
-                prefill: want(file, summary, "prefill_tokens_per_s", Value::as_f64)?,
-                decode: want(file, summary, "decode_tokens_per_s", Value::as_f64)?,
+                prefill: r.get(summary, "prefill_tokens_per_s", Value::as_f64)?,
+                decode: r.get(summary, "decode_tokens_per_s", Value::as_f64)?,
                 bytes_per_s,
                 share,
                 baseline: [other("prefill"), other("decode")],
@@ -157,13 +151,13 @@ fn markdown(rows: &[Row], loads: &[String], args: &Args, baseline: Option<&Basel
     out
 }
 
-fn loads(file: &str, value: &Value) -> Outcome<Vec<String>> {
+fn loads(r: &Reader<'_>, value: &Value) -> Outcome<Vec<String>> {
     let mut out = Vec::new();
-    for m in want(file, value, "models", Value::as_array)? {
-        let of = |key: &str| want(file, &m["summary"], key, Value::as_f64);
+    for m in r.get(value, "models", Value::as_array)? {
+        let of = |key: &str| r.get(&m["summary"], key, Value::as_f64);
         out.push(format!(
             "| {} | {:.0} | {:.1} | {:.1} | {:.0} |\n",
-            want(file, m, "file", Value::as_str)?.trim_end_matches(".gguf"),
+            r.get(m, "file", Value::as_str)?.trim_end_matches(".gguf"),
             of("load_ms")?,
             of("gb_per_s")?,
             of("first_token_ms")?,
@@ -215,13 +209,11 @@ pub(in crate::cli) fn run(args: &Args) -> Outcome {
     let (mut all, mut loaded, mut adapters) = (Vec::new(), Vec::new(), Vec::new());
     for path in &args.files {
         let (file, value) = (path.display().to_string(), input::json(path)?);
-        if want(&file, &value, "schema_version", Value::as_u64)? != u64::from(SCHEMA_VERSION) {
-            return Err(Failure::Message(format!("{file}: this program reads schema_version {SCHEMA_VERSION}")));
-        }
-        match want(&file, &value, "kind", Value::as_str)? {
-            "inference" => all.extend(rows(&file, &value, args, baseline.as_ref())?),
-            "load" => loaded.extend(loads(&file, &value)?),
-            other => return Err(Failure::Message(format!("{file}: a result of kind \"{other}\""))),
+        let r = Reader { what: &file };
+        match r.kind(&value)? {
+            "inference" => all.extend(rows(&r, &value, args, baseline.as_ref())?),
+            "load" => loaded.extend(loads(&r, &value)?),
+            other => return r.fail(&format!("a result of kind \"{other}\"")),
         }
         adapters.push(value["environment"]["adapter"]["name"].as_str().unwrap_or("unknown adapter").to_string());
     }

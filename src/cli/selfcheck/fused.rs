@@ -1,7 +1,7 @@
 //! Products that take the next operation along.
 
 use doppler::Result;
-use doppler::gpu::Variant;
+use doppler::gpu::{Buffer, Variant};
 use doppler::kernels::{self, Activation, Matrix, Next};
 
 use super::bytes::Bytes;
@@ -58,6 +58,24 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
+/// What rows leave for the next norm: themselves with its weights as bytes, and sums of squares.
+pub(super) fn left_for_next(
+    lab: &Lab,
+    case: &str,
+    rows: &[f32],
+    next_w: &[f32],
+    bytes: &Bytes,
+    sums: &Buffer,
+) -> Result<[Measured; 2]> {
+    let weighted: Vec<f32> = rows.iter().zip(next_w.iter().cycle()).map(|(y, w)| y * w).collect();
+    let squares: Vec<Want> =
+        rows.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
+    Ok([
+        bytes.compare(lab, format!("{case}, its bytes"), &weighted)?,
+        compare(format!("{case}, its squares"), &lab.read(sums, squares.len())?, &squares, 1e-6, 1e-5),
+    ])
+}
+
 pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants("matmul_next").into_iter().enumerate() {
@@ -83,11 +101,7 @@ pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
         let case = format!("{t_rows} x {k} by {n}, {v}");
         let got = lab.read(&yb, want.len())?;
         all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
-        let weighted: Vec<f32> = got.iter().zip(next_w.iter().cycle()).map(|(y, w)| y * w).collect();
-        all.push(bytes.compare(lab, format!("{case}, its bytes"), &weighted)?);
-        let squares: Vec<Want> =
-            got.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
-        all.push(compare(format!("{case}, its squares"), &lab.read(&sb, squares.len())?, &squares, 1e-6, 1e-5));
+        all.extend(left_for_next(lab, &case, &got, &next_w, &bytes, &sb)?);
     }
     Ok(all)
 }

@@ -5,6 +5,7 @@ use doppler::kernels::{self, Activation, Matrix, MoeShape, Next, SharedExpert};
 
 use super::bytes::Bytes;
 use super::elementwise::{gelu_of, silu_of};
+use super::fused::left_for_next;
 use super::input::InputRows;
 use super::moe::{Mixture, expert_weight, random_ids};
 use super::weights::{format_of, width};
@@ -102,11 +103,7 @@ pub(super) fn down(lab: &Lab) -> Result<Vec<Measured>> {
         let got = lab.read(&yb, want.len())?;
         all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
         if v.has("NEXT") {
-            let weighted: Vec<f32> = got.iter().zip(next_w.iter().cycle()).map(|(y, w)| y * w).collect();
-            all.push(bytes.compare(lab, format!("{case}, its bytes"), &weighted)?);
-            let squares: Vec<Want> =
-                got.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
-            all.push(compare(format!("{case}, its squares"), &lab.read(&sb, squares.len())?, &squares, 1e-6, 1e-5));
+            all.extend(left_for_next(lab, &case, &got, &next_w, &bytes, &sb)?);
         }
     }
     Ok(all)
