@@ -3,15 +3,18 @@
 // SINKS: one more logit a head that has no value.
 // BYTES: y is written as rows of signed bytes as well; head_dim is a multiple of 32 then.
 override WG: u32 = 128u;
+override HEAD_DIM: u32 = 64u;
+// Positions of a tile.
+override TILE: u32 = 32u;
 #import thread
 #import state
-struct Params { groups: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 }
+struct Params { n_head: u32, window: u32, splits: u32 }
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> tops: array<vec2<f32>>;
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #if BYTES
-override BYTE_THREADS: u32 = WG;
+override BYTE_THREADS: u32 = HEAD_DIM / 4u;
 #import byte_rows
 #endif
 #if SINKS
@@ -22,60 +25,63 @@ var<workgroup> parts: array<vec4<f32>, WG>;
 var<workgroup> part_tops: array<vec2<f32>, WG>;
 const LOWEST: f32 = -3.4028234e38;
 
+// The grid is [heads, rows].
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
-    let g = group_index(t);
-    if (g >= params.groups) { return; }
-    let row = g / params.n_head;
+    let d4 = HEAD_DIM / 4u;
+    let row = t.wid.y;
+    let g = row * params.n_head + t.wid.x;
     let first = g * params.splits;
-    let s_groups = WG / params.d4;
-    let s_group = t.lid / params.d4;
-    let i = t.lid % params.d4;
+    let s_groups = WG / d4;
+    let s_group = t.lid / d4;
+    let i = t.lid % d4;
+    // The first are asked for before it is known how many there are.
+    var s = s_group;
+    var part = tops[first + min(s, params.splits - 1u)];
+    var value = sums[(first + min(s, params.splits - 1u)) * d4 + i];
     var seen = rows[row].pos + 1u;
     if (params.window != 0u) { seen = min(seen, params.window); }
-    let n = min((seen + params.tile - 1u) / params.tile, params.splits);
+    let n = min((seen + TILE - 1u) / TILE, params.splits);
     var top = LOWEST;
     var total = 0.0;
     var sum = vec4<f32>(0.0);
-    if (s_group < s_groups) {
-        for (var s = s_group; s < n; s += s_groups) {
-            // Both loads at once; the order of the sums is that of the splits.
-            let part = tops[first + s];
-            let value = sums[(first + s) * params.d4 + i];
-            let new_top = max(top, part.x);
-            let keep = exp(top - new_top);
-            let weight = exp(part.x - new_top);
-            total = total * keep + weight * part.y;
-            sum = sum * keep + weight * value;
-            top = new_top;
-        }
+    while (s < n && s_group < s_groups) {
+        let new_top = max(top, part.x);
+        let keep = exp(top - new_top);
+        let weight = exp(part.x - new_top);
+        total = total * keep + weight * part.y;
+        sum = sum * keep + weight * value;
+        top = new_top;
+        s += s_groups;
+        part = tops[first + min(s, params.splits - 1u)];
+        value = sums[(first + min(s, params.splits - 1u)) * d4 + i];
     }
     parts[t.lid] = sum;
     part_tops[t.lid] = vec2<f32>(top, total);
     workgroupBarrier();
-    let on = t.lid < params.d4;
+    let on = t.lid < d4;
     if (on) {
         var all = top;
-        for (var s = 1u; s < s_groups; s++) { all = max(all, part_tops[s * params.d4 + t.lid].x); }
+        for (var s = 1u; s < s_groups; s++) { all = max(all, part_tops[s * d4 + t.lid].x); }
 #if SINKS
-        all = max(all, sinks[g % params.n_head]);
+        all = max(all, sinks[t.wid.x]);
 #endif
         sum *= exp(top - all);
         total *= exp(top - all);
         for (var s = 1u; s < s_groups; s++) {
-            let other = part_tops[s * params.d4 + t.lid];
+            let other = part_tops[s * d4 + t.lid];
             let weight = exp(other.x - all);
             total += weight * other.y;
-            sum += weight * parts[s * params.d4 + t.lid];
+            sum += weight * parts[s * d4 + t.lid];
         }
 #if SINKS
-        total += exp(sinks[g % params.n_head] - all);
+        total += exp(sinks[t.wid.x] - all);
 #endif
         sum /= total;
-        y[g * params.d4 + t.lid] = sum;
+        y[g * d4 + t.lid] = sum;
     }
 #if BYTES
-    let width = params.n_head * params.d4;
-    byte_store(t, on, row, width / 8u, g % params.n_head * params.d4 + t.lid, sum);
+    let width = params.n_head * d4;
+    byte_store(t, on, row, width / 8u, t.wid.x * d4 + t.lid, sum);
 #endif
 }

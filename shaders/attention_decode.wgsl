@@ -7,11 +7,17 @@
 override WG: u32 = 128u;
 override HEAD_DIM: u32 = 64u;
 override G: u32 = 1u;
+override LANES: u32 = 16u;
+override AT_ONCE: u32 = 1u;
+override LEAST_SUBGROUP: u32 = 32u;
+// A model's numbers are constants, since dividing by others takes a device as long as asking its memory.
+override SHARED: u32 = 1u;
+override BLOCK: u32 = 32u;
+override N_ROT: u32 = 0u;
 #import thread
 #import state
 struct Params {
-    groups: u32, n_head: u32, n_kv: u32, block_tokens: u32, table_stride: u32, window: u32, splits: u32, scale: f32, softcap: f32,
-    x_stride4: u32, x_offset4: u32, n_rot: u32, eps: f32,
+    n_head: u32, n_kv: u32, table_stride: u32, window: u32, splits: u32, scale: f32, softcap: f32, x_stride4: u32, x_offset4: u32, eps: f32,
 }
 #if FRESH
 // [row, q heads, k heads, v heads]
@@ -45,36 +51,35 @@ fn fresh_load(row: u32, i: u32) -> vec4<f32> { return qkv[row * params.x_stride4
 @group(0) @binding(auto) var<storage, read> sinks: array<f32>;
 #endif
 
+// Vector i of head c of a workgroup: the sum of its values with weights relative to the top score, and the sum of these.
+fn give(t: Thread, c: u32, i: u32, top: f32, weights: f32, sum: vec4<f32>) {
+    let head = t.wid.z * params.n_head + t.wid.y * G + c;
+#if SPLIT
+    let part = head * params.splits + t.wid.x;
+    y[part * (HEAD_DIM / 4u) + i] = sum;
+    if (i == 0u) { tops[part] = vec2<f32>(top, weights); }
+#else
+    y[head * (HEAD_DIM / 4u) + i] = sum / weights;
+#endif
+}
+
+// The grid is [splits, groups of heads, rows].
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
-    let g = group_index(t);
-    if (g >= params.groups) { return; }
-    let d4 = HEAD_DIM / 4u;
-    let split = g % params.splits;
-    let head_groups = params.n_head / G;
-    let row = g / params.splits / head_groups;
-    let head0 = (g / params.splits % head_groups) * G;
+    let row = t.wid.z;
+    let head0 = t.wid.y * G;
+#if FRESH
+    let asked = ask_fresh(t, row, head0);
+#endif
     let pos = rows[row].pos;
     let slot = rows[row].slot;
-    if (split >= count_tiles(pos)) { return; }
-    let q0 = (row * params.n_head + head0) * d4;
-    let ahead = look_ahead(t, slot, pos, head0, split);
+    if (t.wid.x >= count_tiles(pos)) { return; }
+    let ahead = look_ahead(t, slot, pos, head0, t.wid.x);
 #if FRESH
-    take_fresh(t, row, slot, pos, head0, split, params.splits);
+    take_fresh(t, row, slot, pos, head0, t.wid.x, params.splits, asked);
 #else
-    for (var i = t.lid; i < d4 * G; i += WG) { qs[i] = q[q0 + i]; }
+    let q0 = (row * params.n_head + head0) * (HEAD_DIM / 4u);
+    for (var i = t.lid; i < HEAD_DIM / 4u * G; i += WG) { qs[i] = q[q0 + i]; }
 #endif
-    let a = attend(t, slot, pos, head0, split, params.splits, ahead);
-    for (var c = 0u; c < G; c++) {
-        let sum = attended_value(t, a, c);
-        if (t.lid < d4) {
-#if SPLIT
-            let part = (row * params.n_head + head0 + c) * params.splits + split;
-            y[part * d4 + t.lid] = sum;
-            if (t.lid == 0u) { tops[part] = vec2<f32>(a.top[c], a.weights[c]); }
-#else
-            y[q0 + c * d4 + t.lid] = sum / a.weights[c];
-#endif
-        }
-    }
+    attend(t, slot, pos, head0, t.wid.x, params.splits, ahead);
 }

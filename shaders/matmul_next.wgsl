@@ -4,8 +4,10 @@
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
 override NT: u32 = 1u;
+override K_BLOCKS: u32 = 1u;
+override REDUCE: u32 = 1u;
 struct Params {
-    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32, k_blocks: u32,
+    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, out_column: u32, out_blocks: u32,
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
@@ -25,35 +27,48 @@ fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
     // Neighbouring workgroups share rows of weights.
-    let t_groups = params.groups / params.row_groups;
-    let row0 = (g / t_groups) * 32u;
-    let t0 = (g % t_groups) * NT;
-    team_products(t, vec2<u32>(row0 + t.lid / TEAM), t0, params.t_rows - 1u);
-    if (t.lid < 32u * NT) {
-        let team = t.lid % 32u;
-        let c = t.lid / 32u;
-        var s = team_sum(team, 0u, c);
-        if (t0 + c < params.t_rows) {
-#if BIAS
-            s += bias[row0 + team];
-#endif
-            let o = (t0 + c) * params.y_stride + params.y_offset + row0 + team;
-            s += y[o];
-            y[o] = s;
-        }
-        block_values[t.lid] = s;
+    // A device divides as slowly as it asks its memory, and one row of x has no need of it.
+    var row_group = g;
+    var t_group = 0u;
+    if (params.t_rows > NT) {
+        let t_groups = params.groups / params.row_groups;
+        row_group = g / t_groups;
+        t_group = g % t_groups;
     }
-    workgroupBarrier();
+    let row0 = row_group * 32u;
+    let t0 = t_group * NT;
+    // What the results are added to, and the weights of the next norm, are asked for before the product is made.
+    let mine = row0 + t.lid % 32u;
+    let adds = t.lid < 32u * NT && t0 + t.lid / 32u < params.t_rows;
+    let o = (t0 + t.lid / 32u) * params.y_stride + params.y_offset + mine;
+    var before = 0.0;
+    if (adds) {
+        before = y[o];
+#if BIAS
+        before += bias[mine];
+#endif
+    }
     let column = params.out_column + row0;
     let c = t.lid / 8u;
     let on = c < NT && t0 + c < params.t_rows;
+    var next = vec4<f32>(0.0);
+    if (on) {
+        let k = column + t.lid % 8u * 4u;
+        next = vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
+    }
+    team_products(t, vec2<u32>(row0 + team_place(t).x), t0, params.t_rows - 1u);
+    if (t.lid < 32u * NT) {
+        let s = team_sum(t.lid % 32u, 0u, t.lid / 32u) + before;
+        if (adds) { y[o] = s; }
+        block_values[t.lid] = s;
+    }
+    workgroupBarrier();
     var v = vec4<f32>(0.0);
     if (on) {
         let j = t.lid % 8u * 4u;
         let i = c * 32u + j;
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
-        let k = column + j;
-        v *= vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
+        v *= next;
         if (j == 0u) {
             var squares = 0.0;
             for (var e = 0u; e < 32u; e++) { squares += block_values[c * 32u + e] * block_values[c * 32u + e]; }

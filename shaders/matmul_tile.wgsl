@@ -6,8 +6,9 @@
 const WG: u32 = 64u;
 const TILE_T: u32 = 32u;
 const TILE_R: u32 = 64u;
+override K_BLOCKS: u32 = 1u;
 struct Params {
-    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32, k_blocks: u32,
+    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
@@ -35,8 +36,8 @@ fn main(t: Thread) {
     // This thread loads half a block of one row of x.
     let x_row = t.lid / 2u;
     let x_base = min(t0 + x_row, params.t_rows - 1u) * params.x_stride4 + params.x_offset4;
-    for (var kb = 0u; kb < params.k_blocks; kb++) {
-        var w = weight_block(w_row * params.k_blocks + kb);
+    for (var kb = 0u; kb < K_BLOCKS; kb++) {
+        var w = weight_block(w_row * K_BLOCKS + kb);
         for (var j = 0u; j < 8u; j++) {
             for (var e = 0u; e < 4u; e++) { ws[j * 4u + e][t.lid / 4u][t.lid % 4u] = w[j][e]; }
         }

@@ -3,8 +3,10 @@
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
+override K_BLOCKS: u32 = 1u;
+override REDUCE: u32 = 1u;
 struct Params {
-    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32, k_blocks: u32,
+    groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
@@ -18,10 +20,17 @@ fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
     // Neighbouring workgroups share rows of weights.
-    let t_groups = params.groups / params.row_groups;
-    let row0 = (g / t_groups) * TEAMS;
-    let t0 = (g % t_groups) * NT;
-    team_products(t, vec2<u32>(min(row0 + t.lid / TEAM, params.n - 1u)), t0, params.t_rows - 1u);
+    // A device divides as slowly as it asks its memory, and one row of x has no need of it.
+    var row_group = g;
+    var t_group = 0u;
+    if (params.t_rows > NT) {
+        let t_groups = params.groups / params.row_groups;
+        row_group = g / t_groups;
+        t_group = g % t_groups;
+    }
+    let row0 = row_group * TEAMS;
+    let t0 = t_group * NT;
+    team_products(t, vec2<u32>(min(row0 + team_place(t).x, params.n - 1u)), t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;
         let r = row0 + team;

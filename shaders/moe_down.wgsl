@@ -4,9 +4,12 @@
 #set BYTES
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
+override K_BLOCKS: u32 = 1u;
+override REDUCE: u32 = 1u;
+override N_USED: u32 = 1u;
 const NT: u32 = 1u;
 struct Params {
-    groups: u32, row_groups: u32, n: u32, k_blocks: u32, n_used: u32, y_stride: u32, y_offset: u32, shared_stride: u32, shared_offset: u32,
+    groups: u32, row_groups: u32, n: u32, y_stride: u32, y_offset: u32, shared_stride: u32, shared_offset: u32,
 }
 @group(0) @binding(auto) var<storage, read> ids: array<u32>;
 @group(0) @binding(auto) var<storage, read> weights: array<f32>;
@@ -30,24 +33,24 @@ fn main(t: Thread) {
     if (g >= params.groups) { return; }
     let row = g / params.row_groups;
     let row0 = (g % params.row_groups) * 32u;
-    let member = t.lid % TEAM;
-    let r = row0 + t.lid / TEAM;
+    let member = team_place(t).y;
+    let r = row0 + team_place(t).x;
     var acc = 0.0;
-    for (var i = member; i < params.n_used * params.k_blocks; i += TEAM) {
-        let entry = row * params.n_used + i / params.k_blocks;
-        let b = i % params.k_blocks;
-        let at = entry * params.k_blocks;
+    for (var i = member; i < N_USED * K_BLOCKS; i += TEAM) {
+        let entry = row * N_USED + i / K_BLOCKS;
+        let b = i % K_BLOCKS;
+        let at = entry * K_BLOCKS;
         let lo = x[at * 2u + b];
-        let hi = x[at * 2u + params.k_blocks + b];
+        let hi = x[at * 2u + K_BLOCKS + b];
         let scales = x_scales[at + b];
         let d = bitcast<f32>(scales.x);
         // Scale times the sum of either half.
         let sums = d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
-        let w = weight_bytes((ids[entry] * params.n + r) * params.k_blocks + b);
+        let w = weight_bytes((ids[entry] * params.n + r) * K_BLOCKS + b);
         let whole = vec2<f32>(f32(bytes_dot(w.lo, lo)), f32(bytes_dot(w.hi, hi)));
         acc += weights[entry] * (d * dot(w.scale, whole) + dot(w.offset, sums));
     }
-    team_parts[t.lid / TEAM * (TEAM + 1u) + member] = acc;
+    team_leave(team_place(t), 0u, acc);
     workgroupBarrier();
     if (t.lid < 32u) {
         var s = team_total(t.lid, 0u);

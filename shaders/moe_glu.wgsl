@@ -5,8 +5,10 @@
 #set BYTES
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
+override K_BLOCKS: u32 = 1u;
+override REDUCE: u32 = 1u;
 const NT: u32 = 1u;
-struct Params { groups: u32, row_groups: u32, n: u32, k4: u32, k_blocks: u32, share: u32, eps: f32 }
+struct Params { groups: u32, row_groups: u32, n: u32, k4: u32, share: u32, eps: f32 }
 @group(0) @binding(auto) var<storage, read> ids: array<u32>;
 #import team
 #import activation
@@ -20,7 +22,7 @@ fn main(t: Thread) {
     if (g >= params.groups) { return; }
     let entry = g / params.row_groups;
     let row0 = (g % params.row_groups) * 32u;
-    let gate = ids[entry] * 2u * params.n + row0 + t.lid / TEAM;
+    let gate = ids[entry] * 2u * params.n + row0 + team_place(t).x;
     let row = entry / params.share;
     team_products(t, vec2<u32>(gate, gate + params.n), row, row);
     if (t.lid < 32u) {

@@ -33,10 +33,10 @@ fn element(base: u32, d: u32) -> f32 { return x[(base + d) >> 1u][d & 1u]; }
 fn rotated(base: u32, d: u32, pos: u32) -> f32 {
     let n = params.n_rot / 2u;
     if (d < n) {
-        let r = rotation(pos, d);
+        let r = rotation(pos, d, n);
         return element(base, d) * r.x - element(base, d + n) * r.y;
     }
-    let r = rotation(pos, d - n);
+    let r = rotation(pos, d - n, n);
     return element(base, d) * r.x + element(base, d - n) * r.y;
 }
 #endif
@@ -71,7 +71,7 @@ fn main(t: Thread) {
 #if NEOX
             v = vec2<f32>(rotated(base, d, pos), rotated(base, d + 1u, pos));
 #else
-            let r = rotation(pos, d >> 1u);
+            let r = rotation(pos, d >> 1u, params.n_rot / 2u);
             v = vec2<f32>(v.x * r.x - v.y * r.y, v.y * r.x + v.x * r.y);
 #endif
         }

@@ -18,10 +18,7 @@ fn kv_round(j: u32, d4: u32) {
     kv_packed[j * (HEAD_DIM / 4u) + d4] = vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
 }
 // What the cache gives back of them, after a barrier.
-fn kv_fresh(j: u32, d4: u32) -> vec4<f32> {
-    let w = kv_packed[j * (HEAD_DIM / 4u) + d4];
-    return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
-}
+fn kv_fresh(j: u32, d4: u32) -> KvRaw { return kv_packed[j * (HEAD_DIM / 4u) + d4]; }
 fn kv_keep(row: u32, d4: u32) {
     kv_k[row * (HEAD_DIM / 4u) + d4] = kv_packed[d4];
     kv_v[row * (HEAD_DIM / 4u) + d4] = kv_packed[HEAD_DIM / 4u + d4];
@@ -30,12 +27,11 @@ fn kv_keep(row: u32, d4: u32) {
 @group(0) @binding(auto) var<storage, read> kv_k: array<vec2<u32>>;
 @group(0) @binding(auto) var<storage, read> kv_v: array<vec2<u32>>;
 #endif
-fn k_load4(row: u32, d4: u32) -> vec4<f32> {
-    let w = kv_k[row * (HEAD_DIM / 4u) + d4];
-    return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
-}
-fn v_load4(row: u32, d4: u32) -> vec4<f32> {
-    let w = kv_v[row * (HEAD_DIM / 4u) + d4];
-    return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
-}
+// Four dimensions as they are kept.
+alias KvRaw = vec2<u32>;
+fn k_raw(row: u32, d4: u32) -> KvRaw { return kv_k[row * (HEAD_DIM / 4u) + d4]; }
+fn v_raw(row: u32, d4: u32) -> KvRaw { return kv_v[row * (HEAD_DIM / 4u) + d4]; }
+fn kv_four(w: KvRaw, d4: u32) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }
+fn k_load4(row: u32, d4: u32) -> vec4<f32> { return kv_four(k_raw(row, d4), d4); }
+fn v_load4(row: u32, d4: u32) -> vec4<f32> { return kv_four(v_raw(row, d4), d4); }
 #endif

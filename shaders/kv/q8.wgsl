@@ -66,10 +66,10 @@ fn kv_word(j: u32, d4: u32) -> u32 {
 fn kv_new_scales(j: u32, d4: u32) -> u32 {
     return pack2x16float(vec2<f32>(kv_new_scale(j, d4 / 16u * 2u), kv_new_scale(j, d4 / 16u * 2u + 1u)));
 }
-// The new key (j = 0) and value (1) as they come back, after a barrier.
-var<workgroup> kv_new: array<vec4<f32>, HEAD_DIM / 2u>;
-fn kv_round(j: u32, d4: u32) { kv_new[j * (HEAD_DIM / 4u) + d4] = kv_bytes(kv_word(j, d4), kv_new_scales(j, d4), d4); }
-fn kv_fresh(j: u32, d4: u32) -> vec4<f32> { return kv_new[j * (HEAD_DIM / 4u) + d4]; }
+// The new key (j = 0) and value (1) as they are kept, after a barrier.
+var<workgroup> kv_new: array<vec2<u32>, HEAD_DIM / 2u>;
+fn kv_round(j: u32, d4: u32) { kv_new[j * (HEAD_DIM / 4u) + d4] = vec2<u32>(kv_word(j, d4), kv_new_scales(j, d4)); }
+fn kv_fresh(j: u32, d4: u32) -> KvRaw { return kv_new[j * (HEAD_DIM / 4u) + d4]; }
 fn kv_keep(row: u32, d4: u32) {
     let at = kv_row(row);
     kv_k[at + d4] = kv_word(0u, d4);
@@ -84,17 +84,20 @@ fn kv_keep(row: u32, d4: u32) {
 @group(0) @binding(auto) var<storage, read> kv_v: array<u32>;
 #endif
 fn kv_row(row: u32) -> u32 { return row * (HEAD_DIM / 4u + (HEAD_DIM + 63u) / 64u); }
-// Four signed bytes of a word, times the scale of their block.
-fn kv_bytes(w: u32, scales: u32, d4: u32) -> vec4<f32> {
-    let q = bitcast<vec4<i32>>(vec4<u32>(w << 24u, w << 16u, w << 8u, w)) >> vec4<u32>(24u);
-    return unpack2x16float(scales)[(d4 >> 3u) & 1u] * vec4<f32>(q);
-}
-fn k_load4(row: u32, d4: u32) -> vec4<f32> {
+// Four signed bytes, and the scales of their block and its neighbour.
+alias KvRaw = vec2<u32>;
+fn k_raw(row: u32, d4: u32) -> KvRaw {
     let at = kv_row(row);
-    return kv_bytes(kv_k[at + d4], kv_k[at + HEAD_DIM / 4u + d4 / 16u], d4);
+    return vec2<u32>(kv_k[at + d4], kv_k[at + HEAD_DIM / 4u + d4 / 16u]);
 }
-fn v_load4(row: u32, d4: u32) -> vec4<f32> {
+fn v_raw(row: u32, d4: u32) -> KvRaw {
     let at = kv_row(row);
-    return kv_bytes(kv_v[at + d4], kv_v[at + HEAD_DIM / 4u + d4 / 16u], d4);
+    return vec2<u32>(kv_v[at + d4], kv_v[at + HEAD_DIM / 4u + d4 / 16u]);
 }
+fn kv_four(w: KvRaw, d4: u32) -> vec4<f32> {
+    let q = bitcast<vec4<i32>>(vec4<u32>(w.x << 24u, w.x << 16u, w.x << 8u, w.x)) >> vec4<u32>(24u);
+    return unpack2x16float(w.y)[(d4 >> 3u) & 1u] * vec4<f32>(q);
+}
+fn k_load4(row: u32, d4: u32) -> vec4<f32> { return kv_four(k_raw(row, d4), d4); }
+fn v_load4(row: u32, d4: u32) -> vec4<f32> { return kv_four(v_raw(row, d4), d4); }
 #endif

@@ -65,6 +65,8 @@ const LIBRARY: &[(&str, &str)] = &[
     ("coop_product", include_str!("../../shaders/lib/coop_product.wgsl")),
     ("codebook", include_str!("../../shaders/lib/codebook.wgsl")),
     ("attention_row", include_str!("../../shaders/lib/attention_row.wgsl")),
+    ("attention_lanes", include_str!("../../shaders/lib/attention_lanes.wgsl")),
+    ("attention_tiles", include_str!("../../shaders/lib/attention_tiles.wgsl")),
 ];
 
 struct Assembler<'a> {

@@ -1,7 +1,7 @@
 //! Attention of single rows over the paged cache, each at its own slot and position: whole, or split over the length and combined.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Grid, Kernel, Variant, params};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::constants::{DECODE_GROUPS, DECODE_SPLITS, KV_BLOCK_TOKENS, THREADS};
@@ -10,8 +10,8 @@ use crate::kernels::{KvType, Matrix, Pages, RopePairs};
 pub(super) static ATTENTION_DECODE: Kernel = Kernel {
     name: "attention_decode",
     source: include_str!("../../shaders/attention_decode.wgsl"),
-    flags: &["SPLIT", "SINKS", "FRESH", "NEOX", "QK_NORM"],
-    constants: &["WG", "HEAD_DIM", "G"],
+    flags: &["SPLIT", "SINKS", "FRESH", "NEOX", "QK_NORM", "SHUFFLE"],
+    constants: &["WG", "HEAD_DIM", "G", "LANES", "AT_ONCE", "LEAST_SUBGROUP", "SHARED", "BLOCK", "N_ROT"],
     slots: &["kv"],
     forms: Forms { paths: &[("WG", &[2 * THREADS, 4 * THREADS]), ("G", &[1, 2, 4])], exists: decode_exists },
     params: DecodeParams::FIELDS,
@@ -21,22 +21,24 @@ pub(super) static ATTENTION_COMBINE: Kernel = Kernel {
     name: "attention_combine",
     source: include_str!("../../shaders/attention_combine.wgsl"),
     flags: &["BYTES", "SINKS"],
-    constants: &["WG"],
+    constants: &["WG", "HEAD_DIM", "TILE"],
     slots: &[],
-    forms: Forms { paths: &[("WG", &[2 * THREADS, 4 * THREADS])], ..Forms::ALL },
+    forms: Forms::ALL,
     params: CombineParams::FIELDS,
 };
 
-/// Sinks of split attention are for what combines it; only what comes as the product made it is normalised and rotated.
+/// Sinks of split attention are for what combines it; only what comes as the product made it is normalised and rotated; large workgroups are for
+/// heads beyond those that teams of a subgroup take.
 fn decode_exists(v: &Variant) -> bool {
-    !(v.has("SPLIT") && v.has("SINKS")) && (v.has("FRESH") || !(v.has("NEOX") || v.has("QK_NORM")))
+    let large = v.constant("WG") != Some(2 * THREADS);
+    !(v.has("SPLIT") && v.has("SINKS"))
+        && (v.has("FRESH") || !(v.has("NEOX") || v.has("QK_NORM")))
+        && !(v.has("SHUFFLE") && large)
 }
 
 params!(DecodeParams {
-    groups: u32,
     n_head: u32,
     n_kv: u32,
-    block_tokens: u32,
     table_stride: u32,
     window: u32,
     splits: u32,
@@ -44,10 +46,9 @@ params!(DecodeParams {
     softcap: f32,
     x_stride4: u32,
     x_offset4: u32,
-    n_rot: u32,
     eps: f32,
 });
-params!(CombineParams { groups: u32, n_head: u32, d4: u32, window: u32, splits: u32, tile: u32 });
+params!(CombineParams { n_head: u32, window: u32, splits: u32 });
 
 /// Rows of q, k and v as the product made them, to be rotated, and k and v kept, by the way.
 #[derive(Debug, Clone, Copy)]
@@ -128,12 +129,48 @@ pub(super) fn heads_together(shape: &AttentionShape) -> u32 {
     [4, 2].into_iter().find(|g| shared.is_multiple_of(*g)).unwrap_or(1)
 }
 
-/// Threads of one position's score: a tile has so many times fewer positions than threads. The shader's `TEAM`.
+/// A tile has so many times fewer positions than threads. The shader's `ATTENTION_TEAM`.
 const TEAM: u32 = 4;
 
 /// Threads: every four dimensions of a value need a thread.
 fn threads(shape: &AttentionShape) -> u32 {
     (shape.head_dim / 4).next_power_of_two().max(2 * THREADS)
+}
+
+/// Threads that put the splits of a head together: so many groups of those that a value needs.
+fn combine_threads(gpu: &Gpu, shape: &AttentionShape) -> u32 {
+    let value = (shape.head_dim / 4).next_power_of_two();
+    (16 * value).clamp(2 * THREADS, 8 * THREADS).min(gpu.max_workgroup_threads()).max(value)
+}
+
+/// A grid of three dimensions: a shader finds its place in it without a division.
+fn rows_grid(x: u32, y: u32, z: u32) -> Result<Grid> {
+    if x.max(y).max(z) > 65_535 {
+        bail!(InvalidArgument, "attention: {x} x {y} x {z} workgroups; a device has 65535 in each direction");
+    }
+    Ok(Grid::Direct([x, y, z]))
+}
+
+/// Threads of a team of `lib/attention_lanes.wgsl`, if heads of this size are for those where subgroups are used at all.
+fn lanes(gpu: &Gpu, shape: &AttentionShape) -> Option<u32> {
+    let lanes = least_subgroup(gpu).min(16);
+    (matches!(lanes, 4 | 8 | 16) && shape.head_dim <= 16 * lanes).then_some(lanes)
+}
+
+/// A size that no subgroup of the device is below, and that a workgroup is a multiple of.
+fn least_subgroup(gpu: &Gpu) -> u32 {
+    gpu.least_subgroup().min(2 * THREADS)
+}
+
+/// Workgroup memory in which teams of `lanes` threads put a head together.
+fn joined_bytes(shape: &AttentionShape, lanes: u32, subgroup: u32) -> u32 {
+    threads(shape) / subgroup * (shape.head_dim / 4).next_multiple_of(lanes) * 16
+}
+
+/// Heads that they put together at a time: as many as fit a quarter of the memory that every device has.
+fn at_once(shape: &AttentionShape, lanes: u32, subgroup: u32) -> u32 {
+    let fits = |n: &u32| n * joined_bytes(shape, lanes, subgroup) <= 8 << 10;
+    [4, 2].into_iter().filter(|n| *n <= heads_together(shape)).find(fits).unwrap_or(1)
 }
 
 /// True if workgroup memory has room for [`Queries::Fresh`] of this shape; [`crate::kernels::rope`] and [`Queries::Ready`] do the same in two
@@ -148,7 +185,12 @@ pub fn attention_fresh_fits(gpu: &Gpu, shape: &AttentionShape, kv_type: KvType) 
     };
     let squares = 16 * (together + 1) * 4;
     let fresh = (together + 2) * head * 4;
-    let scores = threads(shape) * 16 + 2 * (threads(shape) / TEAM) * 16;
+    let scores = match lanes(gpu, shape).filter(|_| gpu.features().subgroups) {
+        Some(lanes) => {
+            joined_bytes(shape, lanes, least_subgroup(gpu)) * at_once(shape, lanes, least_subgroup(gpu)) + 1024
+        }
+        None => threads(shape) * 16 + 2 * (threads(shape) / TEAM) * 16,
+    };
     together * head * 4 + fresh + kept + squares + scores <= gpu.workgroup_bytes()
 }
 
@@ -160,6 +202,7 @@ pub fn attention_splits(shape: &AttentionShape, t_rows: u32) -> u32 {
 
 #[allow(clippy::too_many_arguments, reason = "one place that makes both forms")]
 fn rows_dispatch<'a>(
+    gpu: &Gpu,
     shape: AttentionShape,
     t_rows: u32,
     splits: u32,
@@ -174,14 +217,10 @@ fn rows_dispatch<'a>(
         Queries::Fresh(f) => Some(f),
     };
     let together = heads_together(&shape);
-    let Ok(groups) = u32::try_from(u64::from(t_rows) * u64::from(shape.n_head / together) * u64::from(splits)) else {
-        bail!(InvalidArgument, "attention: {t_rows} rows of {shape:?} in {splits} splits");
-    };
+    let grid = rows_grid(splits, shape.n_head / together, t_rows)?;
     let params = DecodeParams {
-        groups,
         n_head: shape.n_head,
         n_kv: shape.n_kv,
-        block_tokens: KV_BLOCK_TOKENS,
         table_stride: pages.table_stride,
         window: shape.window,
         splits,
@@ -189,15 +228,24 @@ fn rows_dispatch<'a>(
         softcap: shape.softcap,
         x_stride4: fresh.map_or(0, |f| f.qkv.stride / 4),
         x_offset4: fresh.map_or(0, |f| f.qkv.offset / 4),
-        n_rot: fresh.filter(|f| f.pairs != RopePairs::None).map_or(0, |f| f.n_rot),
         eps: fresh.and_then(|f| f.norm).map_or(0.0, |n| n.2),
     };
-    let mut d = Dispatch::new(&ATTENTION_DECODE, &params, linear_grid(groups.into()))
+    let mut d = Dispatch::new(&ATTENTION_DECODE, &params, grid)
         .constant("WG", threads(&shape))
         .constant("HEAD_DIM", shape.head_dim)
         .constant("G", together)
+        .constant("SHARED", shape.n_head / shape.n_kv)
+        .constant("BLOCK", KV_BLOCK_TOKENS)
+        .constant("N_ROT", fresh.filter(|f| f.pairs != RopePairs::None).map_or(0, |f| f.n_rot))
         .flag("SPLIT", tops.is_some())
         .slot("kv", pages.kv_type.fragment());
+    if let Some(lanes) = lanes(gpu, &shape) {
+        d = d
+            .flag("SHUFFLE", true)
+            .constant("LANES", lanes)
+            .constant("AT_ONCE", at_once(&shape, lanes, least_subgroup(gpu)))
+            .constant("LEAST_SUBGROUP", least_subgroup(gpu));
+    }
     d = match q {
         Queries::Ready(q) => d.bind("q", q),
         Queries::Fresh(f) => {
@@ -222,6 +270,7 @@ fn rows_dispatch<'a>(
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
 pub fn attention_decode<'a>(
+    gpu: &Gpu,
     shape: AttentionShape,
     t_rows: u32,
     pages: Pages<'a>,
@@ -229,7 +278,7 @@ pub fn attention_decode<'a>(
     y: BufferSlice<'a>,
 ) -> Result<Dispatch<'a>> {
     shape.check_out(t_rows, y)?;
-    rows_dispatch(shape, t_rows, 1, pages, q.into(), y, None)
+    rows_dispatch(gpu, shape, t_rows, 1, pages, q.into(), y, None)
 }
 
 /// [`attention_decode`] split over the length into at most `splits` parts, so that few rows use many workgroups, and combined: two
@@ -239,6 +288,7 @@ pub fn attention_decode<'a>(
 /// [`crate::Error::InvalidArgument`] if shapes disagree, or heads are not whole blocks of bytes.
 #[allow(clippy::too_many_arguments, reason = "an operation's operands")]
 pub fn attention_split<'a>(
+    gpu: &Gpu,
     shape: AttentionShape,
     t_rows: u32,
     splits: u32,
@@ -258,18 +308,12 @@ pub fn attention_split<'a>(
             parts.tops.size
         );
     }
-    let rows = rows_dispatch(shape, t_rows, splits, pages, q.into(), parts.sums, Some(parts.tops))?;
-    let groups = t_rows * shape.n_head;
-    let params = CombineParams {
-        groups,
-        n_head: shape.n_head,
-        d4: shape.head_dim / 4,
-        window: shape.window,
-        splits,
-        tile: threads(&shape) / TEAM,
-    };
-    let mut combine = Dispatch::new(&ATTENTION_COMBINE, &params, linear_grid(groups.into()))
-        .constant("WG", threads(&shape))
+    let rows = rows_dispatch(gpu, shape, t_rows, splits, pages, q.into(), parts.sums, Some(parts.tops))?;
+    let params = CombineParams { n_head: shape.n_head, window: shape.window, splits };
+    let mut combine = Dispatch::new(&ATTENTION_COMBINE, &params, rows_grid(shape.n_head, t_rows, 1)?)
+        .constant("WG", combine_threads(gpu, &shape))
+        .constant("HEAD_DIM", shape.head_dim)
+        .constant("TILE", threads(&shape) / TEAM)
         .bind("rows", pages.rows)
         .bind("sums", parts.sums)
         .bind("tops", parts.tops)

@@ -13,7 +13,7 @@ pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
     source: include_str!("../../shaders/matmul_vec.wgsl"),
     flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM"],
-    constants: &["WG", "TEAM", "NT"],
+    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: vec_exists },
     params: ProductParams::FIELDS,
@@ -23,7 +23,7 @@ pub(super) static MATMUL_TILE: Kernel = Kernel {
     name: "matmul_tile",
     source: include_str!("../../shaders/matmul_tile.wgsl"),
     flags: &["BIAS", "ACCUMULATE", "TAIL"],
-    constants: &[],
+    constants: &["K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[], exists: tail_only_without_blocks },
     params: ProductParams::FIELDS,
@@ -52,7 +52,6 @@ params!(ProductParams {
     n: u32,
     t_rows: u32,
     k4: u32,
-    k_blocks: u32,
     x_stride4: u32,
     x_offset4: u32,
     y_stride: u32,
@@ -78,7 +77,6 @@ impl ProductParams {
             n,
             t_rows: x.x.rows,
             k4: x.x.cols / 4,
-            k_blocks: Format::gpu_blocks(x.x.cols as usize) as u32,
             x_stride4: f32_rows.map_or(0, |x| x.stride / 4),
             x_offset4: f32_rows.map_or(0, |x| x.offset / 4),
             y_stride: y.stride,
@@ -167,6 +165,11 @@ impl<'a> Input<'a> {
     }
 }
 
+/// Blocks of a row of `k`.
+pub(super) fn k_blocks(k: u32) -> u32 {
+    Format::gpu_blocks(k as usize) as u32
+}
+
 /// How the threads of a product of few rows are divided; see `lib/team.wgsl`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Team {
@@ -176,6 +179,8 @@ pub(super) struct Team {
     team: u32,
     /// Rows of `x` that a workgroup takes.
     columns: u32,
+    /// Threads of a team that are sure to be of one subgroup.
+    together: u32,
 }
 
 impl Team {
@@ -184,14 +189,16 @@ impl Team {
     pub(super) fn of(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32) -> Self {
         let most = gpu.max_workgroup_threads().min(THREADS_LONG);
         let team = Self::threads_of_row(n, k).min(most);
-        Self { threads: most.max(team), team, columns: 0 }.with_columns(gpu, rows, values)
+        Self { threads: most.max(team), team, columns: 0, together: team.min(gpu.least_subgroup()) }
+            .with_columns(gpu, rows, values)
     }
 
     /// The same where a workgroup makes a block of `block` rows.
     pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32) -> Self {
         let most = (gpu.max_workgroup_threads() / block).max(1);
         let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
-        Self { threads: team * block, team, columns: 0 }.with_columns(gpu, rows, values)
+        Self { threads: team * block, team, columns: 0, together: team.min(gpu.least_subgroup()) }
+            .with_columns(gpu, rows, values)
     }
 
     /// So many threads that a large device is full, and each has at least a block.
@@ -223,13 +230,17 @@ impl Team {
         [self.columns, self.rows()]
     }
 
-    pub(super) fn constants<'a>(&self, d: Dispatch<'a>) -> Dispatch<'a> {
-        self.threads(d).constant("NT", self.columns)
+    /// The constants of a product with rows of `k`.
+    pub(super) fn constants<'a>(&self, d: Dispatch<'a>, k: u32) -> Dispatch<'a> {
+        self.threads(d, k).constant("NT", self.columns)
     }
 
     /// The same for a kernel that takes one row of `x`.
-    pub(super) fn threads<'a>(&self, d: Dispatch<'a>) -> Dispatch<'a> {
-        d.constant("WG", self.threads).constant("TEAM", self.team)
+    pub(super) fn threads<'a>(&self, d: Dispatch<'a>, k: u32) -> Dispatch<'a> {
+        d.constant("WG", self.threads)
+            .constant("TEAM", self.team)
+            .constant("REDUCE", self.together)
+            .constant("K_BLOCKS", k_blocks(k))
     }
 }
 
@@ -295,7 +306,7 @@ pub fn matmul_with<'a>(
     let dispatch = |part: &'a WeightPart| {
         let params = ProductParams::of(x, w, y, tile, part.rows, part.row_start);
         let d = Dispatch::new(kernel, &params, linear_grid(params.groups.into()));
-        let mut d = if tiled { d } else { team.constants(d) }
+        let mut d = if tiled { d.constant("K_BLOCKS", k_blocks(k)) } else { team.constants(d, k) }
             .flag("BIAS", part.bias.is_some())
             .flag("ACCUMULATE", accumulate)
             .slot("weight", weight_fragment(part.format)?)

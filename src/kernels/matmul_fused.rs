@@ -14,7 +14,7 @@ pub(super) static MATMUL_GLU: Kernel = Kernel {
     name: "matmul_glu",
     source: include_str!("../../shaders/matmul_glu.wgsl"),
     flags: &["GELU", "TAIL", "BYTES", "NORM", "OUT_BYTES"],
-    constants: &["WG", "TEAM", "NT"],
+    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: glu_exists },
     params: ProductParams::FIELDS,
@@ -24,7 +24,7 @@ pub(super) static MATMUL_NEXT: Kernel = Kernel {
     name: "matmul_next",
     source: include_str!("../../shaders/matmul_next.wgsl"),
     flags: &["BIAS", "TAIL", "BYTES"],
-    constants: &["WG", "TEAM", "NT"],
+    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_or_bytes },
     params: NextParams::FIELDS,
@@ -36,7 +36,6 @@ params!(NextParams {
     n: u32,
     t_rows: u32,
     k4: u32,
-    k_blocks: u32,
     x_stride4: u32,
     x_offset4: u32,
     y_stride: u32,
@@ -98,7 +97,7 @@ pub fn matmul_glu<'a>(
         .flag("GELU", which == Activation::GeluTanh)
         .slot("weight", weight_fragment(part.format)?)
         .bind("y", y.data);
-    let d = part.bind(x.bind(w, team.constants(d)));
+    let d = part.bind(x.bind(w, team.constants(d, w.k())));
     match out {
         Some(out) => {
             out.check("matmul_glu: bytes", rows, n)?;
@@ -161,7 +160,6 @@ pub fn matmul_next<'a>(
             n: p.n,
             t_rows: p.t_rows,
             k4: p.k4,
-            k_blocks: p.k_blocks,
             x_stride4: p.x_stride4,
             x_offset4: p.x_offset4,
             y_stride: p.y_stride,
@@ -178,7 +176,7 @@ pub fn matmul_next<'a>(
         if let Some(bias) = &part.bias {
             d = d.bind("bias", bias);
         }
-        let d = part.bind(x.bind(w, team.constants(d)));
+        let d = part.bind(x.bind(w, team.constants(d, w.k())));
         Ok(d.bind("byte_quants", next.bytes.quants).bind("byte_scales", next.bytes.scales))
     };
     w.parts().iter().map(dispatch).collect()

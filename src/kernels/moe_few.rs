@@ -9,13 +9,13 @@ use crate::kernels::matmul_fused::Next;
 use crate::kernels::moe::{Routing, SharedExpert};
 use crate::kernels::weight::{ExpertWeight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
-use crate::quant::{Format, GPU_BLOCK, by_name};
+use crate::quant::{GPU_BLOCK, by_name};
 
 pub(super) static MOE_GLU: Kernel = Kernel {
     name: "moe_glu",
     source: include_str!("../../shaders/moe_glu.wgsl"),
     flags: &["GELU", "NORM"],
-    constants: &["WG", "TEAM"],
+    constants: &["WG", "TEAM", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[], exists: of_bytes },
     params: GluParams::FIELDS,
@@ -25,19 +25,17 @@ pub(super) static MOE_DOWN: Kernel = Kernel {
     name: "moe_down",
     source: include_str!("../../shaders/moe_down.wgsl"),
     flags: &["SHARED", "NEXT"],
-    constants: &["WG", "TEAM"],
+    constants: &["WG", "TEAM", "REDUCE", "K_BLOCKS", "N_USED"],
     slots: &["weight"],
     forms: Forms { paths: &[], exists: of_bytes },
     params: DownParams::FIELDS,
 };
 
-params!(GluParams { groups: u32, row_groups: u32, n: u32, k4: u32, k_blocks: u32, share: u32, eps: f32 });
+params!(GluParams { groups: u32, row_groups: u32, n: u32, k4: u32, share: u32, eps: f32 });
 params!(DownParams {
     groups: u32,
     row_groups: u32,
     n: u32,
-    k_blocks: u32,
-    n_used: u32,
     y_stride: u32,
     y_offset: u32,
     shared_stride: u32,
@@ -110,7 +108,6 @@ pub fn moe_glu<'a>(
         row_groups,
         n,
         k4: w.k() / 4,
-        k_blocks: Format::gpu_blocks(w.k() as usize) as u32,
         share: s.n_used,
         eps: x.norm.map_or(0.0, |n| n.eps),
     };
@@ -125,7 +122,7 @@ pub fn moe_glu<'a>(
         Some(sums) => d.bind("row_sums", sums),
         None => d,
     };
-    Ok(part.bind(team.threads(d)).bind("byte_quants", out.quants).bind("byte_scales", out.scales))
+    Ok(part.bind(team.threads(d, w.k())).bind("byte_quants", out.quants).bind("byte_scales", out.scales))
 }
 
 /// `y[t, :] += Σ_j weight_tj · (x[entry tj] · W[expert tj]) (+ σ(gate_t) · shared_t)`, and from `y` what `next` says. `x` has one row for each entry.
@@ -180,8 +177,6 @@ pub fn moe_down<'a>(
         groups: grid("moe_down", s.rows.into(), row_groups)?,
         row_groups,
         n,
-        k_blocks: Format::gpu_blocks(w.k() as usize) as u32,
-        n_used: s.n_used,
         y_stride: y.stride,
         y_offset: y.offset,
         shared_stride: shared.map_or(0, |s| s.y.stride),
@@ -197,7 +192,7 @@ pub fn moe_down<'a>(
     if let Some(shared) = shared {
         d = d.bind("gate", shared.gate).bind("shared_y", shared.y.data);
     }
-    d = part.bind(team.threads(d).bind("x", x.quants).bind("x_scales", x.scales));
+    d = part.bind(team.threads(d.constant("N_USED", s.n_used), w.k()).bind("x", x.quants).bind("x_scales", x.scales));
     Ok(match next {
         Some(next) => d
             .bind("next_w", next.w)

@@ -423,9 +423,10 @@ impl<'a> Forward<'a> {
             // position. What it makes beside that is made anew; keys and values are written once more, with the same bits.
             let own = AttentionShape { window: 1, ..shape };
             let keep = match splits {
-                1 => attention_decode(own, n, pages, queries, out)?,
+                1 => attention_decode(r.gpu(), own, n, pages, queries, out)?,
                 _ => {
-                    let [rows, _] = attention_split(own, n, splits, pages, queries, s.attn_parts.whole(), out, None)?;
+                    let [rows, _] =
+                        attention_split(r.gpu(), own, n, splits, pages, queries, s.attn_parts.whole(), out, None)?;
                     rows
                 }
             };
@@ -442,9 +443,9 @@ impl<'a> Forward<'a> {
         } else if splits > 1 && n <= LOGIT_ROWS {
             let with_rows = bytes.filter(|_| a.head_dim.is_multiple_of(32) && !a.gated);
             written |= with_rows.is_some();
-            attention_split(shape, n, splits, pages, queries, s.attn_parts.whole(), out, with_rows)?.into()
+            attention_split(r.gpu(), shape, n, splits, pages, queries, s.attn_parts.whole(), out, with_rows)?.into()
         } else {
-            vec![attention_decode(shape, n, pages, queries, out)?]
+            vec![attention_decode(r.gpu(), shape, n, pages, queries, out)?]
         };
         if let Some(sinks) = &w.sinks
             && let Some(last) = scores.pop()

@@ -143,7 +143,7 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
     let n = rows.len() * (shape.n_head * shape.head_dim) as usize;
     let q = queries(&mut rng, n);
     let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, n + 1));
-    let d = attention_decode(shape, rows.len() as u32, pages(&c, &rb, kv), BufferSlice::from(&qb), (&y).into());
+    let d = attention_decode(gpu, shape, rows.len() as u32, pages(&c, &rb, kv), BufferSlice::from(&qb), (&y).into());
     run(gpu, d);
     let mut want = attention64(&shape, &c, &rows, &q);
     want.push(f64::from(UNTOUCHED).into());
@@ -160,7 +160,10 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
         let bytes = shape.head_dim.is_multiple_of(32).then(|| Bytes::new(gpu, rows.len(), width));
         let out = bytes.as_ref().map(Bytes::operand);
         let pages = pages(&c, &rb, kv);
-        run(gpu, attention_split(shape, t, splits, pages, BufferSlice::from(&qb), parts, (&y).into(), out).unwrap());
+        run(
+            gpu,
+            attention_split(gpu, shape, t, splits, pages, BufferSlice::from(&qb), parts, (&y).into(), out).unwrap(),
+        );
         let got = download(gpu, &y, n + 1);
         close(&what, &got, &want, 1e-6, 1e-5);
         if let Some(bytes) = bytes {
@@ -278,8 +281,17 @@ fn sinks(v: &Variant, shape: AttentionShape, kv: KvType) {
         let [sums, tops] = AttentionParts::sizes(&shape, t_rows, 5).map(|bytes| untouched(gpu, bytes as usize / 4));
         let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
         let y = untouched(gpu, n + 1);
-        let split =
-            attention_split(shape, t_rows, 5, pages(&c, &rb, kv), BufferSlice::from(&qb), parts, (&y).into(), None);
+        let split = attention_split(
+            gpu,
+            shape,
+            t_rows,
+            5,
+            pages(&c, &rb, kv),
+            BufferSlice::from(&qb),
+            parts,
+            (&y).into(),
+            None,
+        );
         let [rows, combine] = split.expect("dispatches");
         run(gpu, [rows, shape.with_sinks(combine, (&sinks).into()).expect("sinks")]);
         let what = format!("sinks, {start}+{t_rows}, split, {shape:?} {kv:?} ({})", v.name);
@@ -288,7 +300,7 @@ fn sinks(v: &Variant, shape: AttentionShape, kv: KvType) {
             let y = untouched(gpu, n + 1);
             let p = pages(&c, &rb, kv);
             let d = match prefill {
-                false => attention_decode(shape, t_rows, p, BufferSlice::from(&qb), (&y).into()),
+                false => attention_decode(gpu, shape, t_rows, p, BufferSlice::from(&qb), (&y).into()),
                 true => attention_prefill(gpu, shape, t_rows, p, (&qb).into(), (&y).into()),
             };
             run(gpu, d.map(|d| shape.with_sinks(d, (&sinks).into()).expect("sinks")));
@@ -312,7 +324,7 @@ fn sinks_of_every_size() {
     let s = || (&b).into();
     let p = Pages { rows: s(), tables: s(), table_stride: 1, kv_type: KvType::F16, k: s(), v: s() };
     let shape = shape(2, 1, 64, 0, 0.0);
-    let d = attention_decode(shape, 1, p, s(), s()).expect("dispatch");
+    let d = attention_decode(&v.gpu, shape, 1, p, s(), s()).expect("dispatch");
     assert!(shape.with_sinks(d, b.slice(0, 4)).is_err(), "one sink for two heads");
 }
 
@@ -353,7 +365,7 @@ fn ends(gpu: &Gpu, what: &str, shape: AttentionShape, kv: KvType) {
             let (qb, rb, y) = (upload(gpu, &q), upload_words(gpu, &flat(&rows)), untouched(gpu, len + 1));
             let t = rows.len() as u32;
             let d = if run_rows == 0 {
-                attention_decode(shape, t, pages(&c, &rb, kv), BufferSlice::from(&qb), (&y).into())
+                attention_decode(gpu, shape, t, pages(&c, &rb, kv), BufferSlice::from(&qb), (&y).into())
             } else {
                 attention_prefill(gpu, shape, t, pages(&c, &rb, kv), (&qb).into(), (&y).into())
             };
@@ -394,9 +406,9 @@ fn attention_refuses_shapes_that_disagree() {
         (shape(2, 1, 2048, 0, 0.0), 1),
         (shape(2, 1, 64, 0, 0.0), 3),
     ] {
-        assert!(attention_decode(shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
+        assert!(attention_decode(gpu, shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
         let parts = AttentionParts { sums: s(), tops: s() };
-        assert!(attention_split(shape, rows, 1, pages(), s(), parts, s(), None).is_err(), "{shape:?}");
+        assert!(attention_split(gpu, shape, rows, 1, pages(), s(), parts, s(), None).is_err(), "{shape:?}");
         assert!(attention_prefill(gpu, shape, rows, pages(), s(), s()).is_err(), "{shape:?}");
     }
     assert!(!attention_prefill_fits(gpu, 20), "the tiled kernel wants multiples of 16");

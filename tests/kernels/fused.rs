@@ -294,8 +294,8 @@ fn fresh(v: &Variant, shape: AttentionShape, kv: KvType, pairs: RopePairs, n_rot
             Queries::Ready((&q).into())
         };
         match splits {
-            1 => run(gpu, attention_decode(shape, rows, pages, queries, (&y).into())),
-            _ => run(gpu, attention_split(shape, rows, splits, pages, queries, parts, (&y).into(), None).unwrap()),
+            1 => run(gpu, attention_decode(gpu, shape, rows, pages, queries, (&y).into())),
+            _ => run(gpu, attention_split(gpu, shape, rows, splits, pages, queries, parts, (&y).into(), None).unwrap()),
         }
         let words = kvs.each_ref().map(|b| download_words(gpu, b, b.size() as usize / 4));
         (download(gpu, &y, out + 1), words)

@@ -204,6 +204,7 @@ fn run_and_record_give_the_same_bits() {
                 Box::new(|y| {
                     vec![
                         attention_decode(
+                            gpu,
                             heads,
                             rows,
                             pages(&row_data, &tables, &k, &val),
@@ -218,7 +219,9 @@ fn run_and_record_give_the_same_bits() {
                 "attention_split",
                 Box::new(|y| {
                     let pages = pages(&row_data, &tables, &k, &val);
-                    attention_split(heads, rows, 2, pages, BufferSlice::from(&x), parts, y.into(), None).unwrap().into()
+                    attention_split(gpu, heads, rows, 2, pages, BufferSlice::from(&x), parts, y.into(), None)
+                        .unwrap()
+                        .into()
                 }),
             ),
             (

@@ -233,9 +233,9 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
             match (coop, tiled, splits) {
                 (true, ..) => r.record(kernels::attention_coop(r.gpu(), shape, rows, pages, q, y)?),
                 (_, true, _) => r.record(kernels::attention_prefill(r.gpu(), shape, rows, pages, q, y)?),
-                (.., 1) => r.record(kernels::attention_decode(shape, rows, pages, q, y)?),
+                (.., 1) => r.record(kernels::attention_decode(r.gpu(), shape, rows, pages, q, y)?),
                 _ => {
-                    let both = kernels::attention_split(shape, rows, splits, pages, q, parts, y, None)?;
+                    let both = kernels::attention_split(r.gpu(), shape, rows, splits, pages, q, parts, y, None)?;
                     both.into_iter().try_for_each(|d| r.record(d))
                 }
             }

@@ -280,7 +280,7 @@ fn attention(
     match way {
         Way::Prefill => lab.run([sunk(kernels::attention_prefill(&lab.gpu, shape, t, binding, qs, y)?)?])?,
         Way::Coop => lab.run([sunk(kernels::attention_coop(&lab.gpu, shape, t, binding, qs, y)?)?])?,
-        Way::Decode => lab.run([sunk(kernels::attention_decode(shape, t, binding, qs, y)?)?])?,
+        Way::Decode => lab.run([sunk(kernels::attention_decode(&lab.gpu, shape, t, binding, qs, y)?)?])?,
         Way::Split(splits, to_bytes) => {
             let [sums, tops] = AttentionParts::sizes(&shape, t, splits);
             // Parts without a tile are not written and must not count.
@@ -289,7 +289,7 @@ fn attention(
             let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
             let bytes = if to_bytes { Some(Bytes::new(lab, positions.len(), width)?) } else { None };
             let out = bytes.as_ref().map(Bytes::operand);
-            let [rows, combine] = kernels::attention_split(shape, t, splits, binding, qs, parts, y, out)?;
+            let [rows, combine] = kernels::attention_split(&lab.gpu, shape, t, splits, binding, qs, parts, y, out)?;
             lab.run([rows, sunk(combine)?])?;
             if let Some(bytes) = &bytes {
                 all.push(bytes.compare(lab, format!("{case}, its bytes"), &lab.read(&yb, q.len())?)?);
@@ -322,9 +322,13 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
     [shape(3, 1, first, 0, 0.0), shape(4, 2, 64, 37, 15.0)]
 }
 
-/// Heads of a size that the variant's workgroup is for.
+/// Heads of a size that the variant is for.
 fn head_for(v: &Variant, usual: u32) -> u32 {
-    if v.constant("WG").is_some_and(|threads| threads > 2 * THREADS) { 544 } else { usual }
+    match v.constant("WG") {
+        Some(threads) if threads > 2 * THREADS => 544,
+        _ if v.has("SHUFFLE") => usual,
+        _ => 288,
+    }
 }
 
 pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
@@ -347,8 +351,10 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
         all.extend(attention(lab, shape, kv, &[0, 7, 64, 331], way, v.has("SINKS"))?);
     }
     for v in lab.variants("attention_combine") {
-        let (shape, way) = (shapes(head_for(&v, 96))[0], Way::Split(4, v.has("BYTES")));
-        all.extend(attention(lab, shape, KvType::F16, &[0, 131, 700], way, v.has("SINKS"))?);
+        for head_dim in if v.has("BYTES") { [96, 544] } else { [80, 540] } {
+            let way = Way::Split(4, v.has("BYTES"));
+            all.extend(attention(lab, shapes(head_dim)[0], KvType::F16, &[0, 131, 700], way, v.has("SINKS"))?);
+        }
     }
     Ok(all)
 }

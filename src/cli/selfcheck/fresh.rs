@@ -70,9 +70,9 @@ pub(super) fn fresh(lab: &Lab, v: &Variant, shape: AttentionShape, kv: KvType) -
         let [sums, tops] = AttentionParts::sizes(&shape, sequences, 3).map(|bytes| bytes as usize / 4);
         let (sums, tops) = (lab.floats(&vec![f32::NAN; sums])?, lab.floats(&vec![f32::NAN; tops])?);
         let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
-        lab.run(kernels::attention_split(shape, sequences, 3, binding, queries, parts, (&yb).into(), None)?)?;
+        lab.run(kernels::attention_split(&lab.gpu, shape, sequences, 3, binding, queries, parts, (&yb).into(), None)?)?;
     } else {
-        lab.run([sunk(kernels::attention_decode(shape, sequences, binding, queries, (&yb).into())?)?])?;
+        lab.run([sunk(kernels::attention_decode(&lab.gpu, shape, sequences, binding, queries, (&yb).into())?)?])?;
     }
 
     // The cache as it has to be: as it was, and the new entries.
