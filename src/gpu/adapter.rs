@@ -63,6 +63,11 @@ pub struct AdapterInfo {
 }
 
 impl AdapterInfo {
+    /// A number of threads that no subgroup has less of; 1 where it is not known.
+    pub fn least_subgroup(&self) -> u32 {
+        self.subgroup_min.max(1)
+    }
+
     /// True for an adapter that computes on the CPU.
     pub fn is_software(&self) -> bool {
         self.kind == "software"

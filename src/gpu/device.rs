@@ -335,11 +335,6 @@ impl Gpu {
         self.limits.max_compute_invocations_per_workgroup.min(self.limits.max_compute_workgroup_size_x)
     }
 
-    /// A number of threads that no subgroup has less of; 1 where it is not known.
-    pub fn least_subgroup(&self) -> u32 {
-        self.adapter().subgroup_min.max(1)
-    }
-
     /// Storage buffers that a kernel may bind.
     pub fn max_storage_bindings(&self) -> u32 {
         self.limits.max_storage_buffers_per_shader_stage

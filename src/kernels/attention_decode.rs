@@ -159,7 +159,7 @@ fn lanes(gpu: &Gpu, shape: &AttentionShape) -> Option<u32> {
 
 /// A size that no subgroup of the device is below, and that a workgroup is a multiple of.
 fn least_subgroup(gpu: &Gpu) -> u32 {
-    gpu.least_subgroup().min(2 * THREADS)
+    gpu.adapter().least_subgroup().min(2 * THREADS)
 }
 
 /// Workgroup memory in which teams of `lanes` threads put a head together.

@@ -14,7 +14,7 @@ pub const VEC_ROWS: u32 = 4;
 /// The same where `x` is bytes.
 pub const VEC_ROWS_BYTES: u32 = 2;
 /// Workgroups of decode attention that fill a large device: rows and heads are split over the length until there are about as many.
-pub const DECODE_GROUPS: u32 = 512;
+pub const DECODE_GROUPS: u32 = 384;
 /// Most splits of a row and head.
 pub const DECODE_SPLITS: u32 = 64;
 /// Rows of activations from which on tiled products are used: up to eight rows matrix-vector products are faster, though they read weights twice.

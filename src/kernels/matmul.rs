@@ -189,7 +189,7 @@ impl Team {
     pub(super) fn of(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32) -> Self {
         let most = gpu.max_workgroup_threads().min(THREADS_LONG);
         let team = Self::threads_of_row(n, k).min(most);
-        Self { threads: most.max(team), team, columns: 0, together: team.min(gpu.least_subgroup()) }
+        Self { threads: most.max(team), team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
             .with_columns(gpu, rows, values)
     }
 
@@ -197,7 +197,7 @@ impl Team {
     pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32) -> Self {
         let most = (gpu.max_workgroup_threads() / block).max(1);
         let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
-        Self { threads: team * block, team, columns: 0, together: team.min(gpu.least_subgroup()) }
+        Self { threads: team * block, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
             .with_columns(gpu, rows, values)
     }
 
