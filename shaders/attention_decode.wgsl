@@ -39,7 +39,8 @@ struct Params {
 @group(0) @binding(auto) var<storage, read_write> tops: array<vec2<f32>>;
 #endif
 
-// Threads of a position's score, and vectors of values that a thread asks for before the scores are there.
+// A tile has so many times fewer positions than a workgroup has threads. Vectors of values that a thread asks for before the scores are there, in
+// lib/attention_tiles.wgsl.
 const ATTENTION_TEAM: u32 = 4u;
 const ATTENTION_AHEAD: u32 = 8u;
 #if FRESH

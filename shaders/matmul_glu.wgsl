@@ -13,6 +13,7 @@ struct Params {
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 #import team
+#import team_tile
 #import activation
 #if OUT_BYTES
 // Eight for each row of x.
@@ -25,18 +26,10 @@ var<workgroup> block_values: array<f32, 128>;
 fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
-    // Neighbouring workgroups share rows of weights.
-    // A device divides as slowly as it asks its memory, and one row of x has no need of it.
-    var row_group = g;
-    var t_group = 0u;
-    if (params.t_rows > NT) {
-        let t_groups = params.groups / params.row_groups;
-        row_group = g / t_groups;
-        t_group = g % t_groups;
-    }
-    let row0 = row_group * TEAMS;
-    let t0 = t_group * NT;
-    let gate = min(row0 + team_place(t).x, params.n - 1u);
+    let tile = team_tile(g);
+    let row0 = tile.x * TEAMS;
+    let t0 = tile.y * NT;
+    let gate = min(row0 + team_of(t, TEAM).x, params.n - 1u);
     team_products(t, vec2<u32>(gate, params.n + gate), t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;

@@ -17,6 +17,7 @@ struct Params {
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
 #import team
+#import team_tile
 // Eight for each row of x.
 const BYTE_THREADS: u32 = 32u;
 #import byte_rows
@@ -26,17 +27,9 @@ var<workgroup> block_values: array<f32, 128>;
 fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
-    // Neighbouring workgroups share rows of weights.
-    // A device divides as slowly as it asks its memory, and one row of x has no need of it.
-    var row_group = g;
-    var t_group = 0u;
-    if (params.t_rows > NT) {
-        let t_groups = params.groups / params.row_groups;
-        row_group = g / t_groups;
-        t_group = g % t_groups;
-    }
-    let row0 = row_group * 32u;
-    let t0 = t_group * NT;
+    let tile = team_tile(g);
+    let row0 = tile.x * 32u;
+    let t0 = tile.y * NT;
     // What the results are added to, and the weights of the next norm, are asked for before the product is made.
     let mine = row0 + t.lid % 32u;
     let adds = t.lid < 32u * NT && t0 + t.lid / 32u < params.t_rows;
@@ -56,7 +49,7 @@ fn main(t: Thread) {
         let k = column + t.lid % 8u * 4u;
         next = vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
     }
-    team_products(t, vec2<u32>(row0 + team_place(t).x), t0, params.t_rows - 1u);
+    team_products(t, vec2<u32>(row0 + team_of(t, TEAM).x), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
         let s = team_sum(t.lid % 32u, 0u, t.lid / 32u) + before;
         if (adds) { y[o] = s; }

@@ -14,23 +14,16 @@ struct Params {
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
 #import team
+#import team_tile
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
-    // Neighbouring workgroups share rows of weights.
-    // A device divides as slowly as it asks its memory, and one row of x has no need of it.
-    var row_group = g;
-    var t_group = 0u;
-    if (params.t_rows > NT) {
-        let t_groups = params.groups / params.row_groups;
-        row_group = g / t_groups;
-        t_group = g % t_groups;
-    }
-    let row0 = row_group * TEAMS;
-    let t0 = t_group * NT;
-    team_products(t, vec2<u32>(min(row0 + team_place(t).x, params.n - 1u)), t0, params.t_rows - 1u);
+    let tile = team_tile(g);
+    let row0 = tile.x * TEAMS;
+    let t0 = tile.y * NT;
+    team_products(t, vec2<u32>(min(row0 + team_of(t, TEAM).x, params.n - 1u)), t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;
         let r = row0 + team;

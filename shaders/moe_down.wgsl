@@ -33,8 +33,8 @@ fn main(t: Thread) {
     if (g >= params.groups) { return; }
     let row = g / params.row_groups;
     let row0 = (g % params.row_groups) * 32u;
-    let member = team_place(t).y;
-    let r = row0 + team_place(t).x;
+    let member = team_of(t, TEAM).y;
+    let r = row0 + team_of(t, TEAM).x;
     var acc = 0.0;
     for (var i = member; i < N_USED * K_BLOCKS; i += TEAM) {
         let entry = row * N_USED + i / K_BLOCKS;
@@ -50,7 +50,7 @@ fn main(t: Thread) {
         let whole = vec2<f32>(f32(bytes_dot(w.lo, lo)), f32(bytes_dot(w.hi, hi)));
         acc += weights[entry] * (d * dot(w.scale, whole) + dot(w.offset, sums));
     }
-    team_leave(team_place(t), 0u, acc);
+    team_leave(team_of(t, TEAM), 0u, acc);
     workgroupBarrier();
     if (t.lid < 32u) {
         var s = team_total(t.lid, 0u);

@@ -22,7 +22,7 @@ fn main(t: Thread) {
     if (g >= params.groups) { return; }
     let entry = g / params.row_groups;
     let row0 = (g % params.row_groups) * 32u;
-    let gate = ids[entry] * 2u * params.n + row0 + team_place(t).x;
+    let gate = ids[entry] * 2u * params.n + row0 + team_of(t, TEAM).x;
     let row = entry / params.share;
     team_products(t, vec2<u32>(gate, gate + params.n), row, row);
     if (t.lid < 32u) {

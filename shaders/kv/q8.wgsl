@@ -72,11 +72,13 @@ fn kv_round(j: u32, d4: u32) { kv_new[j * (HEAD_DIM / 4u) + d4] = vec2<u32>(kv_w
 fn kv_fresh(j: u32, d4: u32) -> KvRaw { return kv_new[j * (HEAD_DIM / 4u) + d4]; }
 fn kv_keep(row: u32, d4: u32) {
     let at = kv_row(row);
-    kv_k[at + d4] = kv_word(0u, d4);
-    kv_v[at + d4] = kv_word(1u, d4);
+    let k = kv_new[d4];
+    let v = kv_new[HEAD_DIM / 4u + d4];
+    kv_k[at + d4] = k.x;
+    kv_v[at + d4] = v.x;
     if (d4 % 16u == 0u) {
-        kv_k[at + HEAD_DIM / 4u + d4 / 16u] = kv_new_scales(0u, d4);
-        kv_v[at + HEAD_DIM / 4u + d4 / 16u] = kv_new_scales(1u, d4);
+        kv_k[at + HEAD_DIM / 4u + d4 / 16u] = k.y;
+        kv_v[at + HEAD_DIM / 4u + d4 / 16u] = v.y;
     }
 }
 #else

@@ -1,8 +1,8 @@
 // Attention of one row by teams of LANES neighbouring threads of a subgroup (16, 8 or 4): a team takes LANES / 4 positions of a tile, with an online
-// softmax of its own, and the teams are put together at the end. So there is no barrier in the loop, and the next tile is asked for before
-// the scores of this one are made. head_dim at most 16 * LANES. See lib/attention_row.wgsl.
-// Registers have names, since drivers keep arrays that are carried from one step to the next in memory; and what is asked for is neither under a
-// condition nor converted there, since a driver waits for it at the condition's end (docs/performance-log.md).
+// softmax of its own, and the teams are put together at the end. So there is no barrier in the loop. Keys and values of a tile are asked for
+// together, those of the first before q is there. head_dim at most 16 * LANES. See lib/attention_row.wgsl.
+// Registers have names, since drivers keep arrays that are carried from one step to the next in memory. No load stands under a condition of its own, and
+// none is converted before it is used: a driver waits for a load where the condition ends (docs/performance-log.md).
 // The caller declares LEAST_SUBGROUP, a size that no subgroup is below, and AT_ONCE, heads that are put together at a time.
 // Vectors of four dimensions that a thread has of a head; at most 4.
 override ROUNDS: u32 = (HEAD_DIM / 4u + LANES - 1u) / LANES;
@@ -23,12 +23,6 @@ struct Ahead {
     k0: RawRounds, k1: RawRounds, k2: RawRounds, k3: RawRounds,
     v0: RawRounds, v1: RawRounds, v2: RawRounds, v3: RawRounds,
 }
-// A thread's team, and its place in that.
-fn lane_place(t: Thread) -> vec2<u32> {
-    let i = t.sg * (WG / t.n_sg) + t.lane;
-    return vec2<u32>(i / LANES, i % LANES);
-}
-
 // Where vector r of a thread is in a head; past the head's end the last.
 fn vector_of(r: u32, member: u32) -> u32 { return min(r * LANES + member, HEAD_DIM / 4u - 1u); }
 
@@ -87,7 +81,7 @@ fn rounds_joined(x: Rounds, f: f32, apart: u32) -> Rounds {
 
 fn look_ahead(t: Thread, slot: u32, pos: u32, head0: u32, tile: u32) -> Ahead {
     var a: Ahead;
-    let at = lane_place(t);
+    let at = team_of(t, LANES);
     let kv_head = head0 / SHARED;
     let table = slot * params.table_stride;
     let p = first_position(pos) + tile * (WG / ATTENTION_TEAM) + at.x;
@@ -153,7 +147,7 @@ fn values_of(member: u32, v: RawRounds) -> Rounds {
 // All threads come here, with the heads' q in qs, and what they have asked for of the first tile.
 fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, first: Ahead) {
     let tiles = count_tiles(pos);
-    let at = lane_place(t);
+    let at = team_of(t, LANES);
     let member = at.y;
     let lane0 = t.lane - member;
     // Scores: thread 4 * u + c of a team has that of position u and head c, and what belongs to head c.
@@ -252,7 +246,7 @@ fn attend(t: Thread, slot: u32, pos: u32, head0: u32, split: u32, splits: u32, f
     if (LANES >= 8u) { total += subgroupShuffleXor(total, 4u); }
     if (LANES >= 16u) { total += subgroupShuffleXor(total, 8u); }
     // The teams of a subgroup, then the subgroups.
-    for (var apart = LANES; apart < WG / t.n_sg; apart *= 2u) {
+    for (var apart = LANES; apart < t.sg_size; apart *= 2u) {
         let other = subgroupShuffleXor(top, apart);
         let new_top = max(top, other);
         let keep = exp(top - new_top);

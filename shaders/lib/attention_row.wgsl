@@ -6,7 +6,8 @@
 // The caller declares WG, HEAD_DIM, G, LANES, SHARED (heads that share keys and values), BLOCK (positions of a page), ATTENTION_TEAM and
 // ATTENTION_AHEAD; rows and tables; params with n_head, n_kv, table_stride, window, scale and softcap; with FRESH N_ROT (dimensions that are
 // rotated), eps, angles and fresh_load(row, i): the four numbers at 4 * i of [q heads, k heads,
-// v heads]; with QK_NORM q_w and k_w.
+// v heads]; with QK_NORM q_w and k_w; with SINKS sinks; and
+// give(t, c, i, top, weights, sum), which takes vector i of head c of the workgroup.
 #import thread
 #import state
 #import activation

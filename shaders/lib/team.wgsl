@@ -1,5 +1,5 @@
-// Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR) times NT rows of x, NT at
-// most 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
+// Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR) times NT rows of x, NT 1,
+// 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With BYTES the bytes have the norm's weights in them, and
 // row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
@@ -34,7 +34,7 @@ override TEAMS: u32 = WG / TEAM;
 #if SUBGROUPS
 override JOINED: u32 = REDUCE;
 #else
-override JOINED: u32 = 1u;
+const JOINED: u32 = 1u;
 #endif
 // What is left of a team where JOINED threads have put their parts together; a team's parts begin in different banks.
 override TEAM_LEFT: u32 = TEAM / JOINED;
@@ -42,16 +42,6 @@ override TEAM_STRIDE: u32 = TEAM_LEFT | 1u;
 override TEAM_PARTS: u32 = TEAMS * TEAM_STRIDE;
 // Parts of each result, and of the sums of squares.
 var<workgroup> team_parts: array<f32, TEAM_PARTS * NT * (TEAM_ROWS + TEAM_NORMS)>;
-
-// A thread's team, and its place in that; neighbours in a subgroup are neighbours here.
-fn team_place(t: Thread) -> vec2<u32> {
-#if SUBGROUPS
-    let i = t.sg * (WG / t.n_sg) + t.lane;
-#else
-    let i = t.lid;
-#endif
-    return vec2<u32>(i / TEAM, i % TEAM);
-}
 
 // Leaves a thread's part of number i of its team.
 fn team_leave(at: vec2<u32>, i: u32, part: f32) {
@@ -130,7 +120,7 @@ fn team_step(sums: TeamSums, w_rows: vec2<u32>, x_at: vec4<u32>, b: u32) -> Team
 
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
 fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
-    let at = team_place(t);
+    let at = team_of(t, TEAM);
     let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
 #if BYTES
     var sums: TeamSums;

@@ -6,7 +6,19 @@ struct Thread {
     @builtin(subgroup_id) sg: u32,
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(num_subgroups) n_sg: u32,
+    @builtin(subgroup_size) sg_size: u32,
 #endif
 }
 // Index of this workgroup in a grid of any size; the host folds grids beyond 65,535 groups into y.
 fn group_index(t: Thread) -> u32 { return t.wid.x + t.wid.y * t.nwg.x; }
+
+// A thread's team of `size` neighbours, and its place in that. With subgroups, neighbours are those of a subgroup, all of which are full: workgroups
+// are multiples of them, in one dimension, or smaller than one.
+fn team_of(t: Thread, size: u32) -> vec2<u32> {
+#if SUBGROUPS
+    let i = t.sg * t.sg_size + t.lane;
+#else
+    let i = t.lid;
+#endif
+    return vec2<u32>(i / size, i % size);
+}

@@ -59,6 +59,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),
     ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),
     ("team", include_str!("../../shaders/lib/team.wgsl")),
+    ("team_tile", include_str!("../../shaders/lib/team_tile.wgsl")),
     ("products", include_str!("../../shaders/lib/products.wgsl")),
     ("quants", include_str!("../../shaders/lib/quants.wgsl")),
     ("sub_scales", include_str!("../../shaders/lib/sub_scales.wgsl")),

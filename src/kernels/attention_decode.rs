@@ -153,7 +153,7 @@ fn rows_grid(x: u32, y: u32, z: u32) -> Result<Grid> {
 
 /// Threads of a team of `lib/attention_lanes.wgsl`, if heads of this size are for those where subgroups are used at all.
 fn lanes(gpu: &Gpu, shape: &AttentionShape) -> Option<u32> {
-    let lanes = least_subgroup(gpu).min(16);
+    let lanes = if gpu.features().subgroups { least_subgroup(gpu).min(16) } else { 16 };
     (matches!(lanes, 4 | 8 | 16) && shape.head_dim <= 16 * lanes).then_some(lanes)
 }
 
@@ -167,7 +167,7 @@ fn joined_bytes(shape: &AttentionShape, lanes: u32, subgroup: u32) -> u32 {
     threads(shape) / subgroup * (shape.head_dim / 4).next_multiple_of(lanes) * 16
 }
 
-/// Heads that they put together at a time: as many as fit a quarter of the memory that every device has.
+/// Heads that they put together at a time: as many as fit half of the memory that every device has.
 fn at_once(shape: &AttentionShape, lanes: u32, subgroup: u32) -> u32 {
     let fits = |n: &u32| n * joined_bytes(shape, lanes, subgroup) <= 8 << 10;
     [4, 2].into_iter().filter(|n| *n <= heads_together(shape)).find(fits).unwrap_or(1)
@@ -180,10 +180,9 @@ pub fn attention_fresh_fits(gpu: &Gpu, shape: &AttentionShape, kv_type: KvType) 
     // A key and a value as they come back from their storage.
     let kept = match kv_type {
         KvType::F32 => 0,
-        KvType::F16 => 4 * head,
-        KvType::Q8 => 8 * head,
+        KvType::F16 | KvType::Q8 => 4 * head,
     };
-    let squares = 16 * (together + 1) * 4;
+    let squares = 17 * (together + 1) * 4;
     let fresh = (together + 2) * head * 4;
     let scores = match lanes(gpu, shape).filter(|_| gpu.features().subgroups) {
         Some(lanes) => {
@@ -268,7 +267,7 @@ fn rows_dispatch<'a>(
 /// Attention of `t_rows` rows, each at its own slot and position: `y` is dense `[t_rows, n_head, head_dim]`.
 ///
 /// # Errors
-/// [`crate::Error::InvalidArgument`] if shapes disagree.
+/// [`crate::Error::InvalidArgument`] if shapes disagree, or there are more than 65,535 rows.
 pub fn attention_decode<'a>(
     gpu: &Gpu,
     shape: AttentionShape,

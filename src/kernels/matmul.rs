@@ -204,7 +204,7 @@ impl Team {
     /// So many threads that a large device is full, and each has at least a block.
     fn threads_of_row(n: u32, k: u32) -> u32 {
         let full = (PRODUCT_THREADS / n.max(1)).clamp(16, THREADS_LONG);
-        let blocks = (Format::gpu_blocks(k as usize) as u32).max(4);
+        let blocks = k_blocks(k).max(4);
         1 << full.min(blocks).ilog2()
     }
 
@@ -215,7 +215,9 @@ impl Team {
             _ => 4,
         };
         // Beside the parts, what results are collected in.
-        let bytes = |columns: u32| (self.threads + self.rows()) * values * columns * 4 + columns * 256;
+        let joined = if gpu.features().subgroups { self.together } else { 1 };
+        let parts = self.rows() * (self.team / joined | 1);
+        let bytes = |columns: u32| parts * values * columns * 4 + columns * 256;
         let columns = [4, 2].into_iter().find(|&c| c <= wanted && bytes(c) <= gpu.workgroup_bytes()).unwrap_or(1);
         Self { columns, ..self }
     }

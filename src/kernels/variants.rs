@@ -160,10 +160,13 @@ fn leads_family(slot: &str, fragment: &str) -> bool {
     FORMATS.iter().find(|f| f.block_len == format.block_len).is_some_and(|f| f.name == format.name)
 }
 
-/// True if no form with the same fragments has these flags and more.
+/// True if no form with the same fragments and constants has these flags and more.
 fn has_most_flags(form: &Variant, all: &[Variant]) -> bool {
-    let more =
-        |o: &Variant| o.slots == form.slots && o.flags.len() > form.flags.len() && form.flags.iter().all(|f| o.has(f));
+    let more = |o: &Variant| {
+        (&o.slots, &o.constants) == (&form.slots, &form.constants)
+            && o.flags.len() > form.flags.len()
+            && form.flags.iter().all(|f| o.has(f))
+    };
     !all.iter().any(more)
 }
 

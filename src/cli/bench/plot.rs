@@ -10,7 +10,7 @@ use super::stats::{median, sorted};
 const COLOURS: [&str; 8] = ["#4a86d8", "#dd7f34", "#3f9f6f", "#b465c4", "#c4a021", "#d05a6e", "#4aa5b5", "#8a8f98"];
 
 const WIDTH: f64 = 960.0;
-const LABELS: f64 = 300.0;
+const LABELS: f64 = 330.0;
 const BAR: f64 = 15.0;
 const GAP: f64 = 12.0;
 /// Room for the number behind the longest bar.

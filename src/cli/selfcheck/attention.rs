@@ -322,11 +322,13 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
     [shape(3, 1, first, 0, 0.0), shape(4, 2, 64, 37, 15.0)]
 }
 
-/// Heads of a size that the variant is for.
-fn head_for(v: &Variant, usual: u32) -> u32 {
+/// Heads of a size that the variant is for: teams of a small subgroup take small heads.
+fn head_for(lab: &Lab, v: &Variant, usual: u32) -> u32 {
+    let features = lab.gpu.features();
+    let least = if features.subgroups { lab.gpu.adapter().least_subgroup().min(16) } else { 16 };
     match v.constant("WG") {
         Some(threads) if threads > 2 * THREADS => 544,
-        _ if v.has("SHUFFLE") => usual,
+        _ if v.has("SHUFFLE") => usual.min(16 * least),
         _ => 288,
     }
 }
@@ -340,7 +342,7 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
             continue;
         };
         let odd = if kv.check(20).is_ok() { 20 } else { 32 };
-        let head_dim = head_for(&v, [odd, 64, 96][together as usize / 2]);
+        let head_dim = head_for(lab, &v, [odd, 64, 96][together as usize / 2]);
         let shape = AttentionShape { n_head: 3 * together, n_kv: 3, ..shapes(head_dim)[0] };
         let shape = if together == 2 { AttentionShape { window: 37, softcap: 15.0, ..shape } } else { shape };
         if v.has("FRESH") {
