@@ -61,8 +61,8 @@ fn check(v: &Variant, path: MatmulPath, w: &TestWeight, case: &Case) {
 
 const PATHS: [MatmulPath; 2] = [MatmulPath::Vec, MatmulPath::Tile];
 
-/// Everything on: each width and number of rows, plain and with bias, gaps and accumulation. The other variants differ in how they
-/// read weights and reduce, so they run fewer shapes: each pipeline takes a software adapter half a second to compile.
+/// Everything on: each width, and at a common one each number of rows, plain and with bias, gaps and accumulation. The other variants differ in
+/// how they read weights and reduce, so they run fewer shapes: each pipeline takes a software adapter half a second to compile.
 fn every_shape(format: &'static Format) {
     for v in variants() {
         let all = widths(format);
@@ -72,6 +72,7 @@ fn every_shape(format: &'static Format) {
             _ => (vec![common_width(format)], &[3]),
         };
         for k in ks {
+            let t_list = if v.full && k != common_width(format) { &[1, 5, 33] } else { t_list };
             let mut rng = Rng(k as u64 + 100);
             // Odd, and sometimes more than one tile of 64.
             let n = if k == 36 || k == 1024 { 131 } else { 13 };
