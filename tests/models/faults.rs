@@ -153,7 +153,7 @@ fn fail_errands(file: &Path) {
     let want = errand(&context, &load()).unwrap();
     let mut failures = 0;
     // Thousands of steps are recorded. A regular run takes some of each kind, a long one all that differ.
-    let (record, others) = if long_tests() { (97, 1) } else { (997, 13) };
+    let (record, others) = if long_tests() { (97, 1) } else { (997, 7) };
     for point in [FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait, FaultPoint::Map, FaultPoint::Buffer] {
         for nth in (1..).step_by(if point == FaultPoint::Record { record } else { others }) {
             let model = load();
