@@ -216,7 +216,7 @@ impl Team {
         };
         // Beside the parts, what results are collected in.
         let joined = if gpu.features().subgroups { self.together } else { 1 };
-        let parts = self.rows() * (self.team / joined | 1);
+        let parts = self.rows() * ((self.team / joined) | 1);
         let bytes = |columns: u32| parts * values * columns * 4 + columns * 256;
         let columns = [4, 2].into_iter().find(|&c| c <= wanted && bytes(c) <= gpu.workgroup_bytes()).unwrap_or(1);
         Self { columns, ..self }
