@@ -37,8 +37,9 @@ fn main(t: Thread) {
     let i = t.lid % d4;
     // The first are asked for before it is known how many there are.
     var s = s_group;
-    var part = tops[first + min(s, params.splits - 1u)];
-    var value = sums[(first + min(s, params.splits - 1u)) * d4 + i];
+    var at = first + min(s, params.splits - 1u);
+    var part = tops[at];
+    var value = sums[at * d4 + i];
     var seen = rows[row].pos + 1u;
     if (params.window != 0u) { seen = min(seen, params.window); }
     let n = min((seen + TILE - 1u) / TILE, params.splits);
@@ -53,8 +54,9 @@ fn main(t: Thread) {
         sum = sum * keep + weight * value;
         top = new_top;
         s += s_groups;
-        part = tops[first + min(s, params.splits - 1u)];
-        value = sums[(first + min(s, params.splits - 1u)) * d4 + i];
+        at = first + min(s, params.splits - 1u);
+        part = tops[at];
+        value = sums[at * d4 + i];
     }
     parts[t.lid] = sum;
     part_tops[t.lid] = vec2<f32>(top, total);

@@ -39,16 +39,8 @@ fn main(t: Thread) {
     for (var i = member; i < N_USED * K_BLOCKS; i += TEAM) {
         let entry = row * N_USED + i / K_BLOCKS;
         let b = i % K_BLOCKS;
-        let at = entry * K_BLOCKS;
-        let lo = x[at * 2u + b];
-        let hi = x[at * 2u + K_BLOCKS + b];
-        let scales = x_scales[at + b];
-        let d = bitcast<f32>(scales.x);
-        // Scale times the sum of either half.
-        let sums = d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
         let w = weight_bytes((ids[entry] * params.n + r) * K_BLOCKS + b);
-        let whole = vec2<f32>(f32(bytes_dot(w.lo, lo)), f32(bytes_dot(w.hi, hi)));
-        acc += weights[entry] * (d * dot(w.scale, whole) + dot(w.offset, sums));
+        acc += weights[entry] * block_product(w, x_block(entry * K_BLOCKS, b));
     }
     team_leave(team_of(t, TEAM), 0u, acc);
     workgroupBarrier();

@@ -151,10 +151,20 @@ fn rows_grid(x: u32, y: u32, z: u32) -> Result<Grid> {
     Ok(Grid::Direct([x, y, z]))
 }
 
-/// Threads of a team of `lib/attention_lanes.wgsl`, if heads of this size are for those where subgroups are used at all.
-fn lanes(gpu: &Gpu, shape: &AttentionShape) -> Option<u32> {
+/// Threads of a team of `lib/attention_lanes.wgsl`, where subgroups are used at all.
+fn team_lanes(gpu: &Gpu) -> Option<u32> {
     let lanes = if gpu.features().subgroups { least_subgroup(gpu).min(16) } else { 16 };
-    (matches!(lanes, 4 | 8 | 16) && shape.head_dim <= 16 * lanes).then_some(lanes)
+    matches!(lanes, 4 | 8 | 16).then_some(lanes)
+}
+
+/// Dimensions of the largest head that teams of a subgroup attend to; 0 if there are none.
+pub fn attention_lanes_head(gpu: &Gpu) -> u32 {
+    16 * team_lanes(gpu).unwrap_or(0)
+}
+
+/// Threads of a team, if heads of this size are for those.
+fn lanes(gpu: &Gpu, shape: &AttentionShape) -> Option<u32> {
+    team_lanes(gpu).filter(|_| shape.head_dim <= attention_lanes_head(gpu))
 }
 
 /// A size that no subgroup of the device is below, and that a workgroup is a multiple of.

@@ -45,7 +45,8 @@ use crate::quant::{FORMATS, Format};
 pub use activate::{Activation, activate, activate_bytes, gelu, glu, glu_bytes, silu};
 pub use attention::{AttentionShape, attention_coop, attention_coop_fits, attention_prefill, attention_prefill_fits};
 pub use attention_decode::{
-    AttentionParts, Fresh, Queries, attention_decode, attention_fresh_fits, attention_split, attention_splits,
+    AttentionParts, Fresh, Queries, attention_decode, attention_fresh_fits, attention_lanes_head, attention_split,
+    attention_splits,
 };
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};

@@ -324,11 +324,9 @@ fn shapes(first: u32) -> [AttentionShape; 2] {
 
 /// Heads of a size that the variant is for: teams of a small subgroup take small heads.
 fn head_for(lab: &Lab, v: &Variant, usual: u32) -> u32 {
-    let features = lab.gpu.features();
-    let least = if features.subgroups { lab.gpu.adapter().least_subgroup().min(16) } else { 16 };
     match v.constant("WG") {
         Some(threads) if threads > 2 * THREADS => 544,
-        _ if v.has("SHUFFLE") => usual.min(16 * least),
+        _ if v.has("SHUFFLE") => usual.min(kernels::attention_lanes_head(&lab.gpu).max(16)),
         _ => 288,
     }
 }
