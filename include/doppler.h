@@ -807,9 +807,10 @@ typedef struct doppler_adapter_info {
      */
     uint32_t cooperative_matrix;
     /**
-     * 0.
+     * 1 if it is known to start workgroups in the order of their indices, so that one dispatch may hold several operations (of a context: if that is
+     * used). The environment variable DOPPLER_CHAINS, 1 or 0, says so of devices for which it is not known.
      */
-    uint32_t reserved;
+    uint32_t chains;
 } doppler_adapter_info;
 
 /**
@@ -960,9 +961,9 @@ typedef struct doppler_context_options {
      */
     uint32_t disable_cooperative_matrix;
     /**
-     * 0.
+     * Not 0: put no operations together in one dispatch whose workgroups wait for each other.
      */
-    uint32_t reserved;
+    uint32_t disable_chains;
 } doppler_context_options;
 
 /**

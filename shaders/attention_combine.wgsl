@@ -1,45 +1,76 @@
 // Puts the splits of attention_decode together: y[row, head, :] = sum_s e^(top_s - top) sum_s / sum_s e^(top_s - top) total_s over the splits
-// that have a tile. One workgroup a row and head: groups of d4 threads take every so many-th split, then what they have is put together.
+// that have a tile. A workgroup makes SPAN vectors of a row's head: groups of so many threads take every so many-th split, then what they have is put
+// together. CHAIN_IN: the splits are those of an earlier stage of a chain.
 // SINKS: one more logit a head that has no value.
 // BYTES: y is written as rows of signed bytes as well; head_dim is a multiple of 32 then.
 override WG: u32 = 128u;
 override HEAD_DIM: u32 = 64u;
+override SPAN: u32 = 16u;
 // Positions of a tile.
 override TILE: u32 = 32u;
 #import thread
 #import state
 struct Params { n_head: u32, window: u32, splits: u32 }
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
+#if CHAIN_IN
+#import chain_parts
+#else
 @group(0) @binding(auto) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read> tops: array<vec2<f32>>;
+struct Part { sum: vec4<f32>, top: f32, weights: f32 }
+fn part_receive(i: u32) -> Part {
+    let d4 = HEAD_DIM / 4u;
+    let top = tops[i / d4];
+    return Part(sums[i], top.x, top.y);
+}
+#endif
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #if BYTES
-override BYTE_THREADS: u32 = HEAD_DIM / 4u;
+override BYTE_THREADS: u32 = SPAN;
 #import byte_rows
 #endif
 #if SINKS
 @group(0) @binding(auto) var<storage, read> sinks: array<f32>;
 #endif
+// Of a thread's splits: the sum, and the largest score and the sum of weights relative to it.
+#if CHAIN_IN
+// Attention's own memory: a workgroup is of one stage, and with more of it a device runs fewer at a time.
+var<workgroup> scratch: array<vec4<f32>, WG>;
+var<workgroup> fresh: array<f32, 2u * WG>;
+fn leave(i: u32, sum: vec4<f32>, top: vec2<f32>) {
+    scratch[i] = sum;
+    fresh[2u * i] = top.x;
+    fresh[2u * i + 1u] = top.y;
+}
+fn left_sum(i: u32) -> vec4<f32> { return scratch[i]; }
+fn left_top(i: u32) -> vec2<f32> { return vec2<f32>(fresh[2u * i], fresh[2u * i + 1u]); }
+#else
 var<workgroup> parts: array<vec4<f32>, WG>;
-// Of a thread's splits: the largest score, and the sum of weights relative to it.
 var<workgroup> part_tops: array<vec2<f32>, WG>;
+fn leave(i: u32, sum: vec4<f32>, top: vec2<f32>) {
+    parts[i] = sum;
+    part_tops[i] = top;
+}
+fn left_sum(i: u32) -> vec4<f32> { return parts[i]; }
+fn left_top(i: u32) -> vec2<f32> { return part_tops[i]; }
+#endif
 const LOWEST: f32 = -3.4028234e38;
 
-// The grid is [heads, rows].
+// The grid is [heads * spans of a head, rows].
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
     let d4 = HEAD_DIM / 4u;
     let row = t.wid.y;
-    let g = row * params.n_head + t.wid.x;
-    let first = g * params.splits;
-    let s_groups = WG / d4;
-    let s_group = t.lid / d4;
-    let i = t.lid % d4;
-    // The first are asked for before it is known how many there are.
+    let head = t.wid.x * SPAN / d4;
+    let i = t.wid.x * SPAN % d4 + t.lid % SPAN;
+    let first = (row * params.n_head + head) * params.splits;
+    let s_groups = WG / SPAN;
+    let s_group = t.lid / SPAN;
     var s = s_group;
-    var at = first + min(s, params.splits - 1u);
-    var part = tops[at];
-    var value = sums[at * d4 + i];
+#if !CHAIN_IN
+    // The first are asked for before it is known how many there are.
+    var part = part_receive((first + min(s, params.splits - 1u)) * d4 + i);
+#endif
     var seen = rows[row].pos + 1u;
     if (params.window != 0u) { seen = min(seen, params.window); }
     let n = min((seen + TILE - 1u) / TILE, params.splits);
@@ -47,43 +78,45 @@ fn main(t: Thread) {
     var total = 0.0;
     var sum = vec4<f32>(0.0);
     while (s < n && s_group < s_groups) {
-        let new_top = max(top, part.x);
+#if CHAIN_IN
+        let part = part_receive((first + s) * d4 + i);
+#endif
+        let new_top = max(top, part.top);
         let keep = exp(top - new_top);
-        let weight = exp(part.x - new_top);
-        total = total * keep + weight * part.y;
-        sum = sum * keep + weight * value;
+        let weight = exp(part.top - new_top);
+        total = total * keep + weight * part.weights;
+        sum = sum * keep + weight * part.sum;
         top = new_top;
         s += s_groups;
-        at = first + min(s, params.splits - 1u);
-        part = tops[at];
-        value = sums[at * d4 + i];
+#if !CHAIN_IN
+        part = part_receive((first + min(s, params.splits - 1u)) * d4 + i);
+#endif
     }
-    parts[t.lid] = sum;
-    part_tops[t.lid] = vec2<f32>(top, total);
+    leave(t.lid, sum, vec2<f32>(top, total));
     workgroupBarrier();
-    let on = t.lid < d4;
+    let on = t.lid < SPAN;
     if (on) {
         var all = top;
-        for (var s = 1u; s < s_groups; s++) { all = max(all, part_tops[s * d4 + t.lid].x); }
+        for (var s = 1u; s < s_groups; s++) { all = max(all, left_top(s * SPAN + t.lid).x); }
 #if SINKS
-        all = max(all, sinks[t.wid.x]);
+        all = max(all, sinks[head]);
 #endif
         sum *= exp(top - all);
         total *= exp(top - all);
         for (var s = 1u; s < s_groups; s++) {
-            let other = part_tops[s * d4 + t.lid];
+            let other = left_top(s * SPAN + t.lid);
             let weight = exp(other.x - all);
             total += weight * other.y;
-            sum += weight * parts[s * d4 + t.lid];
+            sum += weight * left_sum(s * SPAN + t.lid);
         }
 #if SINKS
-        total += exp(sinks[t.wid.x] - all);
+        total += exp(sinks[head] - all);
 #endif
         sum /= total;
-        y[g * d4 + t.lid] = sum;
+        y[row * params.n_head * d4 + t.wid.x * SPAN + t.lid] = sum;
     }
 #if BYTES
     let width = params.n_head * d4;
-    byte_store(t, on, row, width / 8u, t.wid.x * d4 + t.lid, sum);
+    byte_store(t, on, row, width / 8u, t.wid.x * SPAN + t.lid, sum, 0.0);
 #endif
 }

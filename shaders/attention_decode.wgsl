@@ -2,6 +2,7 @@
 // s = cap * tanh(s / cap). A workgroup takes G neighbouring heads of a row that share keys and values, and every splits-th tile of WG / 4
 // positions, with an online softmax over its tiles. One split writes y; SPLIT: each writes its own top, total and sum, which attention_combine
 // puts together, and those without a tile write nothing. Any length; head_dim a multiple of 4, at most 4 * WG.
+// CHAIN_OUT: parts go to a later stage of a chain, which attention_combine is then.
 // FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM) and rotated here, as qk_norm.wgsl and rope.wgsl do, and k
 // and v written to their page; the rows of a batch are of different sequences.
 override WG: u32 = 128u;
@@ -32,11 +33,15 @@ struct Params {
 #endif
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
+#if CHAIN_OUT
+#import chain_parts
+#else
 // SPLIT: [row, head, split] of head_dim, else [row, head].
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #if SPLIT
 // (Largest score, sum of weights) of each row, head and split.
 @group(0) @binding(auto) var<storage, read_write> tops: array<vec2<f32>>;
+#endif
 #endif
 
 // A tile has so many times fewer positions than a workgroup has threads. Vectors of values that a thread asks for before the scores are there, in
@@ -55,12 +60,16 @@ fn fresh_load(row: u32, i: u32) -> vec4<f32> { return qkv[row * params.x_stride4
 // Vector i of head c of a workgroup: the sum of its values with weights relative to the top score, and the sum of these.
 fn give(t: Thread, c: u32, i: u32, top: f32, weights: f32, sum: vec4<f32>) {
     let head = t.wid.z * params.n_head + t.wid.y * G + c;
+#if CHAIN_OUT
+    part_send((head * params.splits + t.wid.x) * (HEAD_DIM / 4u) + i, Part(sum, top, weights));
+#else
 #if SPLIT
     let part = head * params.splits + t.wid.x;
     y[part * (HEAD_DIM / 4u) + i] = sum;
     if (i == 0u) { tops[part] = vec2<f32>(top, weights); }
 #else
     y[head * (HEAD_DIM / 4u) + i] = sum / weights;
+#endif
 #endif
 }
 

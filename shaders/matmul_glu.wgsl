@@ -1,25 +1,31 @@
 // y[t, r] = act(sum_k x[t, k] * W[r, k]) * sum_k x[t, k] * W[n + r, k]: gate and up as one product of few rows of x, with the activation.
-// GELU: the tanh form; else SiLU. BYTES and NORM: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well; a workgroup
-// has 32 teams then, a block, and n is a multiple of 32.
+// GELU: the tanh form; else SiLU. BYTES, NORM and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well; teams of a
+// workgroup are a multiple of 32 then, whole blocks, and so is n. CHAIN_OUT: the bytes go to a later stage of a chain, and y nowhere else.
 #set PAIR
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+#if OUT_BYTES
+// Blocks of 32 results, for each of them and each row of x eight threads, and four results a thread.
+override BLOCKS: u32 = WG / TEAM / 32u;
+override BYTE_THREADS: u32 = 32u * BLOCKS;
+override BLOCK_VALUES: u32 = 4u * BYTE_THREADS;
+#endif
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
 }
+#if !CHAIN_OUT
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
+#endif
 #import team
 #import team_tile
 #import activation
 #if OUT_BYTES
-// Eight for each row of x.
-const BYTE_THREADS: u32 = 32u;
 #import byte_rows
-var<workgroup> block_values: array<f32, 128>;
+var<workgroup> block_values: array<f32, BLOCK_VALUES>;
 #endif
 
 @compute @workgroup_size(WG)
@@ -30,7 +36,9 @@ fn main(t: Thread) {
     let row0 = tile.x * TEAMS;
     let t0 = tile.y * NT;
     let gate = min(row0 + team_of(t, TEAM).x, params.n - 1u);
-    team_products(t, vec2<u32>(gate, params.n + gate), t0, params.t_rows - 1u);
+    let w_rows = vec2<u32>(gate, params.n + gate);
+    let ahead = team_ahead(t, w_rows, t0, params.t_rows - 1u);
+    team_products(t, ahead, w_rows, t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;
         let c = t.lid / TEAMS;
@@ -41,19 +49,23 @@ fn main(t: Thread) {
 #else
         let v = silu(a) * (team_sum(team, 1u, c) * scale);
 #endif
+#if !CHAIN_OUT
         if (row0 + team < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + team] = v; }
+#endif
 #if OUT_BYTES
         block_values[t.lid] = v;
 #endif
     }
 #if OUT_BYTES
     workgroupBarrier();
-    let c = t.lid / 8u;
+    let c = t.lid / 8u / BLOCKS;
+    let j = t.lid % (8u * BLOCKS) * 4u;
     var v = vec4<f32>(0.0);
     if (c < NT) {
-        let i = c * 32u + t.lid % 8u * 4u;
+        let i = c * TEAMS + j;
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
     }
-    byte_store(t, c < NT && t0 + c < params.t_rows, t0 + c, params.n / 32u, row0 / 4u + t.lid % 8u, v);
+    let on = c < NT && t0 + c < params.t_rows && row0 + j < params.n;
+    byte_store(t, on, t0 + c, params.n / 32u, (row0 + j) / 4u, v, 0.0);
 #endif
 }

@@ -1,6 +1,7 @@
 // y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one: as rows of
 // signed bytes of y * next_w, and for each 32 columns their sum of squares, from which who reads the bytes has the root mean square.
-// BYTES: see lib/team.wgsl. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
+// BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: bytes and squares go to a later stage of a chain; CHAIN_Y_OUT: so does y, and nowhere else;
+// CHAIN_Y_IN: what is added to y comes from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
 override NT: u32 = 1u;
@@ -12,12 +13,17 @@ struct Params {
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 @group(0) @binding(auto) var<storage, read> next_w: array<f32>;
+#if !CHAIN_OUT
 @group(0) @binding(auto) var<storage, read_write> block_sums: array<f32>;
+#endif
 #if BIAS
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
 #import team
 #import team_tile
+#if CHAIN_Y
+#import chain_y
+#endif
 // Eight for each row of x.
 const BYTE_THREADS: u32 = 32u;
 #import byte_rows
@@ -30,17 +36,7 @@ fn main(t: Thread) {
     let tile = team_tile(g);
     let row0 = tile.x * 32u;
     let t0 = tile.y * NT;
-    // What the results are added to, and the weights of the next norm, are asked for before the product is made.
-    let mine = row0 + t.lid % 32u;
-    let adds = t.lid < 32u * NT && t0 + t.lid / 32u < params.t_rows;
-    let o = (t0 + t.lid / 32u) * params.y_stride + params.y_offset + mine;
-    var before = 0.0;
-    if (adds) {
-        before = y[o];
-#if BIAS
-        before += bias[mine];
-#endif
-    }
+    let w_rows = vec2<u32>(row0 + team_of(t, TEAM).x);
     let column = params.out_column + row0;
     let c = t.lid / 8u;
     let on = c < NT && t0 + c < params.t_rows;
@@ -49,24 +45,53 @@ fn main(t: Thread) {
         let k = column + t.lid % 8u * 4u;
         next = vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
     }
-    team_products(t, vec2<u32>(row0 + team_of(t, TEAM).x), t0, params.t_rows - 1u);
+    let ahead = team_ahead(t, w_rows, t0, params.t_rows - 1u);
+    // What the results are added to, and the weights of the next norm, are asked for before the product is made.
+    let mine = row0 + t.lid % 32u;
+    let adds = t.lid < 32u * NT && t0 + t.lid / 32u < params.t_rows;
+    let o = (t0 + t.lid / 32u) * params.y_stride + params.y_offset + mine;
+    var before = 0.0;
+#if CHAIN_Y_IN
+    var asked = vec2<u32>(0u);
+    if (adds) { asked = chain_ask_y(o); }
+#endif
+    if (adds) {
+#if !CHAIN_Y_IN
+        before = y[o];
+#endif
+#if BIAS
+        before += bias[mine];
+#endif
+    }
+    team_products(t, ahead, w_rows, t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
+#if CHAIN_Y_IN
+        if (adds) { before += chain_take_y(o, asked); }
+#endif
         let s = team_sum(t.lid % 32u, 0u, t.lid / 32u) + before;
+#if CHAIN_Y_OUT
+        if (adds) { chain_send_y(o, s); }
+#else
         if (adds) { y[o] = s; }
+#endif
         block_values[t.lid] = s;
     }
     workgroupBarrier();
     var v = vec4<f32>(0.0);
+    var squares = 0.0;
     if (on) {
         let j = t.lid % 8u * 4u;
         let i = c * 32u + j;
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
         v *= next;
         if (j == 0u) {
-            var squares = 0.0;
             for (var e = 0u; e < 32u; e++) { squares += block_values[c * 32u + e] * block_values[c * 32u + e]; }
+            // As many bits as CHAIN_OUT sends.
+            squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
+#if !CHAIN_OUT
             block_sums[(t0 + c) * params.out_blocks + column / 32u] = squares;
+#endif
         }
     }
-    byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v);
+    byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v, squares);
 }

@@ -278,6 +278,24 @@ fn every_declared_variant_is_executed_against_its_reference() {
     assert!(devices.contains("everything on"), "{devices:?}");
 }
 
+/// Chains against the same operations one after another, where a device starts workgroups in order: llvmpipe does with one thread.
+#[test]
+fn the_self_check_of_chains_passes() {
+    if no_gpu() {
+        println!("skipped: DOPPLER_NO_GPU=1");
+        return;
+    }
+    let run = Command::new(env!("CARGO_BIN_EXE_doppler"))
+        .args(["test", "correctness", "--filter", "chain", "--json"])
+        .envs([("DOPPLER_CHAINS", "1"), ("LP_NUM_THREADS", "1")])
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    let check = &report["checks"][0];
+    assert_eq!((&check["name"], &check["pass"]), (&"chain".into(), &true.into()), "{report}");
+    assert!(check["cases"].as_array().unwrap().len() > 100, "{report}");
+}
+
 /// A place for a file of this test run.
 fn place(name: &str) -> String {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).to_string_lossy().into_owned()

@@ -9,7 +9,7 @@ use common::*;
 use doppler::Error;
 use doppler::gpu::{
     ALWAYS, ArenaPlan, Buffer, Dispatch, FaultPoint, Features, Forms, Gpu, GpuOptions, Grid, Guard, Kernel,
-    MemoryClass, Phase, ReadbackClass, Scope, Variant,
+    MemoryClass, Phase, ReadbackClass, Scope, Variant, Wanted,
 };
 
 /// `y[i] = x[i] * SCALE + add`.
@@ -260,7 +260,7 @@ fn pipelines_compile_ahead_on_many_threads() {
         assert_eq!(download_words(&gpu, &y, 64), [12; 64], "{}", v.name);
         assert_eq!(gpu.pipelines().stats().misses, 12, "{}: nothing was compiled later", v.name);
         let bad = Variant { constants: vec![("NO_SUCH", 1)], ..Default::default() };
-        assert!(gpu.compile(&[(&SCALE, bad)], &scope).is_err());
+        assert!(gpu.compile(&[Wanted::Kernel(&SCALE, bad)], &scope).is_err());
     }
 }
 

@@ -2,10 +2,14 @@
 // 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With BYTES the bytes have the norm's weights in them, and
 // row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
+// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
 // once) and REDUCE, threads of a team that are sure to be of one subgroup (1: not known), and params with, without BYTES, k4, x_stride4 and
 // x_offset4; with NORM k4 and eps.
 #import thread
+#if CHAIN_IN
+#import chain_in
+#else
 #if BYTES
 @group(0) @binding(auto) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(auto) var<storage, read> x_scales: array<vec2<u32>>;
@@ -16,6 +20,7 @@
 @group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
 #if NORM
 @group(0) @binding(auto) var<storage, read> norm_w: array<vec4<f32>>;
+#endif
 #endif
 #endif
 #slot weight
@@ -70,13 +75,23 @@ struct TeamSums { first: vec4<f32>, second: vec4<f32>, squares: vec4<f32> }
 struct XBlock { lo: vec4<u32>, hi: vec4<u32>, d: f32, sums: vec2<f32>, squares: f32 }
 fn x_block(row: u32, b: u32) -> XBlock {
     var v: XBlock;
+#if CHAIN_IN
+    v.lo = chain_x[row * 2u + b];
+    v.hi = chain_x[row * 2u + K_BLOCKS + b];
+    let scales = chain_scales[row + b];
+#else
     v.lo = x[row * 2u + b];
     v.hi = x[row * 2u + K_BLOCKS + b];
     let scales = x_scales[row + b];
+#endif
     v.d = bitcast<f32>(scales.x);
     v.sums = v.d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
 #if NORM
+#if CHAIN_IN
+    v.squares = chain_squares[row + b];
+#else
     v.squares = row_sums[row + b];
+#endif
 #endif
     return v;
 }
@@ -85,11 +100,18 @@ fn block_product(w: Bytes, v: XBlock) -> f32 {
 }
 // Block b of the team's rows of weights w_rows, and of the rows of x that begin at x_at.
 fn team_step(sums: TeamSums, w_rows: vec2<u32>, x_at: vec4<u32>, b: u32) -> TeamSums {
+#if PAIR
+    return team_add(sums, weight_bytes(w_rows.x * K_BLOCKS + b), weight_bytes(w_rows.y * K_BLOCKS + b), x_at, b);
+#else
+    let w = weight_bytes(w_rows.x * K_BLOCKS + b);
+    return team_add(sums, w, w, x_at, b);
+#endif
+}
+// The same with the weights' blocks.
+fn team_add(sums: TeamSums, w0: Bytes, w1: Bytes, x_at: vec4<u32>, b: u32) -> TeamSums {
     var s = sums;
     let x0 = x_block(x_at.x, b);
-    let w0 = weight_bytes(w_rows.x * K_BLOCKS + b);
 #if PAIR
-    let w1 = weight_bytes(w_rows.y * K_BLOCKS + b);
     s.second.x += block_product(w1, x0);
 #endif
     s.first.x += block_product(w0, x0);
@@ -118,15 +140,44 @@ fn team_step(sums: TeamSums, w_rows: vec2<u32>, x_at: vec4<u32>, b: u32) -> Team
 }
 #endif
 
+// What a thread asks for before it waits for x: its first blocks of weights.
+struct TeamAhead {
+#if CHAIN_IN
+    first: Bytes, second: Bytes,
+#else
+    none: u32,
+#endif
+}
+// Comes first, and is for team_products: of the same rows.
+fn team_ahead(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) -> TeamAhead {
+    var a: TeamAhead;
+#if CHAIN_IN
+    let b = min(team_of(t, TEAM).y, K_BLOCKS - 1u);
+    a.first = weight_bytes(w_rows.x * K_BLOCKS + b);
+#if PAIR
+    a.second = weight_bytes(w_rows.y * K_BLOCKS + b);
+#endif
+    chain_receive(t, x_row0, min(NT, x_last + 1u - x_row0), K_BLOCKS);
+#endif
+    return a;
+}
+
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
-fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
+fn team_products(t: Thread, ahead: TeamAhead, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
     let at = team_of(t, TEAM);
     let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
 #if BYTES
     var sums: TeamSums;
+#if CHAIN_IN
+    let x_at = (x_rows - x_row0) * K_BLOCKS;
+    if (at.y < K_BLOCKS) { sums = team_add(sums, ahead.first, ahead.second, x_at, at.y); }
+    for (var i = 1u; i < K_BLOCKS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
+    if (K_BLOCKS > TEAM && at.y < K_BLOCKS % TEAM) { sums = team_step(sums, w_rows, x_at, K_BLOCKS / TEAM * TEAM + at.y); }
+#else
     let x_at = x_rows * K_BLOCKS;
     for (var i = 0u; i < K_BLOCKS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
     if (at.y < K_BLOCKS % TEAM) { sums = team_step(sums, w_rows, x_at, K_BLOCKS / TEAM * TEAM + at.y); }
+#endif
     team_leave_columns(at, 0u, sums.first);
 #if PAIR
     team_leave_columns(at, NT, sums.second);

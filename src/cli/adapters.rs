@@ -22,7 +22,7 @@ pub(super) fn as_json(a: &AdapterInfo) -> Value {
         "device": a.device, "subgroup_min": a.subgroup_min, "subgroup_max": a.subgroup_max,
         "max_binding_bytes": a.max_binding_bytes, "max_buffer_bytes": a.max_buffer_bytes, "subgroups": a.subgroups,
         "f16": a.f16, "immediates": a.immediates, "timestamps": a.timestamps, "pipeline_cache": a.pipeline_cache,
-        "cooperative_matrix": a.cooperative_matrix,
+        "cooperative_matrix": a.cooperative_matrix, "chains": a.chains,
     })
 }
 
@@ -42,6 +42,7 @@ pub(super) fn run(args: &Args) -> Outcome {
                 (a.timestamps, "timestamps"),
                 (a.pipeline_cache, "pipeline-cache"),
                 (a.cooperative_matrix, "cooperative-matrix"),
+                (a.chains, "chains"),
             ];
             let has: Vec<_> = abilities.iter().filter(|x| x.0).map(|x| x.1).collect();
             let mib = |bytes: u64| bytes >> 20;

@@ -59,6 +59,7 @@ enum Ability {
     Timestamps,
     PipelineCache,
     CooperativeMatrix,
+    Chains,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +97,7 @@ impl DeviceArgs {
                 timestamps: on(Ability::Timestamps),
                 pipeline_cache: on(Ability::PipelineCache),
                 cooperative_matrix: on(Ability::CooperativeMatrix),
+                chains: on(Ability::Chains),
             },
             memory_budget: self.memory_budget,
             timing: self.gpu_timing,

@@ -63,8 +63,9 @@ pub struct doppler_adapter_info {
     pub max_buffer_bytes: u64,
     /// 1 with cooperative matrices of the shape that the library uses (of a context: if they are used).
     pub cooperative_matrix: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1 if it is known to start workgroups in the order of their indices, so that one dispatch may hold several operations (of a context: if that is
+    /// used). The environment variable DOPPLER_CHAINS, 1 or 0, says so of devices for which it is not known.
+    pub chains: u32,
 }
 
 // SAFETY: `repr(C)`, numbers only.
@@ -91,6 +92,7 @@ impl doppler_adapter_info {
             timestamps: info.timestamps,
             pipeline_cache: info.pipeline_cache,
             cooperative_matrix: info.cooperative_matrix,
+            chains: info.chains,
         });
         Self {
             struct_size: size_of::<Self>(),
@@ -110,7 +112,7 @@ impl doppler_adapter_info {
             max_binding_bytes: info.max_binding_bytes,
             max_buffer_bytes: info.max_buffer_bytes,
             cooperative_matrix: has.cooperative_matrix.into(),
-            reserved: 0,
+            chains: has.chains.into(),
         }
     }
 }

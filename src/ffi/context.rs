@@ -98,8 +98,8 @@ pub struct doppler_context_options {
     pub cache_dir: *const c_char,
     /// Not 0: use no cooperative matrices.
     pub disable_cooperative_matrix: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Not 0: put no operations together in one dispatch whose workgroups wait for each other.
+    pub disable_chains: u32,
 }
 
 // SAFETY: `repr(C)`, numbers and raw pointers.
@@ -126,7 +126,7 @@ impl Default for doppler_context_options {
             guard_mode: doppler_guard_mode::Off as u32,
             cache_dir: std::ptr::null(),
             disable_cooperative_matrix: 0,
-            reserved: 0,
+            disable_chains: 0,
         }
     }
 }
@@ -283,6 +283,7 @@ unsafe fn convert(o: &doppler_context_options) -> Result<ContextOptions> {
             timestamps: o.disable_timestamps == 0,
             pipeline_cache: o.disable_pipeline_cache == 0,
             cooperative_matrix: o.disable_cooperative_matrix == 0,
+            chains: o.disable_chains == 0,
         },
         memory_budget: o.memory_budget,
         timing: o.gpu_timing != 0,

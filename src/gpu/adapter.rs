@@ -60,6 +60,9 @@ pub struct AdapterInfo {
     pub pipeline_cache: bool,
     /// The adapter multiplies 16×16×16 matrices of f16 with f32 sums, in subgroups of 32 threads.
     pub cooperative_matrix: bool,
+    /// The device is known to start workgroups in the order of their indices and to go on with those that it has started, so that some may wait for
+    /// others ([`CHAINS_VARIABLE`]).
+    pub chains: bool,
 }
 
 impl AdapterInfo {
@@ -82,6 +85,7 @@ impl AdapterInfo {
             wgpu::DeviceType::Cpu => "software",
             wgpu::DeviceType::Other => "other",
         };
+        let vendor = info.vendor;
         Self {
             name: info.name,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
@@ -99,7 +103,21 @@ impl AdapterInfo {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
             cooperative_matrix: has_cooperative_matrix(adapter),
+            chains: has_chains(vendor),
         }
+    }
+}
+
+/// The environment variable that says whether devices start workgroups in the order of their indices, 1 or 0, for one of which it is not known. Where it is
+/// not so, waits end without what they wait for; that is seen, and what was computed is done again without chains.
+pub const CHAINS_VARIABLE: &str = "DOPPLER_CHAINS";
+
+/// Whether chains of dispatches were tried on the devices of a vendor: NVIDIA's.
+fn has_chains(vendor: u32) -> bool {
+    match std::env::var(CHAINS_VARIABLE).as_deref() {
+        Ok("1") => true,
+        Ok("0") => false,
+        _ => vendor == 0x10de,
     }
 }
 
@@ -234,6 +252,7 @@ mod tests {
             timestamps: true,
             pipeline_cache: true,
             cooperative_matrix: false,
+            chains: false,
         }
     }
 

@@ -37,6 +37,9 @@ pub struct Features {
     pub pipeline_cache: bool,
     /// Products by cooperative matrices (16×16×16, f16 operands and f32 sums); goes with subgroups and f16.
     pub cooperative_matrix: bool,
+    /// Several operations of a decode step in one dispatch, whose workgroups wait for each other (docs/architecture.md); for devices that are known
+    /// to start workgroups in the order of their indices.
+    pub chains: bool,
 }
 
 impl Features {
@@ -48,6 +51,7 @@ impl Features {
         timestamps: true,
         pipeline_cache: true,
         cooperative_matrix: true,
+        chains: true,
     };
 
     fn and(self, other: Self) -> Self {
@@ -60,6 +64,7 @@ impl Features {
             pipeline_cache: self.pipeline_cache && other.pipeline_cache,
             // Its shaders number subgroups and hold f16 operands.
             cooperative_matrix: self.cooperative_matrix && other.cooperative_matrix && subgroups && f16,
+            chains: self.chains && other.chains,
         }
     }
 
@@ -221,6 +226,7 @@ impl Gpu {
             // Kernels with matrices lay their tiles out in that much.
             cooperative_matrix: adapter.cooperative_matrix
                 && raw.limits().max_compute_workgroup_storage_size >= COOP_WORKGROUP_BYTES,
+            chains: adapter.chains,
         };
         let features = options.features.and(present);
         let mut limits = raw.limits();

@@ -23,17 +23,20 @@ pub enum FaultPoint {
     Wait,
     /// Mapping a buffer to read it.
     Map,
+    /// A wait within a chain: it ends in vain, and what was computed is computed again without chains.
+    Chain,
 }
 
 impl FaultPoint {
     /// All points.
-    pub const ALL: [FaultPoint; 6] = [
+    pub const ALL: [FaultPoint; 7] = [
         FaultPoint::Buffer,
         FaultPoint::Pipeline,
         FaultPoint::Record,
         FaultPoint::Submit,
         FaultPoint::Wait,
         FaultPoint::Map,
+        FaultPoint::Chain,
     ];
 }
 

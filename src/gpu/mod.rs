@@ -5,6 +5,7 @@
 mod adapter;
 mod arena;
 mod buffer;
+mod chain;
 mod counters;
 mod device;
 mod encode;
@@ -22,9 +23,10 @@ mod shader;
 mod staging;
 mod sync;
 
-pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, PowerPreference, list_adapters};
+pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, CHAINS_VARIABLE, PowerPreference, list_adapters};
 pub use arena::{ALWAYS, Arena, ArenaPlan, Region, Steps};
 pub use buffer::{Buffer, BufferSlice, Memory, MemoryClass, MemorySnapshot};
+pub use chain::Held;
 pub use counters::{
     BatchingSaving, CounterSnapshot, Counters, Phase, PhaseSnapshot, PlaceSnapshot, SUBMIT_HISTOGRAM_BUCKETS, Scope,
     SubmitStats,
@@ -33,7 +35,7 @@ pub use device::{Features, Gpu, GpuOptions};
 pub use fault::FaultPoint;
 pub use guard::{Budget, Guard, GuardMode};
 pub use kernel::{Dispatch, Forms, Grid, Kernel, MAX_PARAMS, Variant, linear_grid};
-pub use pipeline::{PipelineCache, PipelineCacheStats};
+pub use pipeline::{PipelineCache, PipelineCacheStats, Wanted};
 pub use pool::{Leak, Lease, Pool, PoolLabelStats, PoolStats};
 pub use profile::{OpTime, Profile, ProfileNode, ProfileRow};
 pub use readback::{Gate, Place, ReadbackClass};
@@ -41,5 +43,6 @@ pub use recorder::{BindGroupCache, Encoded, Plan, Recorder, RecorderStats, Submi
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
 pub use staging::{StagedCopy, StagingRing, StagingSlot};
 
+pub(crate) use chain::{Chain, Stage};
 pub(crate) use kernel::params;
 pub(crate) use sync::{Mutex, MutexGuard};

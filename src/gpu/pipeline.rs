@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use crate::error::{Error, Result, bail};
+use crate::gpu::chain::Chain;
 use crate::gpu::counters::Scope;
 use crate::gpu::device::{Features, Gpu};
 use crate::gpu::fault::FaultPoint;
@@ -48,6 +49,29 @@ struct PipelineKey {
     constants: Vec<(&'static str, u32)>,
     accesses: Vec<bool>,
     params: bool,
+}
+
+/// A pipeline that a survey found to be needed.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// A kernel's variant.
+    Kernel(&'static Kernel, Variant),
+    /// Several dispatches in one.
+    Chain(Joined),
+}
+
+/// What a chain's pipeline is made from.
+#[derive(Debug, Clone)]
+pub struct Joined(pub(crate) Box<Chain>);
+
+impl Wanted {
+    /// What two pipelines have in common that are the same.
+    fn identity(&self) -> (usize, Option<&Variant>, String) {
+        match self {
+            Self::Kernel(kernel, variant) => (std::ptr::from_ref(*kernel).addr(), Some(variant), String::new()),
+            Self::Chain(Joined(chain)) => (0, None, chain.identity()),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -203,16 +227,41 @@ impl PipelineCache {
                 return Ok(p);
             }
         }
+        let kept = self.make(gpu, kernel.name, key, assembled, started, scope)?;
+        self.tables.lock().calls.insert(call, kept.clone());
+        Ok(kept)
+    }
+
+    /// The pipeline of a chain, likewise.
+    pub(crate) fn get_chain(&self, gpu: &Gpu, chain: &Chain, scope: &Scope) -> Result<Arc<Pipeline>> {
+        let started = Instant::now();
+        let flags: Vec<_> = self.features.shader_flags().collect();
+        let assembled = chain.assemble(&flags, self.features.immediates)?;
+        let key = Self::key_of(&assembled, Vec::new());
+        if let Some(p) = self.tables.lock().pipelines.get(&key) {
+            self.hits.fetch_add(1, Relaxed);
+            return Ok(p.clone());
+        }
+        self.make(gpu, "chain", key, assembled, started, scope)
+    }
+
+    /// Compiles a pipeline, charged to `scope`; the one that is there already if another thread was quicker.
+    fn make(
+        &self,
+        gpu: &Gpu,
+        name: &str,
+        key: PipelineKey,
+        assembled: shader::Assembled,
+        started: Instant,
+        scope: &Scope,
+    ) -> Result<Arc<Pipeline>> {
         gpu.fault(FaultPoint::Pipeline)?;
-        let pipeline = Arc::new(self.compile(gpu.device(), kernel.name, &key, assembled)?);
+        let pipeline = Arc::new(self.compile(gpu.device(), name, &key, assembled)?);
         let ns = started.elapsed().as_nanos() as u64;
         self.misses.fetch_add(1, Relaxed);
         self.compile_ns.fetch_add(ns, Relaxed);
         scope.pipeline_created(ns);
-        let mut t = self.tables.lock();
-        let kept = t.pipelines.entry(key).or_insert(pipeline).clone();
-        t.calls.insert(call, kept.clone());
-        Ok(kept)
+        Ok(self.tables.lock().pipelines.entry(key).or_insert(pipeline).clone())
     }
 
     fn key(&self, kernel: &'static Kernel, variant: &Variant) -> Result<(PipelineKey, shader::Assembled)> {
@@ -220,13 +269,16 @@ impl PipelineCache {
         let mut flags = variant.flags.clone();
         flags.extend(self.features.shader_flags());
         let assembled = shader::assemble(kernel.name, kernel.source, &flags, &variant.slots, self.features.immediates)?;
-        let mut hasher = DefaultHasher::new();
-        assembled.source.hash(&mut hasher);
         let mut constants = variant.constants.clone();
         constants.sort_unstable();
+        Ok((Self::key_of(&assembled, constants), assembled))
+    }
+
+    fn key_of(assembled: &shader::Assembled, constants: Vec<(&'static str, u32)>) -> PipelineKey {
+        let mut hasher = DefaultHasher::new();
+        assembled.source.hash(&mut hasher);
         let accesses = assembled.bindings.iter().map(|b| b.read_only).collect();
-        let key = PipelineKey { source: hasher.finish(), constants, accesses, params: assembled.has_params };
-        Ok((key, assembled))
+        PipelineKey { source: hasher.finish(), constants, accesses, params: assembled.has_params }
     }
 
     fn compile(
@@ -328,16 +380,20 @@ impl Gpu {
     ///
     /// # Errors
     /// [`crate::Error::Gpu`] naming the kernel that does not compile; the others are compiled all the same.
-    pub fn compile(&self, wanted: &[(&'static Kernel, Variant)], scope: &Scope) -> Result<()> {
+    pub fn compile(&self, wanted: &[Wanted], scope: &Scope) -> Result<()> {
         let mut list: Vec<_> = wanted.iter().collect();
         let mut seen = HashSet::new();
-        list.retain(|(k, v)| seen.insert((std::ptr::from_ref(*k).addr(), v)));
+        list.retain(|w| seen.insert(w.identity()));
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16).min(list.len());
         let next = AtomicUsize::new(0);
         let work = || {
             let mut outcome = Ok(());
-            while let Some((kernel, variant)) = list.get(next.fetch_add(1, Relaxed)) {
-                outcome = outcome.and(self.pipelines().get(self, kernel, variant, scope).map(drop));
+            while let Some(wanted) = list.get(next.fetch_add(1, Relaxed)) {
+                let made = match wanted {
+                    Wanted::Kernel(kernel, variant) => self.pipelines().get(self, kernel, variant, scope),
+                    Wanted::Chain(Joined(chain)) => self.pipelines().get_chain(self, chain, scope),
+                };
+                outcome = outcome.and(made.map(drop));
             }
             outcome
         };

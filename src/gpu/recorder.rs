@@ -11,12 +11,13 @@ use std::time::Instant;
 
 use crate::error::{Result, bail};
 use crate::gpu::buffer::{Buffer, BufferSlice, MemoryClass, Usage};
+use crate::gpu::chain::{Chain, Held};
 use crate::gpu::counters::Scope;
 use crate::gpu::device::Gpu;
 use crate::gpu::encode::{Encoder, params_group};
 use crate::gpu::fault::FaultPoint;
-use crate::gpu::kernel::{Dispatch, Grid, Kernel, MAX_PARAMS, Variant};
-use crate::gpu::pipeline::Pipeline;
+use crate::gpu::kernel::{Dispatch, Grid, MAX_PARAMS};
+use crate::gpu::pipeline::{Joined, Pipeline, Wanted};
 use crate::gpu::pool::Lease;
 use crate::gpu::sync::Mutex;
 
@@ -111,8 +112,10 @@ pub struct Recorder<'g> {
     params: Vec<u8>,
     leases: Vec<Lease>,
     layer: Option<u32>,
+    /// Present: dispatches are held back ([`Self::hold`]).
+    held: Option<Vec<Held>>,
     /// Present: pipelines are not looked up but listed.
-    survey: Option<Vec<(&'static Kernel, Variant)>>,
+    survey: Option<Vec<Wanted>>,
     started: Instant,
 }
 
@@ -173,6 +176,7 @@ impl<'g> Recorder<'g> {
             params: Vec::new(),
             leases: Vec::new(),
             layer: None,
+            held: None,
             survey: None,
             started: Instant::now(),
         }
@@ -184,7 +188,7 @@ impl<'g> Recorder<'g> {
     }
 
     /// The pipelines that a [`Gpu::survey`] found to be needed, each as often as it was recorded.
-    pub fn into_survey(self) -> Vec<(&'static Kernel, Variant)> {
+    pub fn into_survey(self) -> Vec<Wanted> {
         self.survey.unwrap_or_default()
     }
 
@@ -238,12 +242,75 @@ impl<'g> Recorder<'g> {
         {
             return Ok(());
         }
+        if let Some(held) = &mut self.held {
+            held.push(Held::new(&d, self.layer));
+            return Ok(());
+        }
         if let Some(list) = &mut self.survey {
-            list.push((d.kernel, d.variant));
+            list.push(Wanted::Kernel(d.kernel, d.variant));
             return Ok(());
         }
         self.gpu.fault(FaultPoint::Record)?;
         let pipeline = self.gpu.pipelines().get(self.gpu, d.kernel, &d.variant, &self.scope)?;
+        self.push(d, pipeline)
+    }
+
+    /// Holds back the dispatches that follow, until [`Self::take_held`]. Nothing else is recorded meanwhile.
+    pub fn hold(&mut self) {
+        self.held = Some(Vec::new());
+    }
+
+    /// True between [`Self::hold`] and [`Self::take_held`].
+    pub fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What was held back; recording goes on as before.
+    pub fn take_held(&mut self) -> Vec<Held> {
+        self.held.take().unwrap_or_default()
+    }
+
+    /// Records what was held back as it was.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub(crate) fn record_held(&mut self, held: &[Held]) -> Result<()> {
+        let layer = self.layer;
+        let each = |h: &Held| {
+            self.layer = h.layer;
+            self.record(h.dispatch())
+        };
+        let outcome = held.iter().try_for_each(each);
+        self.layer = layer;
+        outcome
+    }
+
+    /// Appends a chain, as one dispatch. `tag` is 1 to 255, and no other chain has it from one clearing of the words that it passes on to the next.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub(crate) fn record_chain(&mut self, label: &'static str, chain: Chain, tag: u8) -> Result<()> {
+        let (Some(groups), Some(first)) = (chain.groups(), chain.stages.first()) else {
+            bail!(Internal, "{label}: a chain of no known size");
+        };
+        if let Some(list) = &mut self.survey {
+            list.push(Wanted::Chain(Joined(Box::new(chain))));
+            return Ok(());
+        }
+        self.gpu.fault(FaultPoint::Record)?;
+        let pipeline = self.gpu.pipelines().get_chain(self.gpu, &chain, &self.scope)?;
+        let d = Dispatch {
+            kernel: first.held.kernel,
+            label,
+            variant: Default::default(),
+            bindings: chain.stages.iter().flat_map(|s| s.held.slices()).collect(),
+            params: (u32::from(tag) << 24).to_ne_bytes().to_vec(),
+            grid: Grid::Direct([groups, 1, 1]),
+        };
+        self.push(d, pipeline)
+    }
+
+    fn push(&mut self, d: Dispatch<'_>, pipeline: Arc<Pipeline>) -> Result<()> {
         self.check_bindings(&d, &pipeline)?;
         let group = self.bind_group(&d, &pipeline);
         let start = self.params.len();
@@ -253,6 +320,14 @@ impl<'g> Recorder<'g> {
         let (label, layer) = (d.label, self.layer);
         self.commands.push(Command::Dispatch(Resolved { pipeline, group, params, grid: d.grid, label, layer }));
         Ok(())
+    }
+
+    /// Fails while dispatches are held back: something else would come before them.
+    fn check_order(&self) -> Result<()> {
+        match &self.held {
+            Some(held) => bail!(Internal, "{} dispatches of {} are held back", held.len(), self.label),
+            None => Ok(()),
+        }
     }
 
     fn check_bindings(&self, d: &Dispatch<'_>, pipeline: &Pipeline) -> Result<()> {
@@ -333,6 +408,7 @@ impl<'g> Recorder<'g> {
             );
         }
         self.gpu.fault(FaultPoint::Record)?;
+        self.check_order()?;
         self.commands.push(Command::Copy(Copy {
             source: source.buffer.clone(),
             source_offset: source.offset,
@@ -352,6 +428,7 @@ impl<'g> Recorder<'g> {
             bail!(Internal, "clearing bytes {}+{} of \"{}\"", slice.offset, slice.size, slice.buffer.label());
         }
         self.gpu.fault(FaultPoint::Record)?;
+        self.check_order()?;
         self.commands.push(Command::Clear(slice.buffer.clone(), slice.offset..slice.offset + slice.size));
         Ok(())
     }
@@ -366,6 +443,7 @@ impl<'g> Recorder<'g> {
     /// # Errors
     /// [`crate::Error::OutOfMemory`] if there is no room for the parameters.
     pub fn into_plan(self) -> Result<Plan> {
+        self.check_order()?;
         let uniforms = match self.gpu.pipelines().params_layout() {
             Some(layout) if !self.params.is_empty() => {
                 let size = self.params.len() as u64;

@@ -21,7 +21,7 @@ pub(super) static ATTENTION_COMBINE: Kernel = Kernel {
     name: "attention_combine",
     source: include_str!("../../shaders/attention_combine.wgsl"),
     flags: &["BYTES", "SINKS"],
-    constants: &["WG", "HEAD_DIM", "TILE"],
+    constants: &["WG", "HEAD_DIM", "SPAN", "TILE"],
     slots: &[],
     forms: Forms::ALL,
     params: CombineParams::FIELDS,
@@ -319,14 +319,22 @@ pub fn attention_split<'a>(
     }
     let rows = rows_dispatch(gpu, shape, t_rows, splits, pages, q.into(), parts.sums, Some(parts.tops))?;
     let params = CombineParams { n_head: shape.n_head, window: shape.window, splits };
-    let mut combine = Dispatch::new(&ATTENTION_COMBINE, &params, rows_grid(shape.n_head, t_rows, 1)?)
-        .constant("WG", combine_threads(gpu, &shape))
-        .constant("HEAD_DIM", shape.head_dim)
-        .constant("TILE", threads(&shape) / TEAM)
-        .bind("rows", pages.rows)
-        .bind("sums", parts.sums)
-        .bind("tops", parts.tops)
-        .bind("y", y);
+    // Stages of a chain have as many threads, so a workgroup makes a part of a head: a block.
+    let vectors = shape.head_dim / 4;
+    let (wg, span) = match gpu.features().chains && vectors.is_multiple_of(8) {
+        true => (threads(&shape), 8),
+        false => (combine_threads(gpu, &shape), vectors),
+    };
+    let mut combine =
+        Dispatch::new(&ATTENTION_COMBINE, &params, rows_grid(shape.n_head * (vectors / span), t_rows, 1)?)
+            .constant("WG", wg)
+            .constant("HEAD_DIM", shape.head_dim)
+            .constant("SPAN", span)
+            .constant("TILE", threads(&shape) / TEAM)
+            .bind("rows", pages.rows)
+            .bind("sums", parts.sums)
+            .bind("tops", parts.tops)
+            .bind("y", y);
     if let Some(bytes) = bytes {
         bytes.check("attention: bytes", t_rows, shape.n_head * shape.head_dim)?;
         combine = bytes.bind_out(combine);

@@ -193,6 +193,16 @@ impl Team {
             .with_columns(gpu, rows, values)
     }
 
+    /// The same for a stage of a chain, which all have as many threads: so many that a team for each row of a block is as large as a subgroup.
+    /// With `block`, a workgroup makes one block of so many rows.
+    pub(super) fn of_stage(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: Option<u32>) -> Self {
+        let least = GPU_BLOCK as u32;
+        let most = 1 << (gpu.max_workgroup_threads() / least).clamp(1, 32).ilog2();
+        let team = block.map_or_else(|| Self::threads_of_row(n, k).min(most), |block| most * least / block);
+        Self { threads: most * least, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
+            .with_columns(gpu, rows, values)
+    }
+
     /// The same where a workgroup makes a block of `block` rows.
     pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32) -> Self {
         let most = (gpu.max_workgroup_threads() / block).max(1);
@@ -244,6 +254,11 @@ impl Team {
             .constant("REDUCE", self.together)
             .constant("K_BLOCKS", k_blocks(k))
     }
+}
+
+/// Whether a product of bytes takes the workgroups of stages ([`crate::kernels::chain`]).
+pub(super) fn may_be_stage(gpu: &Gpu, x: Input<'_>, w: &Weight) -> bool {
+    gpu.features().chains && x.f32_rows(w).is_none()
 }
 
 /// Which kernel makes a product.
@@ -303,7 +318,11 @@ pub fn matmul_with<'a>(
         MatmulPath::Tile => bail!(InvalidArgument, "matmul by {}: tiles take plain rows", w.name()),
     };
     // The team does not depend on how a weight is split.
-    let team = Team::of(gpu, n, k, rows, 1 + u32::from(x.norm.is_some()));
+    let values = 1 + u32::from(x.norm.is_some());
+    let team = match may_be_stage(gpu, x, w) {
+        true => Team::of_stage(gpu, n, k, rows, values, None),
+        false => Team::of(gpu, n, k, rows, values),
+    };
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {
         let params = ProductParams::of(x, w, y, tile, part.rows, part.row_start);

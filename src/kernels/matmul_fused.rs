@@ -5,7 +5,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::activate::Activation;
 use crate::kernels::byte_rows::ByteRows;
-use crate::kernels::matmul::{Input, ProductParams, Team, tail_or_bytes};
+use crate::kernels::matmul::{Input, ProductParams, Team, may_be_stage, tail_or_bytes};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::GPU_BLOCK;
@@ -89,6 +89,7 @@ pub fn matmul_glu<'a>(
     }
     let values = 2 + u32::from(x.norm.is_some());
     let team = match out {
+        Some(_) if may_be_stage(gpu, x, w) => Team::of_stage(gpu, n, w.k(), rows, values, None),
         Some(_) => Team::of_block(gpu, n, w.k(), rows, values, BLOCK),
         None => Team::of(gpu, n, w.k(), rows, values),
     };
@@ -151,7 +152,10 @@ pub fn matmul_next<'a>(
         );
     }
     // The team does not depend on how a weight is split.
-    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK);
+    let team = match may_be_stage(gpu, x, w) {
+        true => Team::of_stage(gpu, w.rows(), w.k(), rows, 1, Some(BLOCK)),
+        false => Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK),
+    };
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {

@@ -8,6 +8,7 @@ mod attention;
 mod attention_decode;
 mod byte_rows;
 mod cast;
+mod chain;
 pub mod constants;
 mod gated_norm;
 mod gather;
@@ -50,6 +51,7 @@ pub use attention_decode::{
 };
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
+pub use chain::{MAX_CHAINS, attention_chain_words, chain_words, record_attention_chain, record_chain};
 pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};

@@ -60,7 +60,7 @@ pub(super) static CHECK_STOP: Kernel = Kernel {
 pub(super) static STEP_BEGIN: Kernel = Kernel {
     name: "step_begin",
     source: include_str!("../../shaders/step_begin.wgsl"),
-    flags: &[],
+    flags: &["CHAINS"],
     constants: &["WG"],
     slots: &[],
     forms: Forms::ALL,
@@ -72,7 +72,7 @@ params!(ArgmaxParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
 params!(PickParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
 params!(GreedyParams { rows: u32, chunks: u32, out_offset: u32 });
 params!(CheckStopParams { rows: u32, out_offset: u32 });
-params!(StepBeginParams { rows: u32, history_cap: u32 });
+params!(StepBeginParams { rows: u32, history_cap: u32, words: u32 });
 
 /// Stop ids that a slot's entry holds.
 pub const MAX_STOP_IDS: u32 = 64;
@@ -277,10 +277,12 @@ pub fn greedy<'a>(
     end.bind(rows, d)
 }
 
-/// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens.
+/// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens. With `chain_words`, they are cleared for
+/// the step's chains, but for the first.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if a buffer is too small.
+#[allow(clippy::too_many_arguments, reason = "an operation's operands")]
 pub fn step_begin<'a>(
     n: u32,
     slots: BufferSlice<'a>,
@@ -289,16 +291,23 @@ pub fn step_begin<'a>(
     tokens: BufferSlice<'a>,
     history: BufferSlice<'a>,
     history_cap: u32,
+    chain_words: Option<BufferSlice<'a>>,
 ) -> Result<Dispatch<'a>> {
     if slots.size < u64::from(n) * 4 || rows.size < u64::from(n) * 8 || tokens.size < u64::from(n) * 4 {
         bail!(InvalidArgument, "step_begin: {n} rows");
     }
-    let params = StepBeginParams { rows: n, history_cap };
-    Ok(Dispatch::new(&STEP_BEGIN, &params, linear_grid(u64::from(n).div_ceil(THREADS_LONG.into())))
+    let words = chain_words.map_or(0, |w| w.size / 4);
+    let params = StepBeginParams { rows: n, history_cap, words: words as u32 };
+    let threads = words.max(n.into());
+    let d = Dispatch::new(&STEP_BEGIN, &params, linear_grid(threads.div_ceil(THREADS_LONG.into())))
         .constant("WG", THREADS_LONG)
         .bind("slots", slots)
         .bind("states", states)
         .bind("rows", rows)
         .bind("tokens", tokens)
-        .bind("history", history))
+        .bind("history", history);
+    Ok(match chain_words {
+        Some(words) => d.flag("CHAINS", true).bind("chain_words", words),
+        None => d,
+    })
 }

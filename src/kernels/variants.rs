@@ -81,8 +81,17 @@ impl std::fmt::Display for Declared {
 pub fn device_sets(present: Features) -> Vec<(&'static str, Features)> {
     let p = present;
     // An ability that is added must be looked at here: does it change shaders?
-    let Features { subgroups: _, f16: _, immediates: _, timestamps: _, pipeline_cache: _, cooperative_matrix: _ } = p;
-    let nothing = Features { subgroups: false, f16: false, immediates: false, cooperative_matrix: false, ..p };
+    let Features {
+        subgroups: _,
+        f16: _,
+        immediates: _,
+        timestamps: _,
+        pipeline_cache: _,
+        cooperative_matrix: _,
+        chains: _,
+    } = p;
+    let nothing =
+        Features { subgroups: false, f16: false, immediates: false, cooperative_matrix: false, chains: false, ..p };
     // The last decides which kernels there are, not how they read, so nothing is tried without one of them alone.
     let mut sets = vec![
         ("everything on", p),

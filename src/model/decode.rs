@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::gpu::{Encoded, Gate, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
+use crate::gpu::{Encoded, FaultPoint, Gate, Phase, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::sample::NO_TOKEN;
 use crate::model::draw::Choice;
 use crate::model::engine::{Drawn, Engine, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT};
@@ -80,9 +80,17 @@ impl Engine {
 
     fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
         let mut recorder = self.recorder("decode", None, None, scope);
+        let chained = self.chained(kind).zip(self.slots.states_before.as_ref());
+        if let Some((_, before)) = chained {
+            recorder.copy(self.slots.states.whole(), before.whole())?;
+        }
         for i in 0..kind.tokens {
             recorder.replay(plan);
             self.hand_out(&mut recorder, kind.sequences, i)?;
+        }
+        if let Some((words, _)) = chained {
+            let at = u64::from(kind.tokens) * u64::from(kind.sequences) * 8;
+            recorder.copy(words.slice(0, 8), self.staging.slice(at, 8))?;
         }
         Ok(recorder)
     }
@@ -125,6 +133,14 @@ impl Engine {
             self.batch = slots;
         }
         Ok(())
+    }
+
+    /// Pairs of words that a batch left to be read.
+    fn read_batch(&self, submission: &Submission, pairs: u32, scope: &Scope) -> Result<Vec<[u32; 2]>> {
+        let mut words = vec![[0u32; 2]; pairs as usize];
+        let out = bytemuck::cast_slice_mut(&mut words);
+        self.gpu.read_staging(&self.staging, submission, out, DECODE_TOKENS, scope)?;
+        Ok(words)
     }
 
     /// Draws `tokens` tokens for each sequence in one submit and one readback. `positions[i]` is how many tokens of sequence `i` are in
@@ -184,9 +200,15 @@ impl Engine {
             }
             None => (self.submit_batch(kind, then, scope)?, None),
         };
-        let mut words = vec![[0u32; 2]; (n * tokens) as usize];
-        let out = bytemuck::cast_slice_mut(&mut words);
-        self.gpu.read_staging(&self.staging, &submission, out, DECODE_TOKENS, scope)?;
+        let chained = seen.is_none() && self.chained(kind).is_some();
+        let mut words = self.read_batch(&submission, n * tokens + u32::from(chained), scope)?;
+        let in_vain = chained && words.pop().is_some_and(|w| w[0] != 0);
+        if in_vain || (chained && self.gpu.fault(FaultPoint::Chain).is_err()) {
+            self.lose_chains(scope)?;
+            self.batch_plan(kind, &scope.clone().in_phase(Phase::Load))?;
+            let again = self.submit_batch(kind, 0, scope)?;
+            words = self.read_batch(&again, n * tokens, scope)?;
+        }
         for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
             // A sequence's rows count up to the one that stopped it.
             let ran = words.iter().skip(i).step_by(n as usize).filter(|w| w[0] != NO_TOKEN).count();

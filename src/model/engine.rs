@@ -134,7 +134,7 @@ impl Engine {
         options: EngineOptions,
         scope: &Scope,
     ) -> Result<Self> {
-        let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS) * 8, scope)?;
+        let staging = gpu.staging("tokens", u64::from(MAX_TOKENS_PER_SUBMIT * LOGIT_ROWS + 1) * 8, scope)?;
         let kv = KvPool::new(options.kv_type, &spec.layers, options.chunk.max(MAX_TOKENS_PER_SUBMIT));
         Ok(Self {
             slots: Slots::new(&gpu, 1, options.n_ctx, kv.groups(), scope)?,

@@ -10,7 +10,7 @@ use crate::kernels::{
     attention_coop_fits, attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits,
     attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast,
     matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
-    rope, sigmoid_gate, softcap,
+    record_attention_chain, rope, sigmoid_gate, softcap,
 };
 use crate::model::draw::Choice;
 use crate::model::kv_cache::KvPool;
@@ -381,6 +381,7 @@ impl<'a> Forward<'a> {
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let inputs = Matrix::new(&s.qkv, n, a.in_width());
         self.product(r, "attn.qkv", normed, &w.qkv, inputs, false)?;
+        self.end_chain(r, layer as u32)?;
         self.look(r, "attn.qkv", Some(layer), inputs)?;
         let qkv = inputs.columns(0, a.qkv_width());
         // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
@@ -452,7 +453,14 @@ impl<'a> Forward<'a> {
         {
             scores.push(shape.with_sinks(last, sinks.whole())?);
         }
-        Self::record_all(r, "attn.scores", scores)?;
+        match self.chains(batch, n).filter(|_| scores.len() > 1) {
+            Some(words) => {
+                r.hold();
+                Self::record_all(r, "attn.scores", scores)?;
+                record_attention_chain(r, "attn.scores", words, s.chain_parts_at)?;
+            }
+            None => Self::record_all(r, "attn.scores", scores)?,
+        }
         if a.gated {
             r.record(sigmoid_gate(heads, inputs.columns(a.qkv_width(), a.q_width()))?.label("attn.gate"))?;
         }
@@ -461,6 +469,7 @@ impl<'a> Forward<'a> {
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
         let heads = Input { x: heads, bytes, norm: None, half: None };
+        self.begin_chain(r, batch, n);
         let left = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, batch, after)?;
         Ok((normed, left))
     }
@@ -521,6 +530,7 @@ impl<'a> Forward<'a> {
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
         self.product(r, "head", normed, self.weights.head(), logits, false)?;
+        self.end_chain(r, self.spec.layers.len() as u32)?;
         if self.spec.logit_softcap > 0.0 {
             r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
         }
@@ -540,7 +550,8 @@ impl<'a> Forward<'a> {
         let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
-        r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap)?)?;
+        let words = self.chains(batch, n).and_then(|_| s.chain_words(n));
+        r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap, words)?)?;
         let left = self.body(r, n, batch)?;
         self.logits(r, 0, n, left)?;
         self.sample(r, n, rows, choice)?;

@@ -3,6 +3,7 @@
 //! This layer knows weight names, layer order and which kernel; not workgroup sizes, not file offsets, not policy.
 
 pub mod arch;
+mod chains;
 mod decode;
 mod draw;
 mod embed;

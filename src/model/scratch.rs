@@ -2,10 +2,13 @@
 //! shares memory with what the other half needs.
 
 use crate::error::{Result, bail};
-use crate::gpu::{ArenaPlan, Buffer, Gpu, MemoryClass, Region, Scope, Steps};
+use crate::gpu::{ArenaPlan, Buffer, BufferSlice, Gpu, MemoryClass, Region, Scope, Steps};
 use crate::kernels::constants::{DECODE_FROM, TILE_FROM};
 use crate::kernels::sample::Chunks;
-use crate::kernels::{AttentionParts, ByteRows, HalfRoom, HalfRows, attention_splits, decoded_bytes, few_parts_bytes};
+use crate::kernels::{
+    AttentionParts, ByteRows, HalfRoom, HalfRows, attention_chain_words, attention_splits, chain_words, decoded_bytes,
+    few_parts_bytes,
+};
 use crate::model::moe::MoeScratch;
 use crate::model::spec::{LayerSpec, Mixer, ModelSpec};
 use crate::quant::GPU_BLOCK;
@@ -118,6 +121,11 @@ pub(crate) struct Scratch {
     pub(crate) picked: Buffer,
     /// (token, stop) of the step.
     pub(crate) ring: Buffer,
+    /// What stages of a chain pass on, where there are chains; and the widths of what they do: the residual stream, the inputs of second products.
+    pub(crate) chain_words: Option<Buffer>,
+    widths: [u32; 2],
+    /// Where in the words the parts of split attention begin.
+    pub(crate) chain_parts_at: u64,
     /// Slots of a decode batch.
     pub(crate) batch_slots: Buffer,
     /// Tokens to be verified, and their rows, `[LOGIT_ROWS]`.
@@ -264,6 +272,9 @@ impl Scratch {
             true => Some(buffer(gpu, "few_parts", few_parts_bytes(rows), rows, scope)?),
             false => None,
         };
+        let attn_parts = PartBuffers::new(gpu, spec, rows, scope)?;
+        let parts_at = chain_words(rows.min(BYTE_ROWS), spec.n_embd, widest_inner);
+        let chained = parts_at + attention_chain_words(attn_parts.sums.size());
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
         Ok(Self {
             rows,
@@ -274,7 +285,7 @@ impl Scratch {
             normed_bytes: ByteBuffers::new(gpu, "normed", few * u64::from(spec.n_embd), scope)?,
             block_sums: words("block_sums", (few * u64::from(spec.n_embd)).div_ceil(GPU_BLOCK as u64))?,
             inner_bytes: ByteBuffers::new(gpu, "inner", few * u64::from(widest_inner), scope)?,
-            attn_parts: PartBuffers::new(gpu, spec, rows, scope)?,
+            attn_parts,
             qkv: arena.buffer(qkv),
             q: arena.buffer(q),
             attn: arena.buffer(attn),
@@ -289,10 +300,22 @@ impl Scratch {
             partial: words("partial", u64::from(LOGIT_ROWS) * u64::from(chunks) * 2)?,
             picked: words("picked", LOGIT_ROWS.into())?,
             ring: words("ring", u64::from(LOGIT_ROWS) * 2)?,
+            chain_words: match gpu.features().chains && !exact {
+                true => Some(words("chain_words", chained)?),
+                false => None,
+            },
+            widths: [spec.n_embd, widest_inner],
+            chain_parts_at: parts_at,
             batch_slots: words("batch_slots", LOGIT_ROWS.into())?,
             draft_tokens: words("draft.tokens", LOGIT_ROWS.into())?,
             draft_rows: words("draft.rows", u64::from(LOGIT_ROWS) * 2)?,
         })
+    }
+
+    /// The words that chains of `rows` rows use, where there are chains.
+    pub(crate) fn chain_words(&self, rows: u32) -> Option<BufferSlice<'_>> {
+        let [n_embd, inner] = self.widths;
+        Some(self.chain_words.as_ref()?.slice(0, chain_words(rows, n_embd, inner) * 4))
     }
 
     /// Where a product's rows are brought to f16, if they are.

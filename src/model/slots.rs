@@ -13,6 +13,8 @@ pub(crate) struct Slots {
     n_ctx: u32,
     used: Vec<bool>,
     pub(crate) states: Buffer,
+    /// What they were before the last batch, where there are chains.
+    pub(crate) states_before: Option<Buffer>,
     pub(crate) sampling: Buffer,
     pub(crate) history: Buffer,
     pub(crate) stop_ids: Buffer,
@@ -32,6 +34,10 @@ impl Slots {
             n_ctx,
             used: vec![false; count as usize],
             states: make("slots.state", size_of::<SeqState>() as u64, MemoryClass::Other)?,
+            states_before: match gpu.features().chains {
+                true => Some(make("slots.state_before", size_of::<SeqState>() as u64, MemoryClass::Other)?),
+                false => None,
+            },
             sampling: make("slots.sampling", size_of::<SampleParams>() as u64, MemoryClass::Other)?,
             history: make("slots.history", u64::from(n_ctx) * 4, MemoryClass::Other)?,
             stop_ids: make("slots.stop_ids", u64::from(MAX_STOP_IDS) * 4, MemoryClass::Other)?,

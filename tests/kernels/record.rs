@@ -83,7 +83,7 @@ impl Step {
         let b = SamplingBuffers { rows, sampling, history, history_cap: 32, bias };
         let end = StepEnd { rows, states, stop_ids: (&self.stop_ids).into(), ring: (&self.ring).into(), out_offset: 0 };
         vec![
-            step_begin(3, (&self.slots).into(), states, rows, (&self.tokens).into(), history, 32).unwrap(),
+            step_begin(3, (&self.slots).into(), states, rows, (&self.tokens).into(), history, 32, None).unwrap(),
             penalize(3, vocab, logits, b).unwrap(),
             argmax(3, vocab, cut, logits, partial).unwrap(),
             pick(3, vocab, cut, logits, b, partial, picked).unwrap(),

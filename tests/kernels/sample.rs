@@ -487,7 +487,7 @@ fn steps(gpu: &Gpu, largest: bool) {
         let (drawn, partial) = (upload_words(gpu, drawn), upload_words(gpu, partial.as_flattened()));
         let picked = untouched(gpu, 4);
         let (st, ro) = ((&states).into(), (&rows).into());
-        let begin = step_begin(4, (&slots).into(), st, ro, (&tokens).into(), (&history).into(), cap).unwrap();
+        let begin = step_begin(4, (&slots).into(), st, ro, (&tokens).into(), (&history).into(), cap, None).unwrap();
         let out = 4 * i as u32;
         let (stop_ids, ring) = ((&stop_ids).into(), (&ring).into());
         let end = StepEnd { rows: ro, states: st, stop_ids, ring, out_offset: out };
@@ -536,7 +536,7 @@ fn shapes_that_disagree_are_refused() {
     assert!(greedy(2, Chunks::of(64), s(), s(), end).is_err(), "ring too small");
     let end = StepEnd { out_offset: 0, ..end };
     assert!(greedy(2, Chunks { chunk: 256, chunks: 33 }, s(), s(), end).is_err(), "partial results too small");
-    assert!(step_begin(33, s(), s(), s(), s(), s(), 1).is_err(), "rows too small");
+    assert!(step_begin(33, s(), s(), s(), s(), s(), 1, None).is_err(), "rows too small");
 }
 
 // ---- What both sides share ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 mod after_load;
 mod batch;
 mod budgets;
+mod chains;
 mod common;
 mod embed;
 mod faults;

@@ -61,7 +61,7 @@ fn environment(context: &Context) -> Value {
         "gpu_time_source": report::gpu_time_source(gpu.timed()),
         "features": {
             "subgroups": f.subgroups, "f16": f.f16, "immediates": f.immediates, "timestamps": f.timestamps,
-            "pipeline_cache": f.pipeline_cache, "cooperative_matrix": f.cooperative_matrix,
+            "pipeline_cache": f.pipeline_cache, "cooperative_matrix": f.cooperative_matrix, "chains": f.chains,
         },
     })
 }

@@ -6,6 +6,7 @@ use doppler::kernels::constants::{KV_BLOCK_TOKENS, THREADS};
 use doppler::kernels::{self, AngleTable, AttentionParts, AttentionShape, KvType, Matrix, RopePairs, RopeShape};
 
 use super::bytes::Bytes;
+use super::chain::attention_chain;
 use super::fresh::fresh;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
@@ -289,8 +290,15 @@ fn attention(
             let parts = AttentionParts { sums: (&sums).into(), tops: (&tops).into() };
             let bytes = if to_bytes { Some(Bytes::new(lab, positions.len(), width)?) } else { None };
             let out = bytes.as_ref().map(Bytes::operand);
-            let [rows, combine] = kernels::attention_split(&lab.gpu, shape, t, splits, binding, qs, parts, y, out)?;
-            lab.run([rows, sunk(combine)?])?;
+            let split = || -> Result<_> {
+                let [rows, combine] = kernels::attention_split(&lab.gpu, shape, t, splits, binding, qs, parts, y, out)?;
+                Ok([rows, sunk(combine)?])
+            };
+            lab.run(split()?)?;
+            if lab.gpu.features().chains {
+                let want = lab.read(&yb, q.len())?;
+                all.extend(attention_chain(lab, &case, split()?, parts, (&yb, &want))?);
+            }
             if let Some(bytes) = &bytes {
                 all.push(bytes.compare(lab, format!("{case}, its bytes"), &lab.read(&yb, q.len())?)?);
             }
@@ -355,6 +363,15 @@ pub(super) fn decode(lab: &Lab) -> Result<Vec<Measured>> {
             let way = Way::Split(4, v.has("BYTES"));
             all.extend(attention(lab, shapes(head_dim)[0], KvType::F16, &[0, 131, 700], way, v.has("SINKS"))?);
         }
+    }
+    Ok(all)
+}
+
+/// Split attention, which runs as a chain as well where there are chains.
+pub(super) fn split_attention(lab: &Lab) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    for (head_dim, bytes, sinks) in [(128, true, false), (80, false, true)] {
+        all.extend(attention(lab, shapes(head_dim)[0], KvType::F16, &[0, 131, 700], Way::Split(4, bytes), sinks)?);
     }
     Ok(all)
 }

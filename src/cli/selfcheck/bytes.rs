@@ -59,7 +59,7 @@ impl Bytes {
             let top = x.iter().fold(0.0f64, |m, &v| m.max(f64::from(v).abs()));
             for (&g, &x) in got.iter().zip(x) {
                 let error = (f64::from(g) - f64::from(x)).abs();
-                let here = Measured { case: String::new(), error, bound: top * 0.50002 / 127.0 + 1e-35 };
+                let here = Measured { case: String::new(), error, bound: top * 0.50004 / 127.0 + 1e-35 };
                 if here.ratio() > worst.ratio() {
                     worst = Measured { case: worst.case, ..here };
                 }

@@ -4,6 +4,7 @@
 
 mod attention;
 mod bytes;
+mod chain;
 mod coverage;
 mod elementwise;
 mod fresh;
@@ -49,6 +50,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("matmul-vec", true, weights::matmul_vec),
     check("matmul-glu", true, fused::glu),
     check("matmul-next", true, fused::next),
+    check("chain", true, chain::chain),
     check("matmul-tile", true, weights::matmul_tile),
     check("byte-rows", true, bytes::byte_rows),
     check("matmul-coop", true, weights::matmul_coop),
@@ -174,7 +176,9 @@ impl Lab {
 
     /// True if kernels that the check runs have variants to be tried on this device.
     pub(super) fn wants(&self, check: &Check) -> bool {
-        self.coverage.borrow().wants(check.name, self.gpu.features())
+        // No kernel declares what it is as a stage of a chain.
+        let chains = check.name == "chain" && self.gpu.features().chains;
+        chains || self.coverage.borrow().wants(check.name, self.gpu.features())
     }
 
     /// The forms of a kernel that are to be tried on this device: a check that turns each into a case need not know which there are.

@@ -174,6 +174,9 @@ pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {
             let (sb, tb) = (lab.words(&slots)?, lab.words(bytemuck::cast_slice(&states))?);
             let (rb, kb) = (lab.words(&vec![0; 2 * n])?, lab.words(&vec![0; n])?);
             let hb = lab.words(&want_history)?;
+            // Both forms, and more words than rows.
+            let words = lab.words(&vec![7; 1000])?;
+            let clear = (n > 3).then(|| (&words).into());
             lab.run([kernel::step_begin(
                 n as u32,
                 (&sb).into(),
@@ -182,6 +185,7 @@ pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {
                 (&kb).into(),
                 (&hb).into(),
                 cap as u32,
+                clear,
             )?])?;
             let (mut want_rows, mut want_tokens) = (Vec::new(), Vec::new());
             for &slot in &slots {
@@ -195,6 +199,9 @@ pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {
             let wrong = differences(&lab.read_words(&rb, 2 * n)?, &want_rows)
                 + differences(&lab.read_words(&kb, n)?, &want_tokens)
                 + differences(&lab.read_words(&hb, want_history.len())?, &want_history);
+            let mut want_words = vec![if clear.is_some() { 0 } else { 7 }; 1000];
+            want_words[0] = 7;
+            let wrong = wrong + differences(&lab.read_words(&words, 1000)?, &want_words);
             Ok(Measured::exact(format!("{n} rows"), wrong))
         })
         .collect()

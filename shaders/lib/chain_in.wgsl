@@ -1,0 +1,45 @@
+// Rows of bytes that an earlier stage sends, brought to workgroup memory. The host declares CHAIN_IN_AT, their first word, and CHAIN_BLOCKS, the most
+// blocks that a workgroup of any stage takes at a time. The caller declares WG.
+#import thread
+#import bytes
+#import chain
+var<workgroup> chain_x: array<vec4<u32>, CHAIN_BLOCKS * 2u>;
+var<workgroup> chain_scales: array<vec2<u32>, CHAIN_BLOCKS>;
+var<workgroup> chain_squares: array<f32, CHAIN_BLOCKS>;
+
+// Waits for `rows` rows of k_blocks from `row0` on. They are kept as byte_rows are, from row 0 on.
+fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
+    for (var i = t.lid; i < rows * k_blocks; i += WG) {
+        let row = i / k_blocks;
+        let b = i % k_blocks;
+        let at = CHAIN_IN_AT + (row0 + row) * CHAIN_WORDS * k_blocks + b;
+        var w0 = vec4<u32>(0u);
+        var w1 = vec4<u32>(0u);
+        var w2 = vec4<u32>(0u);
+        var squares = 0u;
+        var there = false;
+        for (var n = 0u; n < CHAIN_POLLS; n++) {
+            w0 = vec4<u32>(chain_read(at), chain_read(at + k_blocks), chain_read(at + 2u * k_blocks), chain_read(at + 3u * k_blocks));
+            w1 = vec4<u32>(chain_read(at + 4u * k_blocks), chain_read(at + 5u * k_blocks),
+                chain_read(at + 6u * k_blocks), chain_read(at + 7u * k_blocks));
+            w2 = vec4<u32>(chain_read(at + 8u * k_blocks), chain_read(at + 9u * k_blocks),
+                chain_read(at + 10u * k_blocks), chain_read(at + 11u * k_blocks));
+            squares = chain_read(at + 12u * k_blocks);
+            there = chain_there(w0) && chain_there(w1) && chain_there(w2) && chain_there(vec4<u32>(squares));
+            if (there || chain_stops(n)) { break; }
+        }
+        if (!there) { chain_give_up(); }
+        // Twelve bytes from each four words.
+        let lo = vec4<u32>((w0.x & 0xffffffu) | (w0.y << 24u), ((w0.y >> 8u) & 0xffffu) | (w0.z << 16u),
+            ((w0.z >> 16u) & 0xffu) | (w0.w << 8u), (w1.x & 0xffffffu) | (w1.y << 24u));
+        let hi = vec4<u32>(((w1.y >> 8u) & 0xffffu) | (w1.z << 16u), ((w1.z >> 16u) & 0xffu) | (w1.w << 8u),
+            (w2.x & 0xffffffu) | (w2.y << 24u), ((w2.y >> 8u) & 0xffffu) | (w2.z << 16u));
+        chain_x[row * 2u * k_blocks + b] = lo;
+        chain_x[(row * 2u + 1u) * k_blocks + b] = hi;
+        let ones = vec4<u32>(0x01010101u);
+        let sums = vec2<i32>(bytes_dot(lo, ones), bytes_dot(hi, ones));
+        chain_scales[i] = vec2<u32>(w2.w << 8u, (u32(sums.x) & 0xffffu) | (u32(sums.y) << 16u));
+        chain_squares[i] = bitcast<f32>(squares << 8u);
+    }
+    workgroupBarrier();
+}

@@ -1,0 +1,175 @@
+//! Chains: the products of a decode step in one dispatch, against the same one after another, which other checks compare with f64.
+
+use std::sync::Arc;
+
+use doppler::Result;
+use doppler::gpu::{Buffer, Dispatch};
+use doppler::kernels::{
+    self, Activation, AttentionParts, Input, Matrix, Next, RowNorm, RowSource, Weight, WeightUploader,
+};
+use doppler::quant::{FORMATS, Format};
+
+use super::attention::split_attention;
+use super::bytes::Bytes;
+use super::weights::{random_rows, weight};
+use super::{Lab, Measured, Rng};
+
+/// The residual stream, attention's heads, the inner width, and what reads the stream in the end, in two parts.
+const EMBD: usize = 256;
+const HEADS: usize = 512;
+const INNER: usize = 768;
+const LAST: [usize; 2] = [160, 70];
+
+/// Weights of a layer's products, and where they leave what they make.
+struct Layer {
+    rows: usize,
+    out: Weight,
+    gate_up: Weight,
+    down: Weight,
+    last: Weight,
+    norms: [Buffer; 2],
+    heads: Bytes,
+    heads_f32: Buffer,
+    stream: Buffer,
+    ff: Buffer,
+    normed: Bytes,
+    inner: Bytes,
+    sums: Buffer,
+    y: Buffer,
+}
+
+impl Layer {
+    fn new(lab: &Lab, format: &'static Format, rows: usize) -> Result<Self> {
+        let mut rng = Rng::new(rows as u64);
+        let heads_f32 = lab.floats(&rng.units(rows * HEADS))?;
+        let heads = Bytes::of(lab, Matrix::new(&heads_f32, rows as u32, HEADS as u32))?;
+        let stream = lab.floats(&rng.units(rows * EMBD))?;
+        let norms = [lab.floats(&rng.units(EMBD))?, lab.floats(&rng.units(EMBD))?];
+        let bias = rng.units(EMBD);
+        let parts = LAST.map(|n| random_rows(format, &mut rng, n, EMBD).0);
+        let mut progress = |_| Ok(());
+        let mut uploader = WeightUploader::new(&lab.gpu, &lab.scope, &mut progress);
+        let source = |i: usize| RowSource { format, rows: LAST[i] as u32, data: &parts[i], bias: None };
+        let last = uploader.upload(format.name, EMBD as u32, &[source(0), source(1)])?;
+        uploader.finish()?;
+        Ok(Self {
+            rows,
+            out: weight(lab, format, EMBD, HEADS, Some(&bias))?.0,
+            gate_up: weight(lab, format, 2 * INNER, EMBD, None)?.0,
+            down: weight(lab, format, EMBD, INNER, None)?.0,
+            last,
+            norms,
+            heads,
+            heads_f32,
+            stream,
+            ff: lab.blank(rows * INNER)?,
+            normed: Bytes::new(lab, rows, EMBD)?,
+            inner: Bytes::new(lab, rows, INNER)?,
+            sums: lab.blank(rows * EMBD / 32)?,
+            y: lab.blank(rows * LAST.iter().sum::<usize>())?,
+        })
+    }
+
+    fn dispatches(&self, lab: &Lab) -> Result<Vec<Dispatch<'_>>> {
+        let (gpu, rows) = (&lab.gpu, self.rows as u32);
+        let x = Matrix::new(&self.stream, rows, EMBD as u32);
+        let next =
+            |i: usize| Next { w: (&self.norms[i]).into(), bytes: self.normed.operand(), sums: (&self.sums).into() };
+        let input = |x, bytes, norm| Input { x, bytes: Some(bytes), norm, half: None };
+        let norm = |i: usize| RowNorm { w: (&self.norms[i]).into(), eps: 1e-5, sums: Some((&self.sums).into()) };
+        let heads = input(Matrix::new(&self.heads_f32, rows, HEADS as u32), self.heads.operand(), None);
+        let ff = Matrix::new(&self.ff, rows, INNER as u32);
+        let mut all = kernels::matmul_next(gpu, heads, &self.out, x, next(0))?;
+        let gate_up = input(x, self.normed.operand(), Some(norm(0)));
+        let bytes = Some(self.inner.operand());
+        all.push(kernels::matmul_glu(gpu, Activation::Silu, gate_up, &self.gate_up, ff, bytes)?);
+        all.extend(kernels::matmul_next(gpu, input(ff, self.inner.operand(), None), &self.down, x, next(1))?);
+        let y = Matrix::new(&self.y, rows, LAST.iter().sum::<usize>() as u32);
+        all.extend(kernels::matmul(gpu, input(x, self.normed.operand(), Some(norm(1))), &self.last, y, false)?);
+        Ok(all)
+    }
+
+    /// The stream and the last results; both begin anew.
+    fn results(&self, lab: &Lab, before: &[f32]) -> Result<[Vec<f32>; 2]> {
+        let n = self.rows * LAST.iter().sum::<usize>();
+        let got = [lab.read(&self.stream, before.len())?, lab.read(&self.y, n)?];
+        lab.gpu.upload(self.stream.whole(), bytemuck::cast_slice(before), &lab.scope)?;
+        lab.gpu.upload(self.y.whole(), bytemuck::cast_slice(&vec![super::BLANK; n]), &lab.scope)?;
+        Ok(got)
+    }
+}
+
+/// The numbers are the same but where a driver fuses a product with a sum in one form and not in the other; then a byte may be a step off. So the mean
+/// error is compared with the mean size.
+fn against(case: String, got: &[f32], want: &[f32]) -> Measured {
+    let mean =
+        |of: &dyn Fn(usize) -> f64| ((0..want.len()).map(|i| of(i).powi(2)).sum::<f64>() / want.len() as f64).sqrt();
+    let error = mean(&|i| f64::from(got[i]) - f64::from(want[i]));
+    Measured { case, error, bound: 2e-2 * mean(&|i| f64::from(want[i])) }
+}
+
+pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
+    if !lab.gpu.features().chains {
+        return Ok(Vec::new());
+    }
+    let mut all = split_attention(lab)?;
+    for (i, format) in FORMATS.iter().filter(|f| f.has_bytes()).enumerate() {
+        // One, two and four rows at a time, and more than one such group.
+        let rows = [1, 2, 3, 8][i % 4];
+        let layer = Layer::new(lab, format, rows)?;
+        let before = lab.read(&layer.stream, rows * EMBD)?;
+        lab.run(layer.dispatches(lab)?)?;
+        let want = layer.results(lab, &before)?;
+        let words = kernels::chain_words(rows as u32, EMBD as u32, INNER as u32);
+        let words = lab.words(&vec![0; words as usize])?;
+        // Three times: tags tell the words of one chain from those of the last.
+        for tag in [1, 255, 2] {
+            let mut recorder = lab.gpu.recorder("selfcheck", &lab.scope);
+            recorder.hold();
+            layer.dispatches(lab)?.into_iter().try_for_each(|d| recorder.record(d))?;
+            kernels::record_chain(&mut recorder, &words, tag)?;
+            let dispatches = recorder.stats().dispatches;
+            recorder.submit()?;
+            let got = layer.results(lab, &before)?;
+            let case = format!("{rows} rows, {}, tag {tag}", format.name);
+            all.push(Measured::exact(format!("{case}: dispatches beyond one"), dispatches as usize - 1));
+            all.push(Measured::exact(format!("{case}: given up"), lab.read_words(&words, 1)?[0] as usize));
+            all.push(against(format!("{case}, the stream"), &got[0], &want[0]));
+            all.push(against(format!("{case}, the last"), &got[1], &want[1]));
+        }
+    }
+    Ok(all)
+}
+
+/// Split attention as a chain, twice: what it makes in `y` is what it made there as two dispatches.
+pub(super) fn attention_chain(
+    lab: &Lab,
+    case: &str,
+    dispatches: [Dispatch<'_>; 2],
+    parts: AttentionParts<'_>,
+    (y, want): (&Buffer, &[f32]),
+) -> Result<Vec<Measured>> {
+    let mut all = Vec::new();
+    let n = 64 + kernels::attention_chain_words(parts.sums.size) as usize;
+    let words = lab.words(&vec![0; n])?;
+    // Where heads are too small, or not whole blocks, there are two as before.
+    let head_dim = dispatches[0].variant.constant("HEAD_DIM").unwrap_or(0);
+    let must = head_dim.is_multiple_of(32) && head_dim >= 128 && head_dim <= 512;
+    let mut recorder = lab.gpu.recorder("selfcheck", &lab.scope);
+    recorder.hold();
+    dispatches.into_iter().try_for_each(|d| recorder.record(d))?;
+    kernels::record_attention_chain(&mut recorder, "attn.scores", &words, 64)?;
+    let wrong = must && recorder.stats().dispatches != 1;
+    all.push(Measured::exact(format!("{case}, as a chain: dispatches beyond one"), usize::from(wrong)));
+    let plan = Arc::new(recorder.into_plan()?);
+    for _ in 0..2 {
+        lab.gpu.upload(y.whole(), bytemuck::cast_slice(&vec![super::BLANK; want.len()]), &lab.scope)?;
+        let mut recorder = lab.gpu.recorder("selfcheck", &lab.scope);
+        recorder.replay(&plan);
+        recorder.submit()?;
+        all.push(against(format!("{case}, as a chain"), &lab.read(y, want.len())?, want));
+        let left = lab.read_words(&words, n)?.iter().filter(|w| **w != 0).count();
+        all.push(Measured::exact(format!("{case}, as a chain: words that are left, or given up"), left));
+    }
+    Ok(all)
+}

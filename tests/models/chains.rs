@@ -1,0 +1,106 @@
+//! Chains of operations in one dispatch: what is drawn is what is drawn without them, and where a wait ends in vain it is computed again.
+
+use std::ops::ControlFlow;
+use std::process::Command;
+
+use doppler::gpu::{CHAINS_VARIABLE, FaultPoint, Features, Guard, Phase};
+use doppler::sample::SamplingOptions;
+use doppler::session::{Context, GenerateOptions, Model, ModelOptions, SessionOptions};
+
+use crate::common::*;
+
+/// Tests that compare steps of one kind with steps of another, or count what they cost.
+const AGAIN: &[&str] = &[
+    "after_load::no_pipeline_is_compiled_after_loading",
+    "batch::companions_change_nothing",
+    "chains::a_wait_in_vain_is_done_again_without_chains",
+    "chains::chains_are_fewer_dispatches_and_the_same_tokens",
+    "hearth::steady_decode_makes_nothing",
+    "speculation::ends_are_those_of_plain_decoding",
+    "together::each_says_what_it_says_alone",
+];
+
+/// A context whose device has chains.
+fn with_chains(features: Features) -> Option<Context> {
+    let context = context(features, Guard::default())?;
+    if !context.gpu().features().chains {
+        println!("skipped: no chains on this device");
+        return None;
+    }
+    Some(context)
+}
+
+/// What a model says, and the dispatches of a step.
+fn told(model: &Model, tokens_per_submit: u32) -> (Vec<u32>, u64) {
+    let mut s = model.open_session(&SessionOptions { tokens_per_submit, ..Default::default() }).unwrap();
+    s.append_text("Once upon a time there was a little mouse who", false).unwrap();
+    let sampling = SamplingOptions { temperature: 0.9, repeat_penalty: 1.1, seed: 5, ..SamplingOptions::default() };
+    let options = GenerateOptions { max_tokens: 25, sampling, ignore_eos: true, ..Default::default() };
+    let before = *s.stats().counters.phase(Phase::Decode);
+    let tokens = s.generate(&options, &mut |_| ControlFlow::Continue(())).unwrap().tokens;
+    let cost = s.stats().counters.phase(Phase::Decode).since(&before);
+    (tokens, cost.dispatches / 24)
+}
+
+fn load(context: &Context) -> Model {
+    let options = ModelOptions { n_ctx: 96, prewarm: true, ..Default::default() };
+    context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap()
+}
+
+/// A process of its own, since a driver reads its environment once: with one thread llvmpipe starts workgroups in order, one after another.
+#[test]
+fn on_a_device_that_starts_workgroups_in_order_nothing_is_different() {
+    if std::env::var_os(CHAINS_VARIABLE).is_some() || context(Features::ALL, Guard::default()).is_none() {
+        return;
+    }
+    let me = std::env::current_exe().unwrap();
+    let run = Command::new(me)
+        .args(AGAIN)
+        .args(["--exact", "--test-threads", "2"])
+        .env(CHAINS_VARIABLE, "1")
+        .env("LP_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    assert!(said.contains(&format!("{} passed", AGAIN.len())), "{said}");
+}
+
+#[test]
+fn chains_are_fewer_dispatches_and_the_same_tokens() {
+    for without in [None, Some("immediates"), Some("subgroups")] {
+        let features = Features {
+            immediates: without != Some("immediates"),
+            subgroups: without != Some("subgroups"),
+            ..Features::ALL
+        };
+        let Some(context) = with_chains(features) else { return };
+        let model = load(&context);
+        let (tokens, dispatches) = told(&model, 4);
+        // Each layer is attention and a chain of products; before them a step begins, and after them a token is drawn.
+        let layers = 6;
+        assert!(dispatches < 2 * layers + 9, "{dispatches} dispatches a step");
+        // The same workgroups without chains: after a wait that ends in vain.
+        context.gpu().inject_fault(FaultPoint::Chain, 1);
+        let (again, plain) = told(&model, 4);
+        assert_eq!(again, tokens, "without {without:?}");
+        assert!(plain > dispatches + 3 * layers, "{plain} dispatches a step");
+    }
+}
+
+#[test]
+fn a_wait_in_vain_is_done_again_without_chains() {
+    let Some(context) = with_chains(Features::ALL) else { return };
+    let model = load(&context);
+    let (want, _) = told(&model, 4);
+    // In the midst of generating.
+    context.gpu().inject_fault(FaultPoint::Chain, 3);
+    let (got, _) = told(&model, 4);
+    assert_eq!(got, want);
+    // From then on there are none to fail.
+    context.gpu().inject_fault(FaultPoint::Chain, 1);
+    let (got, dispatches) = told(&model, 1);
+    assert_eq!(got, want);
+    assert!(dispatches > 5 * 6, "{dispatches} dispatches a step");
+    context.gpu().inject_fault(FaultPoint::Chain, 0);
+}
