@@ -181,7 +181,8 @@ fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize) {
     let mut squares: Vec<Want> =
         got.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
     squares.push(f64::from(UNTOUCHED).into());
-    close(&what, &download(gpu, &sums, squares.len()), &squares, 1e-6, 1e-5);
+    // They have 15 bits of mantissa.
+    close(&what, &download(gpu, &sums, squares.len()), &squares, 1e-6, 2.5e-5);
 }
 
 #[test]

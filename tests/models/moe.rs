@@ -191,7 +191,7 @@ fn experts_of_bytes_are_near_exact_ones() {
             let error = max_error(&want, &got);
             println!("{family} prompt {i}: margin {margin}, error {error}");
             compared += usize::from(margin > 0.09);
-            assert!(margin <= 0.09 || error <= 0.35, "{family} prompt {i}: {error}");
+            assert!(margin <= 0.09 || error <= 0.4, "{family} prompt {i}: {error}");
         }
         let [exact, fast] = models.each_ref().map(|m| {
             let mut s = session(m);
