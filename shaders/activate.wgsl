@@ -42,7 +42,7 @@ fn main(t: Thread) {
     let on = row < params.rows;
     var v = vec4<f32>(0.0);
     if (on) { v = vec4<f32>(activated(row, c), activated(row, c + 1u), activated(row, c + 2u), activated(row, c + 3u)); }
-    byte_store(t, on, row, params.cols / 32u, c / 4u, v, 0.0);
+    byte_store(t, on, row, params.cols / 32u, c / 4u, v);
 #else
     let row = i / params.cols;
     if (row >= params.rows) { return; }

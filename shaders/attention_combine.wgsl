@@ -117,6 +117,6 @@ fn main(t: Thread) {
     }
 #if BYTES
     let width = params.n_head * d4;
-    byte_store(t, on, row, width / 8u, t.wid.x * SPAN + t.lid, sum, 0.0);
+    byte_store(t, on, row, width / 8u, t.wid.x * SPAN + t.lid, sum);
 #endif
 }

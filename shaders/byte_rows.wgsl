@@ -13,5 +13,5 @@ fn main(t: Thread) {
     let on = row < params.rows;
     var v = vec4<f32>(0.0);
     if (on) { v = x[row * params.x_stride4 + params.x_offset4 + c]; }
-    byte_store(t, on, row, params.cols4 / 8u, c, v, 0.0);
+    byte_store(t, on, row, params.cols4 / 8u, c, v);
 }

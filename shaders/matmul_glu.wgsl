@@ -36,9 +36,7 @@ fn main(t: Thread) {
     let row0 = tile.x * TEAMS;
     let t0 = tile.y * NT;
     let gate = min(row0 + team_of(t, TEAM).x, params.n - 1u);
-    let w_rows = vec2<u32>(gate, params.n + gate);
-    let ahead = team_ahead(t, w_rows, t0, params.t_rows - 1u);
-    team_products(t, ahead, w_rows, t0, params.t_rows - 1u);
+    team_products(t, vec2<u32>(gate, params.n + gate), t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;
         let c = t.lid / TEAMS;
@@ -66,6 +64,6 @@ fn main(t: Thread) {
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
     }
     let on = c < NT && t0 + c < params.t_rows && row0 + j < params.n;
-    byte_store(t, on, t0 + c, params.n / 32u, (row0 + j) / 4u, v, 0.0);
+    byte_store(t, on, t0 + c, params.n / 32u, (row0 + j) / 4u, v);
 #endif
 }

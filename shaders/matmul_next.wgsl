@@ -36,16 +36,6 @@ fn main(t: Thread) {
     let tile = team_tile(g);
     let row0 = tile.x * 32u;
     let t0 = tile.y * NT;
-    let w_rows = vec2<u32>(row0 + team_of(t, TEAM).x);
-    let column = params.out_column + row0;
-    let c = t.lid / 8u;
-    let on = c < NT && t0 + c < params.t_rows;
-    var next = vec4<f32>(0.0);
-    if (on) {
-        let k = column + t.lid % 8u * 4u;
-        next = vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
-    }
-    let ahead = team_ahead(t, w_rows, t0, params.t_rows - 1u);
     // What the results are added to, and the weights of the next norm, are asked for before the product is made.
     let mine = row0 + t.lid % 32u;
     let adds = t.lid < 32u * NT && t0 + t.lid / 32u < params.t_rows;
@@ -63,7 +53,15 @@ fn main(t: Thread) {
         before += bias[mine];
 #endif
     }
-    team_products(t, ahead, w_rows, t0, params.t_rows - 1u);
+    let column = params.out_column + row0;
+    let c = t.lid / 8u;
+    let on = c < NT && t0 + c < params.t_rows;
+    var next = vec4<f32>(0.0);
+    if (on) {
+        let k = column + t.lid % 8u * 4u;
+        next = vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
+    }
+    team_products(t, vec2<u32>(row0 + team_of(t, TEAM).x), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
 #if CHAIN_Y_IN
         if (adds) { before += chain_take_y(o, asked); }
@@ -78,20 +76,22 @@ fn main(t: Thread) {
     }
     workgroupBarrier();
     var v = vec4<f32>(0.0);
-    var squares = 0.0;
     if (on) {
         let j = t.lid % 8u * 4u;
         let i = c * 32u + j;
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
         v *= next;
         if (j == 0u) {
+            var squares = 0.0;
             for (var e = 0u; e < 32u; e++) { squares += block_values[c * 32u + e] * block_values[c * 32u + e]; }
             // As many bits as CHAIN_OUT sends.
             squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
-#if !CHAIN_OUT
+#if CHAIN_OUT
+            byte_squares(t0 + c, params.out_blocks, column / 32u, squares);
+#else
             block_sums[(t0 + c) * params.out_blocks + column / 32u] = squares;
 #endif
         }
     }
-    byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v, squares);
+    byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v);
 }

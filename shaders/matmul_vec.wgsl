@@ -23,9 +23,7 @@ fn main(t: Thread) {
     let tile = team_tile(g);
     let row0 = tile.x * TEAMS;
     let t0 = tile.y * NT;
-    let w_rows = vec2<u32>(min(row0 + team_of(t, TEAM).x, params.n - 1u));
-    let ahead = team_ahead(t, w_rows, t0, params.t_rows - 1u);
-    team_products(t, ahead, w_rows, t0, params.t_rows - 1u);
+    team_products(t, vec2<u32>(min(row0 + team_of(t, TEAM).x, params.n - 1u)), t0, params.t_rows - 1u);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;
         let r = row0 + team;

@@ -68,6 +68,6 @@ fn main(t: Thread) {
         block_sums[row * params.row_groups + row0 / 32u] = squares;
     }
     let scaled = v * vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
-    byte_store(t, t.lid < 8u, row, params.row_groups, k / 4u, scaled, 0.0);
+    byte_store(t, t.lid < 8u, row, params.row_groups, k / 4u, scaled);
 #endif
 }

@@ -24,8 +24,7 @@ fn main(t: Thread) {
     let row0 = (g % params.row_groups) * 32u;
     let gate = ids[entry] * 2u * params.n + row0 + team_of(t, TEAM).x;
     let row = entry / params.share;
-    let w_rows = vec2<u32>(gate, gate + params.n);
-    team_products(t, team_ahead(t, w_rows, row, row), w_rows, row, row);
+    team_products(t, vec2<u32>(gate, gate + params.n), row, row);
     if (t.lid < 32u) {
         let scale = team_scale(t.lid, 0u);
         let a = team_sum(t.lid, 0u, 0u) * scale;
@@ -39,5 +38,5 @@ fn main(t: Thread) {
     workgroupBarrier();
     let i = t.lid % 8u * 4u;
     let v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
-    byte_store(t, t.lid < 8u, entry, params.n / 32u, row0 / 4u + t.lid % 8u, v, 0.0);
+    byte_store(t, t.lid < 8u, entry, params.n / 32u, row0 / 4u + t.lid % 8u, v);
 }

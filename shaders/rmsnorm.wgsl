@@ -44,7 +44,7 @@ fn main(t: Thread) {
 #endif
             y[y0 + i] = v;
         }
-        byte_store(t, i < params.cols4, row, params.cols4 / 8u, i, v, 0.0);
+        byte_store(t, i < params.cols4, row, params.cols4 / 8u, i, v);
     }
 #else
     for (var i = t.lid; i < params.cols4; i += WG) {

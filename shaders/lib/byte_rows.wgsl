@@ -1,4 +1,5 @@
-// Rows as signed bytes, for products with whole numbers: 32 neighbouring numbers share a scale, max|x| / 127 in 15 bits of mantissa, and x is about scale * byte.
+// Rows as signed bytes, for products with whole numbers: 32 neighbouring numbers share a scale, max|x| / 127 in 15 bits of mantissa, and x is about
+// scale * byte.
 // A row is a vec4 of words for the first half of each of its k_blocks blocks, then one for the second half of each; an entry of the scales is
 // the scale's bits and the sums of the bytes of both halves, as two i16. The caller declares
 // `override BYTE_THREADS`, a multiple of 8: threads from there on have nothing to write.
@@ -10,9 +11,9 @@ var<workgroup> byte_words: array<u32, BYTE_THREADS>;
 #else
 @group(0) @binding(auto) var<storage, read_write> byte_quants: array<u32>;
 @group(0) @binding(auto) var<storage, read_write> byte_scales: array<vec2<u32>>;
+var<workgroup> byte_sums: array<i32, BYTE_THREADS>;
 #endif
 var<workgroup> byte_tops: array<f32, BYTE_THREADS>;
-var<workgroup> byte_sums: array<i32, BYTE_THREADS>;
 
 #if CHAIN_OUT
 // Three bytes of a block, from byte 3 * w on.
@@ -24,10 +25,14 @@ fn byte_three(first: u32, w: u32) -> u32 {
     if (shift <= 8u) { return lo; }
     return lo | (byte_words[min(word + 1u, first + 7u)] << (32u - shift));
 }
+// What goes with a block beside: the sum of squares of what it was made from.
+fn byte_squares(row: u32, k_blocks: u32, block: u32, squares: f32) {
+    chain_send(CHAIN_OUT_AT + (row * CHAIN_WORDS + 12u) * k_blocks + block, bitcast<u32>(squares) >> 8u);
+}
 #endif
 // The four numbers v at 4 * i of a row. Eight neighbouring threads hold a block; all threads come here, those with nothing to write with
-// on = false. squares: the sum of the block's squares, from the first of its threads, for CHAIN_OUT.
-fn byte_store(t: Thread, on: bool, row: u32, k_blocks: u32, i: u32, v: vec4<f32>, squares: f32) {
+// on = false.
+fn byte_store(t: Thread, on: bool, row: u32, k_blocks: u32, i: u32, v: vec4<f32>) {
     let takes_part = t.lid < BYTE_THREADS;
     let size = abs(v);
     if (takes_part) { byte_tops[t.lid] = max(max(size.x, size.y), max(size.z, size.w)); }
@@ -51,7 +56,6 @@ fn byte_store(t: Thread, on: bool, row: u32, k_blocks: u32, i: u32, v: vec4<f32>
         chain_send(at + j * k_blocks, byte_three(first, j));
         if (j < 3u) { chain_send(at + (j + 8u) * k_blocks, byte_three(first, j + 8u)); }
         if (j == 3u) { chain_send(at + 11u * k_blocks, bitcast<u32>(scale) >> 8u); }
-        if (j == 0u) { chain_send(at + 12u * k_blocks, bitcast<u32>(squares) >> 8u); }
     }
 #else
     if (takes_part) { byte_sums[t.lid] = q.x + q.y + q.z + q.w; }

@@ -1,8 +1,8 @@
 // What passes from one stage of a chain to a later one (src/gpu/chain.rs): words that carry the tag of their chain, so that who reads a word knows by
 // it alone whether it is there, and nothing is asked of the order of writes. A word is 24 bits, and the tag above them.
 // The host clears all words before a tag is used again. Word 0 has no tag: it is not 0 if someone gave up waiting.
-// A block of 32 numbers is CHAIN_WORDS words: eleven with its signed bytes, three in each, then the scale and the sum of squares, floats
-// without their last eight bits. Word w of block b of a row stands at (row * CHAIN_WORDS + w) * blocks of a row + b.
+// A block of 32 numbers is CHAIN_WORDS words: eleven with its signed bytes, three in each, then the scale and, where that is asked for, the sum
+// of squares, floats without their last eight bits. Word w of block b of a row stands at (row * CHAIN_WORDS + w) * blocks of a row + b.
 // The host declares chain_tag(), and where in chain_words something stands.
 const CHAIN_WORDS: u32 = 13u;
 // A quarter of a second at least: reading takes a device about a microsecond.

@@ -1,11 +1,13 @@
 // Rows of bytes that an earlier stage sends, brought to workgroup memory. The host declares CHAIN_IN_AT, their first word, and CHAIN_BLOCKS, the most
-// blocks that a workgroup of any stage takes at a time. The caller declares WG.
+// blocks that a workgroup of any stage takes at a time. The caller declares WG. NORM: with the blocks' sums of squares.
 #import thread
 #import bytes
 #import chain
 var<workgroup> chain_x: array<vec4<u32>, CHAIN_BLOCKS * 2u>;
 var<workgroup> chain_scales: array<vec2<u32>, CHAIN_BLOCKS>;
+#if NORM
 var<workgroup> chain_squares: array<f32, CHAIN_BLOCKS>;
+#endif
 
 // Waits for `rows` rows of k_blocks from `row0` on. They are kept as byte_rows are, from row 0 on.
 fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
@@ -16,7 +18,8 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
         var w0 = vec4<u32>(0u);
         var w1 = vec4<u32>(0u);
         var w2 = vec4<u32>(0u);
-        var squares = 0u;
+        // Without NORM nothing is sent for it.
+        var squares = chain_tag();
         var there = false;
         for (var n = 0u; n < CHAIN_POLLS; n++) {
             w0 = vec4<u32>(chain_read(at), chain_read(at + k_blocks), chain_read(at + 2u * k_blocks), chain_read(at + 3u * k_blocks));
@@ -24,7 +27,9 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
                 chain_read(at + 6u * k_blocks), chain_read(at + 7u * k_blocks));
             w2 = vec4<u32>(chain_read(at + 8u * k_blocks), chain_read(at + 9u * k_blocks),
                 chain_read(at + 10u * k_blocks), chain_read(at + 11u * k_blocks));
+#if NORM
             squares = chain_read(at + 12u * k_blocks);
+#endif
             there = chain_there(w0) && chain_there(w1) && chain_there(w2) && chain_there(vec4<u32>(squares));
             if (there || chain_stops(n)) { break; }
         }
@@ -39,7 +44,9 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
         let ones = vec4<u32>(0x01010101u);
         let sums = vec2<i32>(bytes_dot(lo, ones), bytes_dot(hi, ones));
         chain_scales[i] = vec2<u32>(w2.w << 8u, (u32(sums.x) & 0xffffu) | (u32(sums.y) << 16u));
+#if NORM
         chain_squares[i] = bitcast<f32>(squares << 8u);
+#endif
     }
     workgroupBarrier();
 }

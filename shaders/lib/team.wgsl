@@ -140,37 +140,24 @@ fn team_add(sums: TeamSums, w0: Bytes, w1: Bytes, x_at: vec4<u32>, b: u32) -> Te
 }
 #endif
 
-// What a thread asks for before it waits for x: its first blocks of weights.
-struct TeamAhead {
-#if CHAIN_IN
-    first: Bytes, second: Bytes,
-#else
-    none: u32,
-#endif
-}
-// Comes first, and is for team_products: of the same rows.
-fn team_ahead(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) -> TeamAhead {
-    var a: TeamAhead;
-#if CHAIN_IN
-    let b = min(team_of(t, TEAM).y, K_BLOCKS - 1u);
-    a.first = weight_bytes(w_rows.x * K_BLOCKS + b);
-#if PAIR
-    a.second = weight_bytes(w_rows.y * K_BLOCKS + b);
-#endif
-    chain_receive(t, x_row0, min(NT, x_last + 1u - x_row0), K_BLOCKS);
-#endif
-    return a;
-}
-
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
-fn team_products(t: Thread, ahead: TeamAhead, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
+fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
     let at = team_of(t, TEAM);
     let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
 #if BYTES
     var sums: TeamSums;
 #if CHAIN_IN
+    // The first blocks of weights are asked for before x is there.
+    let first = min(at.y, K_BLOCKS - 1u);
+    let w0 = weight_bytes(w_rows.x * K_BLOCKS + first);
+#if PAIR
+    let w1 = weight_bytes(w_rows.y * K_BLOCKS + first);
+#else
+    let w1 = w0;
+#endif
+    chain_receive(t, x_row0, min(NT, x_last + 1u - x_row0), K_BLOCKS);
     let x_at = (x_rows - x_row0) * K_BLOCKS;
-    if (at.y < K_BLOCKS) { sums = team_add(sums, ahead.first, ahead.second, x_at, at.y); }
+    if (at.y < K_BLOCKS) { sums = team_add(sums, w0, w1, x_at, at.y); }
     for (var i = 1u; i < K_BLOCKS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
     if (K_BLOCKS > TEAM && at.y < K_BLOCKS % TEAM) { sums = team_step(sums, w_rows, x_at, K_BLOCKS / TEAM * TEAM + at.y); }
 #else

@@ -57,19 +57,15 @@ pub enum Wanted {
     /// A kernel's variant.
     Kernel(&'static Kernel, Variant),
     /// Several dispatches in one.
-    Chain(Joined),
+    Chain(Box<Chain>),
 }
-
-/// What a chain's pipeline is made from.
-#[derive(Debug, Clone)]
-pub struct Joined(pub(crate) Box<Chain>);
 
 impl Wanted {
     /// What two pipelines have in common that are the same.
     fn identity(&self) -> (usize, Option<&Variant>, String) {
         match self {
             Self::Kernel(kernel, variant) => (std::ptr::from_ref(*kernel).addr(), Some(variant), String::new()),
-            Self::Chain(Joined(chain)) => (0, None, chain.identity()),
+            Self::Chain(chain) => (0, None, chain.identity()),
         }
     }
 }
@@ -77,6 +73,8 @@ impl Wanted {
 #[derive(Debug, Default)]
 struct Tables {
     calls: HashMap<CallKey, Arc<Pipeline>>,
+    /// The same for chains, by [`Chain::identity`]: layers have the same, and putting a shader together takes a while.
+    chains: HashMap<String, Arc<Pipeline>>,
     pipelines: HashMap<PipelineKey, Arc<Pipeline>>,
     modules: HashMap<u64, wgpu::ShaderModule>,
     group_layouts: HashMap<Vec<bool>, Arc<GroupLayout>>,
@@ -234,15 +232,25 @@ impl PipelineCache {
 
     /// The pipeline of a chain, likewise.
     pub(crate) fn get_chain(&self, gpu: &Gpu, chain: &Chain, scope: &Scope) -> Result<Arc<Pipeline>> {
+        let call = chain.identity();
+        if let Some(p) = self.tables.lock().chains.get(&call) {
+            self.hits.fetch_add(1, Relaxed);
+            return Ok(p.clone());
+        }
         let started = Instant::now();
         let flags: Vec<_> = self.features.shader_flags().collect();
         let assembled = chain.assemble(&flags, self.features.immediates)?;
         let key = Self::key_of(&assembled, Vec::new());
-        if let Some(p) = self.tables.lock().pipelines.get(&key) {
-            self.hits.fetch_add(1, Relaxed);
-            return Ok(p.clone());
-        }
-        self.make(gpu, "chain", key, assembled, started, scope)
+        let found = self.tables.lock().pipelines.get(&key).cloned();
+        let kept = match found {
+            Some(p) => {
+                self.hits.fetch_add(1, Relaxed);
+                p
+            }
+            None => self.make(gpu, "chain", key, assembled, started, scope)?,
+        };
+        self.tables.lock().chains.insert(call, kept.clone());
+        Ok(kept)
     }
 
     /// Compiles a pipeline, charged to `scope`; the one that is there already if another thread was quicker.
@@ -391,7 +399,7 @@ impl Gpu {
             while let Some(wanted) = list.get(next.fetch_add(1, Relaxed)) {
                 let made = match wanted {
                     Wanted::Kernel(kernel, variant) => self.pipelines().get(self, kernel, variant, scope),
-                    Wanted::Chain(Joined(chain)) => self.pipelines().get_chain(self, chain, scope),
+                    Wanted::Chain(chain) => self.pipelines().get_chain(self, chain, scope),
                 };
                 outcome = outcome.and(made.map(drop));
             }

@@ -17,7 +17,7 @@ use crate::gpu::device::Gpu;
 use crate::gpu::encode::{Encoder, params_group};
 use crate::gpu::fault::FaultPoint;
 use crate::gpu::kernel::{Dispatch, Grid, MAX_PARAMS};
-use crate::gpu::pipeline::{Joined, Pipeline, Wanted};
+use crate::gpu::pipeline::{Pipeline, Wanted};
 use crate::gpu::pool::Lease;
 use crate::gpu::sync::Mutex;
 
@@ -294,7 +294,7 @@ impl<'g> Recorder<'g> {
             bail!(Internal, "{label}: a chain of no known size");
         };
         if let Some(list) = &mut self.survey {
-            list.push(Wanted::Chain(Joined(Box::new(chain))));
+            list.push(Wanted::Chain(Box::new(chain)));
             return Ok(());
         }
         self.gpu.fault(FaultPoint::Record)?;
@@ -322,7 +322,7 @@ impl<'g> Recorder<'g> {
         Ok(())
     }
 
-    /// Fails while dispatches are held back: something else would come before them.
+    /// Fails while dispatches are held back: something else would come before them, or they would be lost.
     fn check_order(&self) -> Result<()> {
         match &self.held {
             Some(held) => bail!(Internal, "{} dispatches of {} are held back", held.len(), self.label),
@@ -464,6 +464,7 @@ impl<'g> Recorder<'g> {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     pub fn rehearse(self) -> Result<()> {
+        self.check_order()?;
         match self.gpu.pipelines().params_layout() {
             Some(layout) => {
                 let wanted = self.params.len() as u64;
@@ -478,6 +479,7 @@ impl<'g> Recorder<'g> {
     /// # Errors
     /// [`crate::Error::DeviceLost`], [`crate::Error::OutOfMemory`] or [`crate::Error::Gpu`].
     pub fn submit(self) -> Result<Submission> {
+        self.check_order()?;
         self.gpu.check()?;
         self.gpu.fault(FaultPoint::Submit)?;
         // The ring of parameters is one buffer: held from writing to submitting, so that two threads cannot mix theirs.
@@ -503,6 +505,7 @@ impl<'g> Recorder<'g> {
     /// # Errors
     /// [`crate::Error::Gpu`] for commands that do not encode; [`crate::Error::Internal`] for parameters that need the ring.
     pub fn encode(self) -> Result<Encoded> {
+        self.check_order()?;
         if self.gpu.pipelines().params_layout().is_some() && !self.params.is_empty() {
             bail!(Internal, "{}: dispatches with parameters in a ring cannot be encoded ahead", self.label);
         }

@@ -172,9 +172,14 @@ fn least_subgroup(gpu: &Gpu) -> u32 {
     gpu.adapter().least_subgroup().min(2 * THREADS)
 }
 
-/// Workgroup memory in which teams of `lanes` threads put a head together.
+/// Vectors of four numbers in which teams of `lanes` threads put a head together.
+pub(super) fn joined_vectors(threads: u32, head_dim: u32, lanes: u32, subgroup: u32) -> u32 {
+    threads / subgroup * (head_dim / 4).next_multiple_of(lanes)
+}
+
+/// Workgroup memory for them.
 fn joined_bytes(shape: &AttentionShape, lanes: u32, subgroup: u32) -> u32 {
-    threads(shape) / subgroup * (shape.head_dim / 4).next_multiple_of(lanes) * 16
+    joined_vectors(threads(shape), shape.head_dim, lanes, subgroup) * 16
 }
 
 /// Heads that they put together at a time: as many as fit half of the memory that every device has.

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Chain, Gpu, Held, Recorder, Stage};
-use crate::kernels::attention_decode::{ATTENTION_COMBINE, ATTENTION_DECODE};
+use crate::kernels::attention_decode::{ATTENTION_COMBINE, ATTENTION_DECODE, joined_vectors};
 use crate::kernels::matmul::MATMUL_VEC;
 use crate::kernels::matmul_fused::{MATMUL_GLU, MATMUL_NEXT};
 use crate::quant::GPU_BLOCK;
@@ -29,7 +29,7 @@ pub fn chain_words(rows: u32, n_embd: u32, inner: u32) -> u64 {
 struct Sent {
     /// By the buffer that would have the bytes: which stage makes them, and where their words stand, if someone reads them.
     bytes: Vec<(u64, usize, Option<u64>)>,
-    /// The residual stream's buffer, the stage that wrote it last, and whether that one sends it.
+    /// The residual stream's buffer, and the stage that wrote it last.
     stream: Option<(u64, usize)>,
     /// The first word that is free.
     next: u64,
@@ -91,16 +91,24 @@ fn join(gpu: &Gpu, held: &[Held], words: &Buffer) -> Option<Chain> {
     }
     let chain =
         Chain { stages, shared: &["chain_x", "chain_scales", "chain_squares"], ahead: |name| name.starts_with("w_") };
-    if meet(&chain.stages) {
-        return None;
-    }
-    let fits = sent.next * 4 <= words.size() && most * BLOCK_BYTES + OTHER_BYTES <= gpu.workgroup_bytes();
-    if !fits || held.len() < 2 || chain.groups().is_none() || chain.threads().is_none() {
+    if held.len() < 2 || meet(&chain.stages) || most * BLOCK_BYTES + OTHER_BYTES > gpu.workgroup_bytes() {
         return None;
     }
     let stages = chain.stages.into_iter().map(|s| bind(s, words, most)).collect::<Option<Vec<_>>>()?;
-    let bindings = stages.iter().map(|s| s.held.bindings.len()).sum::<usize>();
-    (bindings <= gpu.max_storage_bindings() as usize).then_some(Chain { stages, ..chain })
+    let chain = Chain { stages, ..chain };
+    fits(gpu, &chain, words, sent.next).then_some(chain)
+}
+
+/// Whether a device can run it as one dispatch, and what it passes on ends in `words` before word `end`.
+fn fits(gpu: &Gpu, chain: &Chain, words: &Buffer, end: u64) -> bool {
+    let bindings = chain.stages.iter().map(|s| s.held.bindings.len()).sum::<usize>();
+    let bound = bindings <= gpu.max_storage_bindings() as usize;
+    bound && end * 4 <= words.size() && chain.groups().is_some() && chain.threads().is_some()
+}
+
+/// All of the words, as shaders bind them.
+fn whole(words: &Buffer) -> (&'static str, Buffer, u64, u64) {
+    ("chain_words", words.clone(), 0, words.size())
 }
 
 /// Whether stages meet in a buffer other than by words: no one of them waits for that. Parts of one product write different columns.
@@ -132,10 +140,9 @@ fn bind(mut stage: Stage, words: &Buffer, most: u32) -> Option<Stage> {
     let (takes, sends) = (stage.flags.contains(&"CHAIN_IN"), stage.flags.contains(&"CHAIN_OUT"));
     let glu = is(&stage.held, &MATMUL_GLU);
     let bindings = &mut stage.held.bindings;
-    let all = ("chain_words", words.clone(), 0, words.size());
     if takes {
         let x = bindings.iter().position(|b| b.0 == "x")?;
-        bindings[x] = all.clone();
+        bindings[x] = whole(words);
         bindings.retain(|b| !["x_scales", "row_sums"].contains(&b.0));
         stage.constants.push(("CHAIN_BLOCKS", most));
     }
@@ -143,7 +150,7 @@ fn bind(mut stage: Stage, words: &Buffer, most: u32) -> Option<Stage> {
         let by_words = |name| ["byte_quants", "byte_scales", "block_sums"].contains(&name) || (glu && name == "y");
         bindings.retain(|b| !by_words(b.0));
         if !takes {
-            bindings.push(all);
+            bindings.push(whole(words));
         }
     }
     Some(stage)
@@ -163,11 +170,10 @@ fn join_attention(gpu: &Gpu, held: &[Held], words: &Buffer, at: u64) -> Option<C
         return None;
     }
     let room = attention_chain_words(rows.bindings.iter().find(|b| b.0 == "y")?.3);
-    let all = ("chain_words", words.clone(), 0, words.size());
     let stage = |held: &Held, flag, old: &str| {
         let mut held = held.clone();
         let place = held.bindings.iter().position(|b| b.0 == old)?;
-        held.bindings[place] = all.clone();
+        held.bindings[place] = whole(words);
         held.bindings.retain(|b| b.0 != "tops");
         Some(Stage { held, flags: vec![flag], constants: vec![("PARTS_AT", at as u32), ("PARTS", (room / 6) as u32)] })
     };
@@ -178,7 +184,7 @@ fn join_attention(gpu: &Gpu, held: &[Held], words: &Buffer, at: u64) -> Option<C
         Some(r) => {
             let [lanes, at_once, least] =
                 ["LANES", "AT_ONCE", "LEAST_SUBGROUP"].map(|n| r.variant.constant(n).unwrap_or(1));
-            wg / least * at_once * (head / 4).next_multiple_of(lanes)
+            at_once * joined_vectors(wg, head, lanes, least)
         }
         None => wg,
     };
@@ -186,9 +192,7 @@ fn join_attention(gpu: &Gpu, held: &[Held], words: &Buffer, at: u64) -> Option<C
         return None;
     }
     let chain = Chain { stages, shared: &["scratch", "fresh"], ahead: |_| false };
-    let bindings = chain.stages.iter().map(|s| s.held.bindings.len()).sum::<usize>();
-    let fits = (at + room) * 4 <= words.size() && bindings <= gpu.max_storage_bindings() as usize;
-    (fits && chain.groups().is_some() && chain.threads().is_some()).then_some(chain)
+    fits(gpu, &chain, words, at + room).then_some(chain)
 }
 
 /// Records what `r` holds back, [`crate::kernels::attention_split`]: as one dispatch if it can be. `words` have [`attention_chain_words`] from word

@@ -154,7 +154,7 @@ pub(super) fn attention_chain(
     let words = lab.words(&vec![0; n])?;
     // Where heads are too small, or not whole blocks, there are two as before.
     let head_dim = dispatches[0].variant.constant("HEAD_DIM").unwrap_or(0);
-    let must = head_dim.is_multiple_of(32) && head_dim >= 128 && head_dim <= 512;
+    let must = head_dim.is_multiple_of(32) && (128..=512).contains(&head_dim);
     let mut recorder = lab.gpu.recorder("selfcheck", &lab.scope);
     recorder.hold();
     dispatches.into_iter().try_for_each(|d| recorder.record(d))?;
