@@ -1,13 +1,20 @@
 // y[t, r] = act(sum_k x[t, k] * W[r, k]) * sum_k x[t, k] * W[n + r, k]: gate and up as one product of few rows of x, with the activation.
-// GELU: the tanh form; else SiLU. BYTES, NORM and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well; teams of a
-// workgroup are a multiple of 32 then, whole blocks, and so is n. CHAIN_OUT: the bytes go to a later stage of a chain, and y nowhere else.
+// GELU: the tanh form; else SiLU. BYTES, NORM and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well. CHAIN_OUT: the
+// bytes, or without OUT_BYTES y, go to a later stage of a chain and nowhere else. With either the teams of a workgroup are a multiple of 32, whole
+// blocks, and so is n.
 #set PAIR
+#if OUT_BYTES
+#set BLOCKS
+#endif
+#if CHAIN_OUT
+#set BLOCKS
+#endif
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
-#if OUT_BYTES
+#if BLOCKS
 // Blocks of 32 results, for each of them and each row of x eight threads, and four results a thread.
 override BLOCKS: u32 = WG / TEAM / 32u;
 override BYTE_THREADS: u32 = 32u * BLOCKS;
@@ -25,6 +32,12 @@ struct Params {
 #import activation
 #if OUT_BYTES
 #import byte_rows
+#else
+#if CHAIN_OUT
+#import number_rows
+#endif
+#endif
+#if BLOCKS
 var<workgroup> block_values: array<f32, BLOCK_VALUES>;
 #endif
 
@@ -50,11 +63,11 @@ fn main(t: Thread) {
 #if !CHAIN_OUT
         if (row0 + team < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + team] = v; }
 #endif
-#if OUT_BYTES
+#if BLOCKS
         block_values[t.lid] = v;
 #endif
     }
-#if OUT_BYTES
+#if BLOCKS
     workgroupBarrier();
     let c = t.lid / 8u / BLOCKS;
     let j = t.lid % (8u * BLOCKS) * 4u;
@@ -64,6 +77,10 @@ fn main(t: Thread) {
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
     }
     let on = c < NT && t0 + c < params.t_rows && row0 + j < params.n;
+#if OUT_BYTES
     byte_store(t, on, t0 + c, params.n / 32u, (row0 + j) / 4u, v);
+#else
+    if (on) { number_store(t0 + c, params.n / 32u, (row0 + j) / 4u, v); }
+#endif
 #endif
 }

@@ -1,6 +1,6 @@
-// y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one: as rows of
-// signed bytes of y * next_w, and for each 32 columns their sum of squares, from which who reads the bytes has the root mean square.
-// BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: bytes and squares go to a later stage of a chain; CHAIN_Y_OUT: so does y, and nowhere else;
+// y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one: rows of y * next_w, as
+// numbers or with OUT_BYTES as signed bytes, and for each 32 columns of y their sum of squares, from which who reads the rows has the root mean square.
+// BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: rows and squares go to a later stage of a chain; CHAIN_Y_OUT: so does y, and nowhere else;
 // CHAIN_Y_IN: what is added to y comes from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
@@ -24,9 +24,13 @@ struct Params {
 #if CHAIN_Y
 #import chain_y
 #endif
+#if OUT_BYTES
 // Eight for each row of x.
 const BYTE_THREADS: u32 = 32u;
 #import byte_rows
+#else
+#import number_rows
+#endif
 var<workgroup> block_values: array<f32, 128>;
 
 @compute @workgroup_size(WG)
@@ -87,11 +91,19 @@ fn main(t: Thread) {
             // As many bits as CHAIN_OUT sends.
             squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
 #if CHAIN_OUT
+#if OUT_BYTES
             byte_squares(t0 + c, params.out_blocks, column / 32u, squares);
+#else
+            number_squares(t0 + c, params.out_blocks, column / 32u, squares);
+#endif
 #else
             block_sums[(t0 + c) * params.out_blocks + column / 32u] = squares;
 #endif
         }
     }
+#if OUT_BYTES
     byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v);
+#else
+    if (on) { number_store(t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v); }
+#endif
 }

@@ -1,6 +1,7 @@
 // y[t, r] += sum_j weights[t, j] * (x[t * n_used + j] . W[ids[t, j]][r]): the last product of few rows' experts and their weighted sum, x as
 // bytes. SHARED adds sigmoid(gate[t]) * shared_y[t, r]. NEXT leaves y ready for the next block, as matmul_next does. A workgroup makes 32 results
-// of a row: a team walks the blocks of all its experts' rows as if they were one row.
+// of a row: a team walks the blocks of all its experts' rows as if they were one row. CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: what NEXT leaves goes to a
+// later stage of a chain.
 #set BYTES
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
@@ -21,7 +22,9 @@ struct Params {
 #import team
 #if NEXT
 @group(0) @binding(auto) var<storage, read> next_w: array<f32>;
+#if !CHAIN_OUT
 @group(0) @binding(auto) var<storage, read_write> block_sums: array<f32>;
+#endif
 const BYTE_THREADS: u32 = 8u;
 #import byte_rows
 var<workgroup> block_values: array<f32, 32>;
@@ -35,12 +38,25 @@ fn main(t: Thread) {
     let row0 = (g % params.row_groups) * 32u;
     let member = team_of(t, TEAM).y;
     let r = row0 + team_of(t, TEAM).x;
+    let entry0 = row * N_USED;
     var acc = 0.0;
-    for (var i = member; i < N_USED * K_BLOCKS; i += TEAM) {
-        let entry = row * N_USED + i / K_BLOCKS;
+    var i = member;
+#if CHAIN_IN
+    // The first weights are asked for before x is there; it is kept from the row's first entry on.
+    let first = min(member, N_USED * K_BLOCKS - 1u);
+    let w0 = team_w((ids[entry0 + first / K_BLOCKS] * params.n + r) * K_BLOCKS + first % K_BLOCKS);
+    chain_receive(t, entry0, N_USED, K_BLOCKS);
+    if (member < N_USED * K_BLOCKS) { acc = weights[entry0 + first / K_BLOCKS] * team_product(w0, team_x(team_row(first / K_BLOCKS), first % K_BLOCKS)); }
+    i += TEAM;
+    let x0 = 0u;
+#else
+    let x0 = entry0;
+#endif
+    for (; i < N_USED * K_BLOCKS; i += TEAM) {
+        let j = i / K_BLOCKS;
         let b = i % K_BLOCKS;
-        let w = weight_bytes((ids[entry] * params.n + r) * K_BLOCKS + b);
-        acc += weights[entry] * block_product(w, x_block(entry * K_BLOCKS, b));
+        let w = team_w((ids[entry0 + j] * params.n + r) * K_BLOCKS + b);
+        acc += weights[entry0 + j] * team_product(w, team_x(team_row(x0 + j), b));
     }
     team_leave(team_of(t, TEAM), 0u, acc);
     workgroupBarrier();
@@ -65,7 +81,13 @@ fn main(t: Thread) {
     if (t.lid == 0u) {
         var squares = 0.0;
         for (var e = 0u; e < 32u; e++) { squares += block_values[e] * block_values[e]; }
+        // As many bits as CHAIN_OUT sends.
+        squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
+#if CHAIN_OUT
+        byte_squares(row, params.row_groups, row0 / 32u, squares);
+#else
         block_sums[row * params.row_groups + row0 / 32u] = squares;
+#endif
     }
     let scaled = v * vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
     byte_store(t, t.lid < 8u, row, params.row_groups, k / 4u, scaled);

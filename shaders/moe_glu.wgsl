@@ -1,6 +1,6 @@
 // Bytes of act(x[t] . W[e][r]) * (x[t] . W[e][n + r]) for every entry, a use of expert e by a row t: gate and up of few rows' experts, with the
 // activation. GELU: the tanh form; else SiLU. NORM: see lib/team.wgsl. A workgroup makes a block of 32 results of one entry, whose row of bytes
-// has its number.
+// has its number. CHAIN_OUT: they go to a later stage of a chain.
 #set PAIR
 #set BYTES
 override WG: u32 = 64u;

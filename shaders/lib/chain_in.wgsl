@@ -1,13 +1,15 @@
-// Rows of bytes that an earlier stage sends, brought to workgroup memory. The host declares CHAIN_IN_AT, their first word, and CHAIN_BLOCKS, the most
-// blocks that a workgroup of any stage takes at a time. The caller declares WG. NORM: with the blocks' sums of squares.
+// Rows that an earlier stage sends, brought to workgroup memory: of bytes, or of numbers. The host declares CHAIN_IN_AT, their first word, CHAIN_BLOCKS,
+// the most blocks that a workgroup of any stage takes at a time, and CHAIN_FOURS, the most words of four that they take up. The caller declares WG.
+// NORM: with the blocks' sums of squares.
 #import thread
-#import bytes
 #import chain
-var<workgroup> chain_x: array<vec4<u32>, CHAIN_BLOCKS * 2u>;
-var<workgroup> chain_scales: array<vec2<u32>, CHAIN_BLOCKS>;
+var<workgroup> chain_x: array<vec4<u32>, CHAIN_FOURS>;
 #if NORM
 var<workgroup> chain_squares: array<f32, CHAIN_BLOCKS>;
 #endif
+#if BYTES
+#import bytes
+var<workgroup> chain_scales: array<vec2<u32>, CHAIN_BLOCKS>;
 
 // Waits for `rows` rows of k_blocks from `row0` on. They are kept as byte_rows are, from row 0 on.
 fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
@@ -50,3 +52,37 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
     }
     workgroupBarrier();
 }
+#else
+
+// Waits for `rows` rows of k_blocks from `row0` on. Of a row first its even fours of numbers are kept, then the odd ones, from row 0 on.
+fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
+    let fours = k_blocks * 8u;
+    for (var i = t.lid; i < rows * fours; i += WG) {
+        let row = i / fours;
+        let k = i % fours;
+        let words = CHAIN_IN_AT + (row0 + row) * CHAIN_NUMBER_WORDS * k_blocks;
+        let at = words + k;
+        var w0 = vec4<u32>(0u);
+        var w1 = vec2<u32>(0u);
+        var squares = chain_tag();
+        var there = false;
+        for (var n = 0u; n < CHAIN_POLLS; n++) {
+            w0 = vec4<u32>(chain_read(at), chain_read(at + fours), chain_read(at + 2u * fours), chain_read(at + 3u * fours));
+            w1 = vec2<u32>(chain_read(at + 4u * fours), chain_read(at + 5u * fours));
+#if NORM
+            squares = chain_read(words + 6u * fours + k / 8u);
+#endif
+            there = chain_there(w0) && chain_there(vec4<u32>(w1, squares, squares));
+            if (there || chain_stops(n)) { break; }
+        }
+        if (!there) { chain_give_up(); }
+        // Each number's lower bits are a word of their own, two numbers' upper bits another one.
+        let hi = vec4<u32>(w1.x, w1.x >> 8u, w1.y, w1.y >> 8u) << vec4<u32>(24u);
+        chain_x[row * fours + k % 2u * (fours / 2u) + k / 2u] = (w0 & vec4<u32>(0xffffffu)) | hi;
+#if NORM
+        if (k % 8u == 0u) { chain_squares[row * k_blocks + k / 8u] = bitcast<f32>(squares << 8u); }
+#endif
+    }
+    workgroupBarrier();
+}
+#endif

@@ -1,24 +1,28 @@
 // Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR) times NT rows of x, NT 1,
 // 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
-// NORM: x is still to be normalised by its root mean square, a factor of the result. With BYTES the bytes have the norm's weights in them, and
-// row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
-// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes.
+// NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
+// it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
+// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
 // once) and REDUCE, threads of a team that are sure to be of one subgroup (1: not known), and params with, without BYTES, k4, x_stride4 and
 // x_offset4; with NORM k4 and eps.
 #import thread
+#if BYTES
+#set SCALED
+#endif
 #if CHAIN_IN
 #import chain_in
 #else
 #if BYTES
 @group(0) @binding(auto) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(auto) var<storage, read> x_scales: array<vec2<u32>>;
-#if NORM
-@group(0) @binding(auto) var<storage, read> row_sums: array<f32>;
-#endif
 #else
 @group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
+#endif
 #if NORM
+#if SCALED
+@group(0) @binding(auto) var<storage, read> row_sums: array<f32>;
+#else
 @group(0) @binding(auto) var<storage, read> norm_w: array<vec4<f32>>;
 #endif
 #endif
@@ -36,6 +40,13 @@ const TEAM_NORMS: u32 = 1u;
 const TEAM_NORMS: u32 = 0u;
 #endif
 override TEAMS: u32 = WG / TEAM;
+// Steps of a team along a row: blocks of bytes; eight single elements, so that neighbouring threads read neighbouring bytes; blocks of 32 of what else
+// there is. (Before arrays of overridden size: naga 30 asserts in vain where a constant that only functions use follows one.)
+#if ELEMENTS
+override TEAM_STEPS: u32 = K_BLOCKS * 4u;
+#else
+override TEAM_STEPS: u32 = K_BLOCKS;
+#endif
 #if SUBGROUPS
 override JOINED: u32 = REDUCE;
 #else
@@ -67,103 +78,188 @@ fn team_leave_columns(at: vec2<u32>, i: u32, parts: vec4<f32>) {
     }
 }
 
-// Of each row of x: sums with the team's rows of weights, and the squares.
-struct TeamSums { first: vec4<f32>, second: vec4<f32>, squares: vec4<f32> }
-
+// What a thread takes at a step: TeamW of a row of weights and TeamX of a row of x. SQUARES: of the numbers that are taken, where row_sums do not
+// have them.
 #if BYTES
-// A block of a row of x: its bytes, the scale, the scale times the sum of either half, and the sum of squares.
-struct XBlock { lo: vec4<u32>, hi: vec4<u32>, d: f32, sums: vec2<f32>, squares: f32 }
-fn x_block(row: u32, b: u32) -> XBlock {
-    var v: XBlock;
+alias TeamW = Bytes;
+// A block: its bytes, the scale, the scale times the sum of either half, and the sum of squares.
+struct TeamX { lo: vec4<u32>, hi: vec4<u32>, d: f32, sums: vec2<f32>, squares: f32 }
+fn team_w(i: u32) -> TeamW { return weight_bytes(i); }
+// Where a row of x begins.
+fn team_row(row: u32) -> u32 { return row * K_BLOCKS; }
+fn team_x(row: u32, i: u32) -> TeamX {
+    var v: TeamX;
 #if CHAIN_IN
-    v.lo = chain_x[row * 2u + b];
-    v.hi = chain_x[row * 2u + K_BLOCKS + b];
-    let scales = chain_scales[row + b];
+    v.lo = chain_x[row * 2u + i];
+    v.hi = chain_x[row * 2u + K_BLOCKS + i];
+    let scales = chain_scales[row + i];
 #else
-    v.lo = x[row * 2u + b];
-    v.hi = x[row * 2u + K_BLOCKS + b];
-    let scales = x_scales[row + b];
+    v.lo = x[row * 2u + i];
+    v.hi = x[row * 2u + K_BLOCKS + i];
+    let scales = x_scales[row + i];
 #endif
     v.d = bitcast<f32>(scales.x);
     v.sums = v.d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
 #if NORM
 #if CHAIN_IN
-    v.squares = chain_squares[row + b];
+    v.squares = chain_squares[row + i];
 #else
-    v.squares = row_sums[row + b];
+    v.squares = row_sums[row + i];
 #endif
 #endif
     return v;
 }
-fn block_product(w: Bytes, v: XBlock) -> f32 {
+fn team_product(w: TeamW, v: TeamX) -> f32 {
     return v.d * dot(w.scale, vec2<f32>(f32(bytes_dot(w.lo, v.lo)), f32(bytes_dot(w.hi, v.hi)))) + dot(w.offset, v.sums);
 }
-// Block b of the team's rows of weights w_rows, and of the rows of x that begin at x_at.
-fn team_step(sums: TeamSums, w_rows: vec2<u32>, x_at: vec4<u32>, b: u32) -> TeamSums {
-#if PAIR
-    return team_add(sums, weight_bytes(w_rows.x * K_BLOCKS + b), weight_bytes(w_rows.y * K_BLOCKS + b), x_at, b);
 #else
-    let w = weight_bytes(w_rows.x * K_BLOCKS + b);
-    return team_add(sums, w, w, x_at, b);
+#if CHAIN_IN
+fn team_row(row: u32) -> u32 { return row * K_BLOCKS * 8u; }
+fn team_four(row: u32, k: u32) -> vec4<f32> { return bitcast<vec4<f32>>(chain_x[row + k % 2u * (K_BLOCKS * 4u) + k / 2u]); }
+#else
+fn team_row(row: u32) -> u32 { return row * params.x_stride4 + params.x_offset4; }
+fn team_four(row: u32, k: u32) -> vec4<f32> {
+#if TAIL
+    if (k >= params.k4) { return vec4<f32>(0.0); }
+#endif
+    return x[row + k];
+}
+#endif
+#if NORM
+#if !SCALED
+#set SQUARES
+fn team_norm(k: u32) -> vec4<f32> {
+#if TAIL
+    if (k >= params.k4) { return vec4<f32>(0.0); }
+#endif
+    return norm_w[k];
+}
+#endif
+#endif
+#if ELEMENTS
+alias TeamW = array<vec4<f32>, 2>;
+struct TeamX { a: vec4<f32>, b: vec4<f32>, squares: f32 }
+fn team_w(i: u32) -> TeamW { return weight_eight(i); }
+fn team_x(row: u32, i: u32) -> TeamX {
+    let k = 2u * i;
+    var v: TeamX;
+    v.a = team_four(row, k);
+    v.b = team_four(row, k + 1u);
+#if SQUARES
+    v.squares = dot(v.a, v.a) + dot(v.b, v.b);
+    v.a *= team_norm(k);
+    v.b *= team_norm(k + 1u);
+#endif
+    return v;
+}
+fn team_product(w: TeamW, v: TeamX) -> f32 { return dot(w[0], v.a) + dot(w[1], v.b); }
+#else
+alias TeamW = array<vec4<f32>, 8>;
+struct TeamX { v: array<vec4<f32>, 8>, squares: f32 }
+fn team_w(i: u32) -> TeamW { return weight_block(i); }
+fn team_x(row: u32, i: u32) -> TeamX {
+    var x: TeamX;
+    for (var j = 0u; j < 8u; j++) {
+        var four = team_four(row, i * 8u + j);
+#if SQUARES
+        x.squares += dot(four, four);
+        four *= team_norm(i * 8u + j);
+#endif
+        x.v[j] = four;
+    }
+    return x;
+}
+fn team_product(w: TeamW, x: TeamX) -> f32 {
+    return dot(w[0], x.v[0]) + dot(w[1], x.v[1]) + dot(w[2], x.v[2]) + dot(w[3], x.v[3])
+        + dot(w[4], x.v[4]) + dot(w[5], x.v[5]) + dot(w[6], x.v[6]) + dot(w[7], x.v[7]);
+}
+#endif
+#endif
+
+// Of each row of x: sums with the team's rows of weights, and the squares.
+struct TeamSums { first: vec4<f32>, second: vec4<f32>, squares: vec4<f32> }
+// Step i of the team's rows of weights w_rows, and of the rows of x that begin at x_at.
+fn team_step(sums: TeamSums, w_rows: vec2<u32>, x_at: vec4<u32>, i: u32) -> TeamSums {
+#if PAIR
+    return team_add(sums, team_w(w_rows.x * TEAM_STEPS + i), team_w(w_rows.y * TEAM_STEPS + i), x_at, i);
+#else
+    let w = team_w(w_rows.x * TEAM_STEPS + i);
+    return team_add(sums, w, w, x_at, i);
 #endif
 }
-// The same with the weights' blocks.
-fn team_add(sums: TeamSums, w0: Bytes, w1: Bytes, x_at: vec4<u32>, b: u32) -> TeamSums {
+// The same with the weights.
+fn team_add(sums: TeamSums, w0: TeamW, w1: TeamW, x_at: vec4<u32>, i: u32) -> TeamSums {
     var s = sums;
-    let x0 = x_block(x_at.x, b);
+    let x0 = team_x(x_at.x, i);
 #if PAIR
-    s.second.x += block_product(w1, x0);
+    s.second.x += team_product(w1, x0);
 #endif
-    s.first.x += block_product(w0, x0);
+    s.first.x += team_product(w0, x0);
     s.squares.x += x0.squares;
     if (NT > 1u) {
-        let x1 = x_block(x_at.y, b);
-        s.first.y += block_product(w0, x1);
+        let x1 = team_x(x_at.y, i);
+        s.first.y += team_product(w0, x1);
         s.squares.y += x1.squares;
 #if PAIR
-        s.second.y += block_product(w1, x1);
+        s.second.y += team_product(w1, x1);
 #endif
     }
     if (NT > 2u) {
-        let x2 = x_block(x_at.z, b);
-        let x3 = x_block(x_at.w, b);
-        s.first.z += block_product(w0, x2);
-        s.first.w += block_product(w0, x3);
+        let x2 = team_x(x_at.z, i);
+        let x3 = team_x(x_at.w, i);
+        s.first.z += team_product(w0, x2);
+        s.first.w += team_product(w0, x3);
         s.squares.z += x2.squares;
         s.squares.w += x3.squares;
 #if PAIR
-        s.second.z += block_product(w1, x2);
-        s.second.w += block_product(w1, x3);
+        s.second.z += team_product(w1, x2);
+        s.second.w += team_product(w1, x3);
 #endif
     }
     return s;
 }
-#endif
 
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
 fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
     let at = team_of(t, TEAM);
     let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
-#if BYTES
     var sums: TeamSums;
 #if CHAIN_IN
-    // The first blocks of weights are asked for before x is there.
-    let first = min(at.y, K_BLOCKS - 1u);
-    let w0 = weight_bytes(w_rows.x * K_BLOCKS + first);
+    // The first weights are asked for before x is there.
+    let first = min(at.y, TEAM_STEPS - 1u);
+    let w0 = team_w(w_rows.x * TEAM_STEPS + first);
 #if PAIR
-    let w1 = weight_bytes(w_rows.y * K_BLOCKS + first);
+    let w1 = team_w(w_rows.y * TEAM_STEPS + first);
 #else
     let w1 = w0;
 #endif
     chain_receive(t, x_row0, min(NT, x_last + 1u - x_row0), K_BLOCKS);
-    let x_at = (x_rows - x_row0) * K_BLOCKS;
-    if (at.y < K_BLOCKS) { sums = team_add(sums, w0, w1, x_at, at.y); }
-    for (var i = 1u; i < K_BLOCKS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
-    if (K_BLOCKS > TEAM && at.y < K_BLOCKS % TEAM) { sums = team_step(sums, w_rows, x_at, K_BLOCKS / TEAM * TEAM + at.y); }
+    let taken = x_rows - x_row0;
 #else
-    let x_at = x_rows * K_BLOCKS;
-    for (var i = 0u; i < K_BLOCKS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
-    if (at.y < K_BLOCKS % TEAM) { sums = team_step(sums, w_rows, x_at, K_BLOCKS / TEAM * TEAM + at.y); }
+    let taken = x_rows;
+#endif
+    let x_at = vec4<u32>(team_row(taken.x), team_row(taken.y), team_row(taken.z), team_row(taken.w));
+#if CHAIN_IN
+    if (at.y < TEAM_STEPS) { sums = team_add(sums, w0, w1, x_at, at.y); }
+    for (var i = 1u; i < TEAM_STEPS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
+    if (TEAM_STEPS > TEAM && at.y < TEAM_STEPS % TEAM) { sums = team_step(sums, w_rows, x_at, TEAM_STEPS / TEAM * TEAM + at.y); }
+#else
+    for (var i = 0u; i < TEAM_STEPS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
+    if (at.y < TEAM_STEPS % TEAM) { sums = team_step(sums, w_rows, x_at, TEAM_STEPS / TEAM * TEAM + at.y); }
+#endif
+#if NORM
+#if !BYTES
+#if SCALED
+    // Every thread adds up some of the blocks' sums.
+    for (var b = at.y; b < K_BLOCKS; b += TEAM) {
+#if CHAIN_IN
+        for (var c = 0u; c < NT; c++) { sums.squares[c] += chain_squares[taken[c] * K_BLOCKS + b]; }
+#else
+        for (var c = 0u; c < NT; c++) { sums.squares[c] += row_sums[taken[c] * K_BLOCKS + b]; }
+#endif
+    }
+#endif
+#endif
 #endif
     team_leave_columns(at, 0u, sums.first);
 #if PAIR
@@ -171,60 +267,6 @@ fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
 #endif
 #if NORM
     team_leave_columns(at, TEAM_ROWS * NT, sums.squares);
-#endif
-#else
-    var acc: array<f32, 8>;
-    for (var i = 0u; i < TEAM_ROWS * NT; i++) { acc[i] = 0.0; }
-    var squares: array<f32, 4>;
-    for (var c = 0u; c < NT; c++) { squares[c] = 0.0; }
-#if ELEMENTS
-    // Eight weights a thread and step, so that neighbouring threads read neighbouring bytes.
-    const STEP: u32 = 2u;
-#else
-    const STEP: u32 = 8u;
-#endif
-    let steps = K_BLOCKS * 8u / STEP;
-    for (var i = at.y; i < steps; i += TEAM) {
-        var xv: array<vec4<f32>, 32>;
-        for (var c = 0u; c < NT; c++) {
-            let base = x_rows[c] * params.x_stride4 + params.x_offset4;
-            for (var j = 0u; j < STEP; j++) {
-                let k = i * STEP + j;
-                var v = vec4<f32>(0.0);
-#if TAIL
-                if (k < params.k4) { v = x[base + k]; }
-#else
-                v = x[base + k];
-#endif
-#if NORM
-                squares[c] += dot(v, v);
-#if TAIL
-                if (k < params.k4) { v *= norm_w[k]; }
-#else
-                v *= norm_w[k];
-#endif
-#endif
-                xv[c * STEP + j] = v;
-            }
-        }
-        for (var r = 0u; r < TEAM_ROWS; r++) {
-#if ELEMENTS
-            let w = weight_eight(w_rows[r] * steps + i);
-            for (var c = 0u; c < NT; c++) { acc[r * NT + c] += dot(w[0], xv[c * 2u]) + dot(w[1], xv[c * 2u + 1u]); }
-#else
-            let w = weight_block(w_rows[r] * steps + i);
-            for (var c = 0u; c < NT; c++) {
-                let o = c * 8u;
-                acc[r * NT + c] += dot(w[0], xv[o]) + dot(w[1], xv[o + 1u]) + dot(w[2], xv[o + 2u]) + dot(w[3], xv[o + 3u])
-                    + dot(w[4], xv[o + 4u]) + dot(w[5], xv[o + 5u]) + dot(w[6], xv[o + 6u]) + dot(w[7], xv[o + 7u]);
-            }
-#endif
-        }
-    }
-    for (var i = 0u; i < TEAM_ROWS * NT; i++) { team_leave(at, i, acc[i]); }
-#if NORM
-    for (var c = 0u; c < NT; c++) { team_leave(at, TEAM_ROWS * NT + c, squares[c]); }
-#endif
 #endif
     workgroupBarrier();
 }

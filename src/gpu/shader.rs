@@ -61,6 +61,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("chain_parts", include_str!("../../shaders/lib/chain_parts.wgsl")),
     ("chain_y", include_str!("../../shaders/lib/chain_y.wgsl")),
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),
+    ("number_rows", include_str!("../../shaders/lib/number_rows.wgsl")),
     ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),
     ("team", include_str!("../../shaders/lib/team.wgsl")),
     ("team_tile", include_str!("../../shaders/lib/team_tile.wgsl")),

@@ -3,6 +3,7 @@
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
+use crate::kernels::chain::number_rows_fit;
 use crate::kernels::constants::{PRODUCT_THREADS, THREADS_LONG, TILE, TILE_FROM};
 use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
@@ -12,7 +13,7 @@ use crate::quant::{Format, GPU_BLOCK, by_name};
 pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
     source: include_str!("../../shaders/matmul_vec.wgsl"),
-    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM"],
+    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM", "SCALED"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: vec_exists },
@@ -35,15 +36,17 @@ pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
     !(v.has("TAIL") && v.fragment("weight").is_some_and(blocks))
 }
 
-/// As [`tail_only_without_blocks`], and products with bytes are of whole blocks.
-pub(super) fn tail_or_bytes(v: &Variant) -> bool {
-    let bytes = |name| by_name(name).is_some_and(|f| f.has_bytes());
-    tail_only_without_blocks(v) && (!v.has("BYTES") || v.fragment("weight").is_some_and(bytes))
+/// As [`tail_only_without_blocks`], products with bytes are of whole blocks, and rows come scaled to single elements only, in whole blocks, and to be
+/// normalised.
+pub(super) fn takes_rows(v: &Variant) -> bool {
+    let bytes = v.fragment("weight").and_then(by_name).is_some_and(|f| f.has_bytes());
+    let scaled = v.has("NORM") && !bytes && !v.has("TAIL");
+    tail_only_without_blocks(v) && (!v.has("BYTES") || bytes) && (!v.has("SCALED") || scaled)
 }
 
 /// What is added to the residual stream was normalised before it came to a block's first product.
 fn vec_exists(v: &Variant) -> bool {
-    tail_or_bytes(v) && !(v.has("NORM") && v.has("ACCUMULATE"))
+    takes_rows(v) && !(v.has("NORM") && v.has("ACCUMULATE"))
 }
 
 params!(ProductParams {
@@ -93,12 +96,14 @@ pub struct RowNorm<'a> {
     pub w: BufferSlice<'a>,
     /// Added to the mean square.
     pub eps: f32,
-    /// `[rows, cols / 32]`, beside rows as bytes: sums of squares of the rows before they were multiplied by `w`.
+    /// `[rows, cols / 32]`, beside rows that were multiplied by `w`: sums of squares of what they were before.
     pub sums: Option<BufferSlice<'a>>,
+    /// Whether the numbers were multiplied by `w`, as bytes always were.
+    pub scaled: bool,
 }
 
 /// Rows that products take: numbers, beside them the same as bytes if products are to take those where the weight has quants, and what is
-/// still to be done to them. Bytes of rows that are to be normalised have the norm's weights in them already; the numbers have not.
+/// still to be done to them. Bytes of rows that are to be normalised have the norm's weights in them already; the numbers have not, unless that is said.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
     /// As f32.
@@ -126,15 +131,17 @@ impl<'a> Input<'a> {
     /// Rows and columns, if all that a product with `w` reads is there.
     pub(super) fn check(&self, what: &str, w: &Weight) -> Result<[u32; 2]> {
         let (rows, cols) = (self.x.rows, self.x.cols);
+        let sums = u64::from(rows) * u64::from(cols / GPU_BLOCK as u32) * 4;
+        let no_sums = |n: RowNorm<'_>| n.sums.is_none_or(|s| s.size < sums);
         let missing = match (self.f32_rows(w), self.bytes, self.norm) {
             (None, Some(bytes), norm) => {
                 bytes.check(what, rows, cols)?;
-                let sums = u64::from(rows) * u64::from(cols / GPU_BLOCK as u32) * 4;
-                norm.is_some_and(|n| n.sums.is_none_or(|s| s.size < sums))
+                norm.is_some_and(no_sums)
             }
             (_, _, norm) => {
                 self.x.check_vec4(what)?;
-                norm.is_some_and(|n| n.w.size < u64::from(cols) * 4)
+                let scaled = |n: RowNorm<'_>| !w.has_elements() || !cols.is_multiple_of(GPU_BLOCK as u32) || no_sums(n);
+                norm.is_some_and(|n| if n.scaled { scaled(n) } else { n.w.size < u64::from(cols) * 4 })
             }
         };
         if missing {
@@ -146,21 +153,18 @@ impl<'a> Input<'a> {
     /// Binds what a product with `w` reads, in the order of `lib/team.wgsl`.
     pub(super) fn bind(self, w: &Weight, d: Dispatch<'a>) -> Dispatch<'a> {
         let d = d.flag("NORM", self.norm.is_some());
-        match (self.f32_rows(w), self.bytes) {
-            (None, Some(bytes)) => {
-                let d = d.flag("BYTES", true).bind("x", bytes.quants).bind("x_scales", bytes.scales);
-                match self.norm.and_then(|n| n.sums) {
-                    Some(sums) => d.bind("row_sums", sums),
-                    None => d,
-                }
-            }
+        let (d, scaled) = match (self.f32_rows(w), self.bytes) {
+            (None, Some(bytes)) => (d.flag("BYTES", true).bind("x", bytes.quants).bind("x_scales", bytes.scales), true),
             _ => {
-                let d = d.flag("TAIL", !(self.x.cols as usize).is_multiple_of(GPU_BLOCK)).bind("x", self.x.data);
-                match self.norm {
-                    Some(n) => d.bind("norm_w", n.w),
-                    None => d,
-                }
+                let scaled = self.norm.is_some_and(|n| n.scaled);
+                let tail = !(self.x.cols as usize).is_multiple_of(GPU_BLOCK);
+                (d.flag("SCALED", scaled).flag("TAIL", tail).bind("x", self.x.data), scaled)
             }
+        };
+        match self.norm {
+            Some(RowNorm { sums: Some(sums), .. }) if scaled => d.bind("row_sums", sums),
+            Some(n) if !scaled => d.bind("norm_w", n.w),
+            _ => d,
         }
     }
 }
@@ -203,8 +207,11 @@ impl Team {
             .with_columns(gpu, rows, values)
     }
 
-    /// The same where a workgroup makes a block of `block` rows.
-    pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32) -> Self {
+    /// The same where a workgroup makes a block of `block` rows, as a `stage` or not.
+    pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32, stage: bool) -> Self {
+        if stage {
+            return Self::of_stage(gpu, n, k, rows, values, Some(block));
+        }
         let most = (gpu.max_workgroup_threads() / block).max(1);
         let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
         Self { threads: team * block, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
@@ -256,9 +263,12 @@ impl Team {
     }
 }
 
-/// Whether a product of bytes takes the workgroups of stages ([`crate::kernels::chain`]).
-pub(super) fn may_be_stage(gpu: &Gpu, x: Input<'_>, w: &Weight) -> bool {
-    gpu.features().chains && x.f32_rows(w).is_none()
+/// Whether a product takes the workgroups of stages ([`crate::kernels::chain`]): of bytes, or of such rows as a stage may send (`sent`) where they fit
+/// the memory of a workgroup.
+pub(super) fn may_be_stage(gpu: &Gpu, x: Input<'_>, w: &Weight, sent: bool) -> bool {
+    let bytes = x.f32_rows(w).is_none();
+    let numbers = || sent && w.has_elements() && number_rows_fit(gpu, w.k());
+    gpu.features().chains && (bytes || numbers())
 }
 
 /// Which kernel makes a product.
@@ -319,7 +329,7 @@ pub fn matmul_with<'a>(
     };
     // The team does not depend on how a weight is split.
     let values = 1 + u32::from(x.norm.is_some());
-    let team = match may_be_stage(gpu, x, w) {
+    let team = match may_be_stage(gpu, x, w, x.norm.is_some_and(|n| n.scaled)) {
         true => Team::of_stage(gpu, n, k, rows, values, None),
         false => Team::of(gpu, n, k, rows, values),
     };

@@ -5,7 +5,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::activate::Activation;
 use crate::kernels::byte_rows::ByteRows;
-use crate::kernels::matmul::{Input, ProductParams, Team, may_be_stage, tail_or_bytes};
+use crate::kernels::matmul::{Input, ProductParams, Team, may_be_stage, takes_rows};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::GPU_BLOCK;
@@ -13,7 +13,7 @@ use crate::quant::GPU_BLOCK;
 pub(super) static MATMUL_GLU: Kernel = Kernel {
     name: "matmul_glu",
     source: include_str!("../../shaders/matmul_glu.wgsl"),
-    flags: &["GELU", "TAIL", "BYTES", "NORM", "OUT_BYTES"],
+    flags: &["GELU", "TAIL", "BYTES", "NORM", "SCALED", "OUT_BYTES"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: glu_exists },
@@ -23,10 +23,10 @@ pub(super) static MATMUL_GLU: Kernel = Kernel {
 pub(super) static MATMUL_NEXT: Kernel = Kernel {
     name: "matmul_next",
     source: include_str!("../../shaders/matmul_next.wgsl"),
-    flags: &["BIAS", "TAIL", "BYTES"],
+    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: tail_or_bytes },
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: takes_rows },
     params: NextParams::FIELDS,
 };
 
@@ -49,7 +49,7 @@ const BLOCK: u32 = GPU_BLOCK as u32;
 
 /// The tail is tried with plain results only: bytes do not change how it is read.
 fn glu_exists(v: &Variant) -> bool {
-    tail_or_bytes(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
+    takes_rows(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
 }
 
 /// True if [`matmul_glu`] can make this product: gate over up in one part, without bias, and an activation that it knows.
@@ -88,9 +88,11 @@ pub fn matmul_glu<'a>(
         );
     }
     let values = 2 + u32::from(x.norm.is_some());
+    // A stage sends whole blocks.
+    let sent = n.is_multiple_of(BLOCK) && x.norm.is_some_and(|n| n.scaled);
     let team = match out {
-        Some(_) if may_be_stage(gpu, x, w) => Team::of_stage(gpu, n, w.k(), rows, values, None),
-        Some(_) => Team::of_block(gpu, n, w.k(), rows, values, BLOCK),
+        _ if may_be_stage(gpu, x, w, sent) => Team::of_stage(gpu, n, w.k(), rows, values, None),
+        Some(_) => Team::of_block(gpu, n, w.k(), rows, values, BLOCK, false),
         None => Team::of(gpu, n, w.k(), rows, values),
     };
     let params = ProductParams::of(x, w, y, team.tile(), n, 0);
@@ -108,15 +110,47 @@ pub fn matmul_glu<'a>(
     }
 }
 
+/// Rows for the product that comes next.
+#[derive(Debug, Clone, Copy)]
+pub enum NextRows<'a> {
+    /// As bytes.
+    Bytes(ByteRows<'a>),
+    /// As f32, dense.
+    Numbers(BufferSlice<'a>),
+}
+
+impl<'a> NextRows<'a> {
+    /// The bytes, if that is what they are.
+    pub(super) fn bytes(self) -> Option<ByteRows<'a>> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Numbers(_) => None,
+        }
+    }
+}
+
 /// What the last product of a block leaves for the next one.
 #[derive(Debug, Clone, Copy)]
 pub struct Next<'a> {
     /// The next normalisation's weights, one for each column.
     pub w: BufferSlice<'a>,
     /// The rows times these weights.
-    pub bytes: ByteRows<'a>,
+    pub rows: NextRows<'a>,
     /// `[rows, cols / 32]`: sums of squares of the rows.
     pub sums: BufferSlice<'a>,
+}
+
+impl Next<'_> {
+    /// Whether there is room for what `rows` rows of `cols` columns leave.
+    pub(super) fn fits(&self, rows: u32, cols: u32) -> bool {
+        let numbers = u64::from(rows) * u64::from(cols);
+        let room = match self.rows {
+            NextRows::Bytes(bytes) => bytes.check("", rows, cols).is_ok(),
+            NextRows::Numbers(data) => data.size >= numbers * 4,
+        };
+        let sums = self.sums.size >= numbers / u64::from(BLOCK) * 4;
+        room && cols.is_multiple_of(BLOCK) && sums && self.w.size >= u64::from(cols) * 4
+    }
 }
 
 /// True if [`matmul_next`] can make products with `w`: its parts begin and end at whole blocks.
@@ -137,25 +171,19 @@ pub fn matmul_next<'a>(
 ) -> Result<Vec<Dispatch<'a>>> {
     let [rows, cols] = x.check("matmul_next: x", w)?;
     y.check("matmul_next: y")?;
-    next.bytes.check("matmul_next: bytes", rows, y.cols)?;
-    let sums = u64::from(rows) * u64::from(y.cols / BLOCK) * 4;
-    let room = next.sums.size >= sums && next.w.size >= u64::from(y.cols) * 4;
-    if cols != w.k() || rows != y.rows || w.rows() != y.cols || x.norm.is_some() || !room || !matmul_next_fits(w) {
+    let (shapes, room) = (cols == w.k() && rows == y.rows && w.rows() == y.cols, next.fits(rows, y.cols));
+    if !shapes || x.norm.is_some() || !room || !matmul_next_fits(w) {
         let (n, k) = (w.rows(), w.k());
         bail!(
             InvalidArgument,
-            "matmul_next by {}: x {rows} x {cols}, W {n} x {k}, y {} x {}, {} bytes of sums",
+            "matmul_next by {}: x {rows} x {cols}, W {n} x {k}, y {} x {}, {next:?}",
             w.name(),
             y.rows,
-            y.cols,
-            next.sums.size
+            y.cols
         );
     }
     // The team does not depend on how a weight is split.
-    let team = match may_be_stage(gpu, x, w) {
-        true => Team::of_stage(gpu, w.rows(), w.k(), rows, 1, Some(BLOCK)),
-        false => Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK),
-    };
+    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK, may_be_stage(gpu, x, w, true));
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {
@@ -181,7 +209,12 @@ pub fn matmul_next<'a>(
             d = d.bind("bias", bias);
         }
         let d = part.bind(x.bind(w, team.constants(d, w.k())));
-        Ok(d.bind("byte_quants", next.bytes.quants).bind("byte_scales", next.bytes.scales))
+        Ok(match next.rows {
+            NextRows::Bytes(bytes) => {
+                d.flag("OUT_BYTES", true).bind("byte_quants", bytes.quants).bind("byte_scales", bytes.scales)
+            }
+            NextRows::Numbers(data) => d.bind("number_rows", data),
+        })
     };
     w.parts().iter().map(dispatch).collect()
 }

@@ -58,7 +58,7 @@ pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use matmul_decoded::{decoded_bytes, half_weights, matmul_decoded};
 pub use matmul_few::{FewSplits, few_parts_bytes, matmul_few, matmul_few_parts, sum_parts};
-pub use matmul_fused::{Next, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
+pub use matmul_fused::{Next, NextRows, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,

@@ -11,7 +11,7 @@ use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::constants::{
     GROUP_FROM, MAX_EXPERTS, MAX_EXPERTS_USED, THREADS, THREADS_LONG, TILE, VEC_ROWS, VEC_ROWS_BYTES,
 };
-use crate::kernels::matmul::{tail_only_without_blocks, tail_or_bytes};
+use crate::kernels::matmul::{tail_only_without_blocks, takes_rows};
 use crate::kernels::weight::{ExpertWeight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -52,7 +52,7 @@ pub(super) static MOE_VEC: Kernel = Kernel {
     flags: &["BIAS", "TAIL", "BYTES"],
     constants: &["WG", "NR"],
     slots: &["weight"],
-    forms: Forms { paths: &[], exists: tail_or_bytes },
+    forms: Forms { paths: &[], exists: takes_rows },
     params: VecParams::FIELDS,
 };
 

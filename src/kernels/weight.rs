@@ -81,6 +81,10 @@ impl Weight {
     pub fn has_bytes(&self) -> bool {
         self.parts.iter().all(|p| p.format.has_bytes())
     }
+    /// True if all rows are of formats of single elements.
+    pub fn has_elements(&self) -> bool {
+        self.parts.iter().all(|p| !p.format.has_bytes())
+    }
     /// True if products can round weights to f16: who stores them in f32 wants them so.
     pub fn has_halves(&self) -> bool {
         self.parts.iter().all(|p| p.format.name != "F32")

@@ -19,11 +19,10 @@ impl<'a> Forward<'a> {
         self.scratch.chain_words.as_ref().filter(|_| fits && !watched)
     }
 
-    /// From here to [`Self::end_chain`] products may become one chain: from a layer's attention output to the first product of what follows.
-    pub(super) fn begin_chain(&self, r: &mut Recorder<'_>, batch: Batch, rows: u32) {
-        let dense = |l: &LayerSpec| l.feed_forward.experts.is_none() && !l.parallel;
-        let layers = &self.spec.layers;
-        let fits = layers.len() as u32 <= MAX_CHAINS && layers.iter().all(dense);
+    /// From here to [`Self::end_chain`] products may become one chain: from a layer's attention output, or from the products of its experts, to the first
+    /// product of what follows.
+    pub(super) fn begin_chain(&self, r: &mut Recorder<'_>, layer: &LayerSpec, batch: Batch, rows: u32) {
+        let fits = self.spec.layers.len() as u32 <= MAX_CHAINS && !layer.parallel;
         if fits && self.chains(batch, rows).is_some() {
             r.hold();
         }

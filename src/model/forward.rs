@@ -5,8 +5,8 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::sample::step_begin;
 use crate::kernels::{
-    Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, Norm, NormKind, Pages, Parts, Queries,
-    RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
+    Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, NextRows, Norm, NormKind, Pages, Parts,
+    Queries, RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
     attention_coop_fits, attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits,
     attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast,
     matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
@@ -41,8 +41,8 @@ pub(crate) enum Batch {
 pub(crate) enum Left {
     /// Nothing: the residual stream is whole, and that is all there is.
     Nothing,
-    /// Bytes and sums of squares, by which the norm is done by the way.
-    Bytes,
+    /// Rows that have the norm's weights in them, bytes or numbers, and sums of squares: the norm is done by the way.
+    Rows,
     /// So many parts of its last product, that are still to be added to the residual stream.
     Parts(u32),
 }
@@ -59,12 +59,15 @@ pub(super) enum Norms {
 pub(super) struct After<'a> {
     pub(super) norm: Option<&'a NormWeights>,
     pub(super) wants_bytes: bool,
+    /// Where bytes are not: rows as numbers that have the norm's weights in them.
+    pub(super) wants_numbers: bool,
     pub(super) wants_halves: bool,
 }
 
 impl<'a> After<'a> {
     pub(super) fn of(norm: Option<&'a NormWeights>, product: &Weight) -> Self {
-        Self { norm, wants_bytes: product.has_bytes(), wants_halves: product.has_halves() }
+        let (wants_bytes, wants_numbers) = (product.has_bytes(), product.has_elements());
+        Self { norm, wants_bytes, wants_numbers, wants_halves: product.has_halves() }
     }
 }
 
@@ -173,7 +176,8 @@ impl<'a> Forward<'a> {
             FeedForwardWeights::Experts(experts) => {
                 let (norm, wants_bytes) = (weights.ffn_norm.as_ref(), weights.feed_forward.first_has_bytes());
                 let few = self.few_experts(&spec.feed_forward, experts, x.rows).is_some();
-                (few && !experts.adds_shared(), After { norm, wants_bytes, wants_halves: false })
+                let after = After { norm, wants_bytes, wants_numbers: false, wants_halves: false };
+                (few && !experts.adds_shared(), after)
             }
         };
         // Experts one by one take normalised rows; blocks side by side have the same input.
@@ -246,15 +250,16 @@ impl<'a> Forward<'a> {
             return Ok(Input { x, bytes: None, norm: None, half: Some(half) });
         }
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
+        let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
         if let (Some(w), Norms::Later(left)) = (what.norm, when)
             && self.norms_by_the_way(x.rows, w)
-            && (left == Left::Bytes || bytes.is_none())
+            && (left == Left::Rows || bytes.is_none())
         {
-            let sums = (left == Left::Bytes).then(|| self.scratch.block_sums.whole());
-            let norm = Some(RowNorm { w: w.w.whole(), eps: self.spec.norm_eps, sums });
-            return Ok(Input { x, bytes, norm, half: None });
+            let (rows, eps) = (left == Left::Rows, self.spec.norm_eps);
+            let scaled = rows && bytes.is_none();
+            let norm = RowNorm { w: w.w.whole(), eps, sums: rows.then(|| self.scratch.block_sums.whole()), scaled };
+            return Ok(Input { x: if scaled { normed } else { x }, bytes, norm: Some(norm), half: None });
         }
-        let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
         let (x, d) = match (what.norm, bytes) {
             (Some(w), Some(bytes)) => (normed, norm_bytes(self.norm_of(w), x, normed, bytes)?),
             (Some(w), None) => (normed, norm(self.norm_of(w), x, normed, false)?),
@@ -325,7 +330,7 @@ impl<'a> Forward<'a> {
         }
         if let Some(next) = after.and_then(|a| self.next(x, a)).filter(|_| matmul_next_fits(w)) {
             Self::record_all(r, label, matmul_next(r.gpu(), from, w, x, next)?)?;
-            return Ok(Left::Bytes);
+            return Ok(Left::Rows);
         }
         self.product(r, label, from, w, x, true)?;
         Ok(Left::Nothing)
@@ -337,8 +342,10 @@ impl<'a> Forward<'a> {
         'a: 'w,
     {
         let norm = after.norm.filter(|norm| self.norms_by_the_way(x.rows, norm))?;
-        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes)?;
-        Some(Next { w: norm.w.whole(), bytes, sums: self.scratch.block_sums.whole() })
+        let numbers = after.wants_numbers.then(|| NextRows::Numbers(self.scratch.normed.whole()));
+        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes);
+        let rows = bytes.map(NextRows::Bytes).or(numbers)?;
+        Some(Next { w: norm.w.whole(), rows, sums: self.scratch.block_sums.whole() })
     }
 
     /// The parts of a product of few rows, without their sum, and how many there are; `None` if it is not made in parts.
@@ -469,7 +476,9 @@ impl<'a> Forward<'a> {
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
         let heads = Input { x: heads, bytes, norm: None, half: None };
-        self.begin_chain(r, batch, n);
+        if spec.feed_forward.experts.is_none() {
+            self.begin_chain(r, spec, batch, n);
+        }
         let left = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, batch, after)?;
         Ok((normed, left))
     }
@@ -502,7 +511,7 @@ impl<'a> Forward<'a> {
         let (w_up, w_down) = match &w.feed_forward {
             FeedForwardWeights::Dense { up, down } => (up, down),
             FeedForwardWeights::Experts(experts) => {
-                return self.experts(r, layer, &spec.feed_forward, experts, input, x, after);
+                return self.experts(r, layer, spec, experts, input, x, batch, after);
             }
         };
         let inner = Matrix::new(&s.ff, x.rows, n_ff);
@@ -550,7 +559,7 @@ impl<'a> Forward<'a> {
         let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
-        let words = self.chains(batch, n).and_then(|_| s.chain_words(n));
+        let words = self.chains(batch, n).and_then(|_| s.chain_words(n, self.weights.all_quants()));
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap, words)?)?;
         let left = self.body(r, n, batch)?;
         self.logits(r, 0, n, left)?;

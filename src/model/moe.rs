@@ -7,13 +7,13 @@ use crate::gpu::{Buffer, Dispatch, Gpu, Recorder, Scope};
 use crate::kernels::constants::TILE;
 use crate::kernels::constants::{GROUP_FROM, TILE_FROM};
 use crate::kernels::{
-    Activation, ByteRows, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, Routing, SharedExpert,
+    Activation, ByteRows, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, NextRows, Routing, SharedExpert,
     coop_columns, coop_entries, half_rows, matmul, moe_combine, moe_coop_fits, moe_down, moe_few_fits, moe_glu,
     moe_group, moe_matmul, moe_matmul_bytes, moe_matmul_coop, moe_route, tile_columns,
 };
-use crate::model::forward::{After, Forward, Left};
+use crate::model::forward::{After, Batch, Forward, Left};
 use crate::model::scratch::buffer;
-use crate::model::spec::{ExpertsSpec, FeedForwardSpec, ModelSpec};
+use crate::model::spec::{ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec};
 use crate::model::weights::{ExpertsWeights, SharedWeights};
 
 /// Buffers of mixtures, large enough for every layer.
@@ -108,12 +108,14 @@ impl<'s> Forward<'s> {
         &self,
         r: &mut Recorder<'_>,
         layer: usize,
-        spec: &FeedForwardSpec,
+        place: &LayerSpec,
         w: &ExpertsWeights,
         normed: Input<'_>,
         x: Matrix<'_>,
+        batch: Batch,
         after: After<'_>,
     ) -> Result<Left> {
+        let spec = &place.feed_forward;
         let (Some(s), Some(experts)) = (&self.scratch.moe, spec.experts) else {
             bail!(Internal, "a mixture of experts without its buffers")
         };
@@ -130,11 +132,14 @@ impl<'s> Forward<'s> {
         if let Some(inner) = self.few_experts(spec, w, x.rows).filter(|_| normed.bytes.is_some()) {
             // Before the experts: it takes the same room.
             let shared = self.gated_shared(r, spec, w, normed, x)?;
+            let next = self.next(x, after).filter(|next| !w.adds_shared() && matches!(next.rows, NextRows::Bytes(_)));
+            if next.is_some() {
+                self.begin_chain(r, place, batch, x.rows);
+            }
             r.record(moe_glu(r.gpu(), spec.activation, normed, &w.gate_up, routing, inner)?.label("moe.gate_up"))?;
-            let next = self.next(x, after).filter(|_| !w.adds_shared());
             r.record(moe_down(r.gpu(), inner, &w.down, routing, shared, x, next)?.label("moe.down"))?;
             self.add_shared(r, spec, w, normed, x)?;
-            return Ok(if next.is_some() { Left::Bytes } else { Left::Nothing });
+            return Ok(if next.is_some() { Left::Rows } else { Left::Nothing });
         }
         let features = r.gpu().features();
         let fits = [&w.gate_up, &w.down].into_iter().all(|w| moe_coop_fits(features, w));

@@ -273,7 +273,7 @@ impl Scratch {
             false => None,
         };
         let attn_parts = PartBuffers::new(gpu, spec, rows, scope)?;
-        let parts_at = chain_words(rows.min(BYTE_ROWS), spec.n_embd, widest_inner);
+        let parts_at = chain_words(rows.min(BYTE_ROWS), spec.n_embd, widest_inner, false);
         let chained = parts_at + attention_chain_words(attn_parts.sums.size());
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
         Ok(Self {
@@ -312,10 +312,10 @@ impl Scratch {
         })
     }
 
-    /// The words that chains of `rows` rows use, where there are chains.
-    pub(crate) fn chain_words(&self, rows: u32) -> Option<BufferSlice<'_>> {
+    /// The words that chains of `rows` rows use, where there are chains, of a model whose weights are all `quants` or not.
+    pub(crate) fn chain_words(&self, rows: u32, quants: bool) -> Option<BufferSlice<'_>> {
         let [n_embd, inner] = self.widths;
-        Some(self.chain_words.as_ref()?.slice(0, chain_words(rows, n_embd, inner) * 4))
+        Some(self.chain_words.as_ref()?.slice(0, chain_words(rows, n_embd, inner, quants) * 4))
     }
 
     /// Where a product's rows are brought to f16, if they are.

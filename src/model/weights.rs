@@ -110,6 +110,15 @@ impl Weights {
     pub(crate) fn head(&self) -> &Weight {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
+
+    /// Whether the products of dense layers, and the head, are all with quants.
+    pub(crate) fn all_quants(&self) -> bool {
+        let of = |l: &LayerWeights| match &l.feed_forward {
+            FeedForwardWeights::Dense { up, down } => l.qkv.has_bytes() && up.has_bytes() && down.has_bytes(),
+            FeedForwardWeights::Experts(_) => l.qkv.has_bytes(),
+        };
+        self.head().has_bytes() && self.layers.iter().all(of)
+    }
 }
 
 /// One tensor among those stacked into a weight.

@@ -3,9 +3,9 @@
 
 use doppler::gpu::{Buffer, BufferSlice, Gpu};
 use doppler::kernels::{
-    Activation, AngleTable, AttentionParts, AttentionShape, Fresh, Input, KvType, Matrix, Next, Norm, NormKind, Pages,
-    Queries, RopePairs, RopeShape, RowNorm, Segments, attention_decode, attention_split, glu, matmul, matmul_glu,
-    matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope,
+    Activation, AngleTable, AttentionParts, AttentionShape, Fresh, Input, KvType, Matrix, Next, NextRows, Norm,
+    NormKind, Pages, Queries, RopePairs, RopeShape, RowNorm, Segments, attention_decode, attention_split, glu, matmul,
+    matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope,
 };
 use doppler::quant::{Format, by_name};
 
@@ -25,6 +25,7 @@ struct Rows {
     x: Buffer,
     w: Buffer,
     normed: Buffer,
+    weighted: Buffer,
     bytes: Bytes,
     normed_bytes: Bytes,
     sums: Buffer,
@@ -42,6 +43,7 @@ impl Rows {
             x: upload(gpu, &x),
             w: upload(gpu, &w),
             normed: untouched(gpu, rows * k),
+            weighted: upload(gpu, &weighted),
             bytes: Bytes::new(gpu, rows, k.next_multiple_of(32)),
             normed_bytes: Bytes::new(gpu, rows, k.next_multiple_of(32)),
             sums: upload(gpu, &sums),
@@ -50,8 +52,7 @@ impl Rows {
         };
         run(gpu, norm(this.norm(), this.plain(), this.of(&this.normed), false));
         if k.is_multiple_of(32) {
-            let weighted = upload(gpu, &weighted);
-            run(gpu, doppler::kernels::byte_rows(this.of(&weighted), this.bytes.operand()));
+            run(gpu, doppler::kernels::byte_rows(this.of(&this.weighted), this.bytes.operand()));
             let out = untouched(gpu, rows * k);
             run(gpu, norm_bytes(this.norm(), this.plain(), this.of(&out), this.normed_bytes.operand()));
         }
@@ -70,13 +71,22 @@ impl Rows {
         Norm { kind: NormKind::Rms, eps: EPS, w: (&self.w).into(), bias: None }
     }
 
+    /// As numbers that have the norm's weights in them.
+    fn scaled(&self) -> Input<'_> {
+        let norm = RowNorm { w: (&self.w).into(), eps: EPS, sums: Some((&self.sums).into()), scaled: true };
+        Input { norm: Some(norm), ..self.of(&self.weighted).into() }
+    }
+
     /// Beforehand, and by the way.
     fn inputs(&self, as_bytes: bool) -> [Input<'_>; 2] {
         let (w, normed) = ((&self.w).into(), self.of(&self.normed));
         match as_bytes {
-            false => [normed.into(), Input { norm: Some(RowNorm { w, eps: EPS, sums: None }), ..self.plain().into() }],
+            false => {
+                let norm = Some(RowNorm { w, eps: EPS, sums: None, scaled: false });
+                [normed.into(), Input { norm, ..self.plain().into() }]
+            }
             true => {
-                let norm = Some(RowNorm { w, eps: EPS, sums: Some((&self.sums).into()) });
+                let norm = Some(RowNorm { w, eps: EPS, sums: Some((&self.sums).into()), scaled: false });
                 [
                     Input { bytes: Some(self.normed_bytes.operand()), ..normed.into() },
                     Input { x: self.plain(), bytes: Some(self.bytes.operand()), norm, half: None },
@@ -116,6 +126,12 @@ fn norms_in_products() {
                     download(gpu, &y, rows * 133 + 1)
                 });
                 alike(&format!("{f} {rows} x {k} bytes {as_bytes} ({})", v.name), &got, &want, &w, k, as_bytes);
+                if !w_format.has_bytes() && k.is_multiple_of(32) {
+                    let y = untouched(gpu, rows * 133 + 1);
+                    run(gpu, matmul(gpu, input.scaled(), &w.weight, Matrix::new(&y, rows as u32, 133), false).unwrap());
+                    let got = download(gpu, &y, rows * 133 + 1);
+                    alike(&format!("{f} {rows} x {k} scaled ({})", v.name), &got, &want, &w, k, false);
+                }
             }
         }
     }
@@ -159,17 +175,19 @@ fn gates_in_products() {
     }
 }
 
-/// The residual stream, its bytes for the next block, and its squares.
-fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize) {
+/// The residual stream, its rows for the next block, and its squares.
+fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize, as_bytes: bool) {
     let gpu: &Gpu = &v.gpu;
     let n = w.weight.rows() as usize;
     let mut rng = Rng(n as u64);
     let (old, next_w) = (rng.floats(rows * n), rng.floats(n));
     let input = Rows::new(gpu, rows, k);
     let (want, got, wb) = (upload(gpu, &old), upload(gpu, &old), upload(gpu, &next_w));
-    let (bytes, sums) = (Bytes::new(gpu, rows, n), untouched(gpu, rows * n / 32 + 1));
+    let (bytes, numbers) = (Bytes::new(gpu, rows, n), untouched(gpu, rows * n));
+    let sums = untouched(gpu, rows * n / 32 + 1);
     run(gpu, matmul(gpu, input.plain(), &w.weight, Matrix::new(&want, rows as u32, n as u32), true).unwrap());
-    let next = Next { w: (&wb).into(), bytes: bytes.operand(), sums: (&sums).into() };
+    let left = if as_bytes { NextRows::Bytes(bytes.operand()) } else { NextRows::Numbers((&numbers).into()) };
+    let next = Next { w: (&wb).into(), rows: left, sums: (&sums).into() };
     assert!(matmul_next_fits(&w.weight));
     let y = Matrix::new(&got, rows as u32, n as u32);
     run(gpu, matmul_next(gpu, input.plain().into(), &w.weight, y, next).unwrap());
@@ -177,7 +195,10 @@ fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize) {
     let what = format!("{rows} x {k} by {n} ({})", v.name);
     alike(&what, &got, &want, w, k, false);
     let weighted: Vec<f32> = got.iter().zip(next_w.iter().cycle()).map(|(v, w)| v * w).collect();
-    crate::bytes::rounded(&what, &bytes.read(gpu), &weighted);
+    match as_bytes {
+        true => crate::bytes::rounded(&what, &bytes.read(gpu), &weighted),
+        false => assert_eq!(download(gpu, &numbers, rows * n), weighted, "{what}"),
+    }
     let mut squares: Vec<Want> =
         got.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
     squares.push(f64::from(UNTOUCHED).into());
@@ -186,16 +207,18 @@ fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize) {
 }
 
 #[test]
-fn the_next_blocks_bytes_in_products() {
+fn the_next_blocks_rows_in_products() {
     for v in variants() {
         let q8 = weight(&v.gpu, &mut Rng(2), 96, &[(format("Q8_0"), 64)], true);
-        next_of(v, &q8, 1, 96);
+        next_of(v, &q8, 1, 96, true);
+        next_of(v, &weight(&v.gpu, &mut Rng(3), 64, &[(format("F16"), 96)], false), 3, 64, false);
         if v.full {
             // Several parts, each of whole blocks.
             let parts = weight(&v.gpu, &mut Rng(5), 256, &[(format("Q4_K"), 96), (format("F16"), 32)], true);
-            next_of(v, &parts, 3, 256);
-            next_of(v, &weight(&v.gpu, &mut Rng(7), 36, &[(format("F32"), 2080)], false), 4, 36);
-            next_of(v, &weight(&v.gpu, &mut Rng(7), 4096, &[(format("Q4_0"), 32)], false), 1, 4096);
+            next_of(v, &parts, 3, 256, true);
+            next_of(v, &parts, 2, 256, false);
+            next_of(v, &weight(&v.gpu, &mut Rng(7), 36, &[(format("F32"), 2080)], false), 4, 36, true);
+            next_of(v, &weight(&v.gpu, &mut Rng(7), 4096, &[(format("Q4_0"), 32)], false), 1, 4096, true);
         }
     }
 }
@@ -206,7 +229,8 @@ fn more_workgroups_than_a_grid_dimension() {
     let gpu: &Gpu = &v.gpu;
     let n = 65_536 * 32;
     let w = weight(gpu, &mut Rng(3), 32, &[(format("Q4_0"), n)], false);
-    next_of(v, &w, 1, 32);
+    next_of(v, &w, 1, 32, true);
+    next_of(v, &w, 1, 32, false);
     let half = n / 2;
     let input = Rows::new(gpu, 1, 32);
     let [plain, by_the_way] = input.inputs(false);
@@ -235,16 +259,18 @@ fn what_does_not_fit_is_refused() {
     assert!(glu(&fine, 32) && !glu(&fine, 64) && !glu(&biased, 32) && !glu(&odd, 16));
     let bytes = Bytes::new(gpu, 1, 64);
     let next = |w: &TestWeight, x: Input<'_>, n: u32| {
-        let next = Next { w: (&y).into(), bytes: bytes.operand(), sums: (&sums).into() };
+        let next = Next { w: (&y).into(), rows: NextRows::Bytes(bytes.operand()), sums: (&sums).into() };
         matmul_next(gpu, x, &w.weight, Matrix::new(&y, 1, n), next).is_ok()
     };
     let [plain, by_the_way] = input.inputs(false);
     assert!(next(&fine, plain, 64) && !next(&odd, plain, 33) && !next(&fine, by_the_way, 64));
     let few = upload(gpu, &[1.0; 8]);
-    let short = RowNorm { w: (&few).into(), eps: EPS, sums: None };
+    let short = RowNorm { w: (&few).into(), eps: EPS, sums: None, scaled: false };
     let short = Input { norm: Some(short), ..input.plain().into() };
     assert!(matmul(gpu, short, &fine.weight, Matrix::new(&y, 1, 64), false).is_err(), "weights of the norm");
-    let missing = RowNorm { w: (&y).into(), eps: EPS, sums: None };
+    let quants = input.scaled();
+    assert!(matmul(gpu, quants, &fine.weight, Matrix::new(&y, 1, 64), false).is_err(), "scaled numbers, and quants");
+    let missing = RowNorm { w: (&y).into(), eps: EPS, sums: None, scaled: false };
     let missing = Input { x: input.plain(), bytes: Some(input.bytes.operand()), norm: Some(missing), half: None };
     assert!(matmul(gpu, missing, &fine.weight, Matrix::new(&y, 1, 64), false).is_err(), "sums of bytes");
 }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use doppler::Result;
 use doppler::gpu::{Buffer, Dispatch};
 use doppler::kernels::{
-    self, Activation, AttentionParts, Input, Matrix, Next, RowNorm, RowSource, Weight, WeightUploader,
+    self, Activation, AttentionParts, ExpertWeight, Input, Matrix, MoeShape, Next, RowNorm, RowSource, Weight,
+    WeightUploader,
 };
 use doppler::quant::{FORMATS, Format};
 
 use super::attention::split_attention;
 use super::bytes::Bytes;
+use super::fused::Rows;
+use super::moe::{Mixture, expert_weight, random_ids};
 use super::weights::{random_rows, weight};
 use super::{Lab, Measured, Rng};
 
@@ -19,10 +22,13 @@ const EMBD: usize = 256;
 const HEADS: usize = 512;
 const INNER: usize = 768;
 const LAST: [usize; 2] = [160, 70];
+/// The inner width of an expert.
+const EXPERT_INNER: usize = 256;
 
 /// Weights of a layer's products, and where they leave what they make.
 struct Layer {
     rows: usize,
+    quants: bool,
     out: Weight,
     gate_up: Weight,
     down: Weight,
@@ -32,14 +38,45 @@ struct Layer {
     heads_f32: Buffer,
     stream: Buffer,
     ff: Buffer,
-    normed: Bytes,
+    normed: Rows,
     inner: Bytes,
     sums: Buffer,
     y: Buffer,
+    experts: Option<Experts>,
+}
+
+/// Experts in the place of gate and up, and down.
+struct Experts {
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    chosen: Mixture,
+    x: Bytes,
+    squares: Buffer,
+    inner: Bytes,
+}
+
+impl Experts {
+    fn new(lab: &Lab, format: &'static Format, rows: usize) -> Result<Self> {
+        let mut rng = Rng::new(rows as u64 + 7);
+        let shape = MoeShape { rows: rows as u32, n_expert: 5, n_used: 3 };
+        let entries = shape.entries() as usize;
+        let mut chosen = Mixture::new(lab, shape, [1, 1], &random_ids(&mut rng, shape, 5))?;
+        chosen.weights = lab.floats(&rng.units(entries))?;
+        let x = lab.floats(&rng.units(rows * EMBD))?;
+        let squares: Vec<f32> = rng.units(rows * EMBD / 32).iter().map(|s| 20.0 * s.abs()).collect();
+        Ok(Self {
+            gate_up: expert_weight(lab, format, (5, 2 * EXPERT_INNER, EMBD), None)?.0,
+            down: expert_weight(lab, format, (5, EMBD, EXPERT_INNER), None)?.0,
+            chosen,
+            x: Bytes::of(lab, Matrix::new(&x, rows as u32, EMBD as u32))?,
+            squares: lab.floats(&squares)?,
+            inner: Bytes::new(lab, entries, EXPERT_INNER)?,
+        })
+    }
 }
 
 impl Layer {
-    fn new(lab: &Lab, format: &'static Format, rows: usize) -> Result<Self> {
+    fn new(lab: &Lab, format: &'static Format, rows: usize, experts: bool) -> Result<Self> {
         let mut rng = Rng::new(rows as u64);
         let heads_f32 = lab.floats(&rng.units(rows * HEADS))?;
         let heads = Bytes::of(lab, Matrix::new(&heads_f32, rows as u32, HEADS as u32))?;
@@ -54,6 +91,7 @@ impl Layer {
         uploader.finish()?;
         Ok(Self {
             rows,
+            quants: format.has_bytes(),
             out: weight(lab, format, EMBD, HEADS, Some(&bias))?.0,
             gate_up: weight(lab, format, 2 * INNER, EMBD, None)?.0,
             down: weight(lab, format, EMBD, INNER, None)?.0,
@@ -63,10 +101,11 @@ impl Layer {
             heads_f32,
             stream,
             ff: lab.blank(rows * INNER)?,
-            normed: Bytes::new(lab, rows, EMBD)?,
+            normed: Rows::new(lab, format.has_bytes(), rows, EMBD)?,
             inner: Bytes::new(lab, rows, INNER)?,
             sums: lab.blank(rows * EMBD / 32)?,
             y: lab.blank(rows * LAST.iter().sum::<usize>())?,
+            experts: experts.then(|| Experts::new(lab, format, rows)).transpose()?,
         })
     }
 
@@ -74,18 +113,37 @@ impl Layer {
         let (gpu, rows) = (&lab.gpu, self.rows as u32);
         let x = Matrix::new(&self.stream, rows, EMBD as u32);
         let next =
-            |i: usize| Next { w: (&self.norms[i]).into(), bytes: self.normed.operand(), sums: (&self.sums).into() };
-        let input = |x, bytes, norm| Input { x, bytes: Some(bytes), norm, half: None };
-        let norm = |i: usize| RowNorm { w: (&self.norms[i]).into(), eps: 1e-5, sums: Some((&self.sums).into()) };
-        let heads = input(Matrix::new(&self.heads_f32, rows, HEADS as u32), self.heads.operand(), None);
+            |i: usize| Next { w: (&self.norms[i]).into(), rows: self.normed.operand(), sums: (&self.sums).into() };
+        let [heads_bytes, inner] = [&self.heads, &self.inner].map(|bytes| self.quants.then(|| bytes.operand()));
+        let input = |x, bytes, norm| Input { x, bytes, norm, half: None };
+        // What reads the stream: its numbers are not looked at where there are bytes.
+        let (normed, bytes) = match &self.normed {
+            Rows::Bytes(bytes) => (x, Some(bytes.operand())),
+            Rows::Numbers(numbers) => (Matrix::new(numbers, rows, EMBD as u32), None),
+        };
+        let norm = |i: usize| RowNorm {
+            w: (&self.norms[i]).into(),
+            eps: 1e-5,
+            sums: Some((&self.sums).into()),
+            scaled: !self.quants,
+        };
+        let heads = input(Matrix::new(&self.heads_f32, rows, HEADS as u32), heads_bytes, None);
         let ff = Matrix::new(&self.ff, rows, INNER as u32);
-        let mut all = kernels::matmul_next(gpu, heads, &self.out, x, next(0))?;
-        let gate_up = input(x, self.normed.operand(), Some(norm(0)));
-        let bytes = Some(self.inner.operand());
-        all.push(kernels::matmul_glu(gpu, Activation::Silu, gate_up, &self.gate_up, ff, bytes)?);
-        all.extend(kernels::matmul_next(gpu, input(ff, self.inner.operand(), None), &self.down, x, next(1))?);
+        let mut all = Vec::new();
+        if let Some(e) = &self.experts {
+            let before = RowNorm { sums: Some((&e.squares).into()), ..norm(0) };
+            let (rows, inner) = (input(x, Some(e.x.operand()), Some(before)), e.inner.operand());
+            let routing = e.chosen.routing();
+            all.push(kernels::moe_glu(gpu, Activation::Silu, rows, &e.gate_up, routing, inner)?);
+            all.push(kernels::moe_down(gpu, inner, &e.down, routing, None, x, Some(next(1)))?);
+        } else {
+            let gate_up = input(normed, bytes, Some(norm(0)));
+            all.extend(kernels::matmul_next(gpu, heads, &self.out, x, next(0))?);
+            all.push(kernels::matmul_glu(gpu, Activation::Silu, gate_up, &self.gate_up, ff, inner)?);
+            all.extend(kernels::matmul_next(gpu, input(ff, inner, None), &self.down, x, next(1))?);
+        }
         let y = Matrix::new(&self.y, rows, LAST.iter().sum::<usize>() as u32);
-        all.extend(kernels::matmul(gpu, input(x, self.normed.operand(), Some(norm(1))), &self.last, y, false)?);
+        all.extend(kernels::matmul(gpu, input(normed, bytes, Some(norm(1))), &self.last, y, false)?);
         Ok(all)
     }
 
@@ -113,14 +171,16 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
         return Ok(vec![Measured::exact("a device without chains".into(), 0)]);
     }
     let mut all = split_attention(lab)?;
-    for (i, format) in FORMATS.iter().filter(|f| f.has_bytes()).enumerate() {
+    let dense = FORMATS.iter().map(|f| (f, false));
+    let experts = FORMATS.iter().filter(|f| f.has_bytes()).map(|f| (f, true));
+    for (i, (format, experts)) in dense.chain(experts).enumerate() {
         // One, two and four rows at a time, and more than one such group.
         let rows = [1, 2, 3, 8][i % 4];
-        let layer = Layer::new(lab, format, rows)?;
+        let layer = Layer::new(lab, format, rows, experts)?;
         let before = lab.read(&layer.stream, rows * EMBD)?;
         lab.run(layer.dispatches(lab)?)?;
         let want = layer.results(lab, &before)?;
-        let words = kernels::chain_words(rows as u32, EMBD as u32, INNER as u32);
+        let words = kernels::chain_words(rows as u32, EMBD as u32, INNER as u32, layer.quants);
         let words = lab.words(&vec![0; words as usize])?;
         // Three times: tags tell the words of one chain from those of the last.
         for tag in [1, 255, 2] {
@@ -131,7 +191,7 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
             let dispatches = recorder.stats().dispatches;
             recorder.submit()?;
             let got = layer.results(lab, &before)?;
-            let case = format!("{rows} rows, {}, tag {tag}", format.name);
+            let case = format!("{rows} rows, {}, experts: {experts}, tag {tag}", format.name);
             all.push(Measured::exact(format!("{case}: dispatches beyond one"), dispatches as usize - 1));
             all.push(Measured::exact(format!("{case}: given up"), lab.read_words(&words, 1)?[0] as usize));
             all.push(against(format!("{case}, the stream"), &got[0], &want[0]));

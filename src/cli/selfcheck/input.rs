@@ -13,8 +13,9 @@ const EPS: f32 = 1e-2;
 pub(super) struct InputRows {
     x: Buffer,
     bytes: Option<Bytes>,
-    /// Weights, and sums of squares where there are bytes.
+    /// Weights, and sums of squares where they are in the rows.
     norm: Option<(Buffer, Option<Buffer>)>,
+    scaled: bool,
     rows: usize,
     cols: usize,
     /// `[rows, cols]` of what is multiplied.
@@ -22,13 +23,13 @@ pub(super) struct InputRows {
 }
 
 impl InputRows {
-    /// `x` for a variant with BYTES, NORM, both or none.
+    /// `x` for a variant with or without BYTES, NORM and SCALED.
     pub(super) fn of(lab: &Lab, v: &Variant, x: &[f32], cols: usize) -> Result<Self> {
-        Self::with(lab, v.has("BYTES"), v.has("NORM"), x, cols)
+        Self::with(lab, v.has("BYTES"), v.has("NORM"), v.has("SCALED"), x, cols)
     }
 
-    /// `x` as bytes or not, still to be normalised or not.
-    pub(super) fn with(lab: &Lab, as_bytes: bool, normed: bool, x: &[f32], cols: usize) -> Result<Self> {
+    /// `x` as bytes or not, still to be normalised or not, with the norm's weights in it or, but for bytes, not.
+    pub(super) fn with(lab: &Lab, as_bytes: bool, normed: bool, scaled: bool, x: &[f32], cols: usize) -> Result<Self> {
         let rows = x.len() / cols;
         let mut rng = Rng::new(cols as u64);
         let xb = lab.floats(x)?;
@@ -43,9 +44,9 @@ impl InputRows {
         let mut norm = None;
         if normed {
             let w = rng.units(cols);
-            // Of bytes any sums will do: what they stand for was multiplied by weights before.
-            let sums: Option<Vec<f32>> =
-                bytes.is_some().then(|| rng.units(rows * cols / 32).iter().map(|s| 20.0 * s.abs()).collect());
+            // Of scaled rows any sums will do: what they stand for was multiplied by weights before.
+            let sums: Option<Vec<f32>> = (bytes.is_some() || scaled)
+                .then(|| rng.units(rows * cols / 32).iter().map(|s| 20.0 * s.abs()).collect());
             for (r, values) in values.chunks_exact_mut(cols).enumerate() {
                 let squares: f64 = match &sums {
                     Some(sums) => {
@@ -60,7 +61,7 @@ impl InputRows {
             }
             norm = Some((lab.floats(&w)?, sums.map(|s| lab.floats(&s)).transpose()?));
         }
-        Ok(Self { x: xb, bytes, norm, rows, cols, values })
+        Ok(Self { x: xb, bytes, norm, scaled, rows, cols, values })
     }
 
     pub(super) fn operand(&self) -> Input<'_> {
@@ -68,6 +69,7 @@ impl InputRows {
             w: w.into(),
             eps: EPS,
             sums: sums.as_ref().map(|s| s.into()),
+            scaled: self.scaled,
         });
         let x = Matrix::new(&self.x, self.rows as u32, self.cols as u32);
         Input { x, bytes: self.bytes.as_ref().map(Bytes::operand), norm, half: None }

@@ -5,7 +5,7 @@ use doppler::kernels::{self, Activation, Matrix, MoeShape, Next, SharedExpert};
 
 use super::bytes::Bytes;
 use super::elementwise::{gelu_of, silu_of};
-use super::fused::left_for_next;
+use super::fused::{Rows, left_for_next};
 use super::input::InputRows;
 use super::moe::{Mixture, expert_weight, random_ids};
 use super::weights::{format_of, width};
@@ -31,7 +31,7 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
         let (k, rows, n) = (width(&v, i)?, [1, 4, 7][i % 3], 96);
         let mut rng = Rng::new((k * rows) as u64);
         let (w, values) = expert_weight(lab, format_of(&v)?, (EXPERTS, 2 * n, k), None)?;
-        let x = InputRows::with(lab, true, v.has("NORM"), &rng.units(rows * k), k)?;
+        let x = InputRows::with(lab, true, v.has("NORM"), false, &rng.units(rows * k), k)?;
         let ids = random_ids(&mut rng, shape(rows), EXPERTS as u32);
         let m = Mixture::new(lab, shape(rows), [1, 1], &ids)?;
         let which = if v.has("GELU") { Activation::GeluTanh } else { Activation::Silu };
@@ -76,10 +76,10 @@ pub(super) fn down(lab: &Lab) -> Result<Vec<Measured>> {
         m.weights = lab.floats(&weights)?;
         let (yb, gb, hb) = (lab.floats(&old)?, lab.floats(&gates)?, lab.floats(&beside)?);
         let (wb, sb) = (lab.floats(&next_w)?, lab.blank(rows * n / 32)?);
-        let bytes = Bytes::new(lab, rows, n)?;
+        let left = Rows::new(lab, true, rows, n)?;
         let matrix = |b| Matrix::new(b, rows as u32, n as u32);
         let shared = v.has("SHARED").then(|| SharedExpert { gate: (&gb).into(), y: matrix(&hb) });
-        let next = Next { w: (&wb).into(), bytes: bytes.operand(), sums: (&sb).into() };
+        let next = Next { w: (&wb).into(), rows: left.operand(), sums: (&sb).into() };
         let next = v.has("NEXT").then_some(next);
         lab.run([kernels::moe_down(&lab.gpu, x.operand(), &w, m.routing(), shared, matrix(&yb), next)?])?;
         let mut want = Vec::new();
@@ -103,7 +103,7 @@ pub(super) fn down(lab: &Lab) -> Result<Vec<Measured>> {
         let got = lab.read(&yb, want.len())?;
         all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
         if v.has("NEXT") {
-            all.extend(left_for_next(lab, &case, &got, &next_w, &bytes, &sb)?);
+            all.extend(left_for_next(lab, &case, &got, &next_w, &left, &sb)?);
         }
     }
     Ok(all)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use doppler::gpu::{Buffer, Dispatch, Gpu};
 use doppler::kernels::{
-    Activation, Input, Matrix, Next, RowNorm, SharedExpert, byte_rows, moe_down, moe_few_fits, moe_glu,
+    Activation, Input, Matrix, Next, NextRows, RowNorm, SharedExpert, byte_rows, moe_down, moe_few_fits, moe_glu,
 };
 use doppler::quant::by_name;
 
@@ -83,11 +83,12 @@ impl Few {
     fn dispatches(&self, gpu: &Gpu) -> [Dispatch<'_>; 2] {
         let [sums, norm_w, gates, beside] = &self.read;
         let (rows, e) = (self.rows() as u32, self.gate_up.weight.k());
-        let norm = Some(RowNorm { w: norm_w.into(), eps: EPS, sums: Some(sums.into()) });
+        let norm = Some(RowNorm { w: norm_w.into(), eps: EPS, sums: Some(sums.into()), scaled: false });
         let y = Matrix::new(&self.y, rows, e);
         let input = Input { x: y, bytes: Some(self.x.operand()), norm, half: None };
         let shared = SharedExpert { gate: gates.into(), y: Matrix::new(beside, rows, e) };
-        let next = Next { w: norm_w.into(), bytes: self.bytes.operand(), sums: (&self.block_sums).into() };
+        let next =
+            Next { w: norm_w.into(), rows: NextRows::Bytes(self.bytes.operand()), sums: (&self.block_sums).into() };
         let (routing, inner) = (self.buffers.routing(), self.inner.operand());
         [
             moe_glu(gpu, Activation::Silu, input, &self.gate_up.weight, routing, inner).unwrap(),
@@ -213,7 +214,7 @@ fn what_does_not_fit_is_refused() {
     assert!(moe_glu(gpu, Activation::Silu, input, down, routing, inner).is_err(), "half as many rows");
     let clamped = Activation::ClampedSwiglu { alpha: 1.7, limit: 7.0 };
     assert!(moe_glu(gpu, clamped, input, glu, routing, inner).is_err(), "activation");
-    let sums = RowNorm { w: (&few.y).into(), eps: EPS, sums: None };
+    let sums = RowNorm { w: (&few.y).into(), eps: EPS, sums: None, scaled: false };
     assert!(
         moe_glu(gpu, Activation::Silu, Input { norm: Some(sums), ..input }, glu, routing, inner).is_err(),
         "no sums"
