@@ -1,5 +1,6 @@
-// y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one: rows of y * next_w, as
-// numbers or with OUT_BYTES as signed bytes, and for each 32 columns of y their sum of squares, from which who reads the rows has the root mean square.
+// y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one: rows of y * next_w, with
+// OUT_BYTES as signed bytes, with OUT_NUMBERS as they are, and for each 32 columns of y their sum of squares, from which who reads the rows has the root
+// mean square.
 // BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: rows and squares go to a later stage of a chain; CHAIN_Y_OUT: so does y, and nowhere else;
 // CHAIN_Y_IN: what is added to y comes from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
 override WG: u32 = 64u;
@@ -21,14 +22,18 @@ struct Params {
 #endif
 #import team
 #import team_tile
-#if CHAIN_Y
+#if CHAIN_Y_IN
+#import chain_y
+#endif
+#if CHAIN_Y_OUT
 #import chain_y
 #endif
 #if OUT_BYTES
 // Eight for each row of x.
 const BYTE_THREADS: u32 = 32u;
 #import byte_rows
-#else
+#endif
+#if OUT_NUMBERS
 #import number_rows
 #endif
 var<workgroup> block_values: array<f32, 128>;
@@ -47,7 +52,7 @@ fn main(t: Thread) {
     var before = 0.0;
 #if CHAIN_Y_IN
     var asked = vec2<u32>(0u);
-    if (adds) { asked = chain_ask_y(o); }
+    if (adds) { asked = chain_ask_y(CHAIN_Y_IN_AT + 2u * o); }
 #endif
     if (adds) {
 #if !CHAIN_Y_IN
@@ -68,11 +73,11 @@ fn main(t: Thread) {
     team_products(t, vec2<u32>(row0 + team_of(t, TEAM).x), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
 #if CHAIN_Y_IN
-        if (adds) { before += chain_take_y(o, asked); }
+        if (adds) { before += chain_take_y(CHAIN_Y_IN_AT + 2u * o, asked); }
 #endif
         let s = team_sum(t.lid % 32u, 0u, t.lid / 32u) + before;
 #if CHAIN_Y_OUT
-        if (adds) { chain_send_y(o, s); }
+        if (adds) { chain_send_y(CHAIN_Y_OUT_AT + 2u * o, s); }
 #else
         if (adds) { y[o] = s; }
 #endif
@@ -93,7 +98,8 @@ fn main(t: Thread) {
 #if CHAIN_OUT
 #if OUT_BYTES
             byte_squares(t0 + c, params.out_blocks, column / 32u, squares);
-#else
+#endif
+#if OUT_NUMBERS
             number_squares(t0 + c, params.out_blocks, column / 32u, squares);
 #endif
 #else
@@ -101,9 +107,10 @@ fn main(t: Thread) {
 #endif
         }
     }
+#if OUT_NUMBERS
+    if (on) { number_store(t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v); }
+#endif
 #if OUT_BYTES
     byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v);
-#else
-    if (on) { number_store(t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v); }
 #endif
 }

@@ -1,5 +1,6 @@
 // y[t, y_offset + r] (+)= sum_k x[t, k] * W[r, k] (+ bias[r]): few rows of x, weights read once. A team of threads makes one row of W.
-// BYTES, TAIL and NORM: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds.
+// BYTES, TAIL, NORM and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. CHAIN_Y_OUT: y goes to a later stage of a chain, and
+// nowhere else.
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
@@ -9,12 +10,17 @@ struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
 }
+#if !CHAIN_Y_OUT
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
+#endif
 #if BIAS
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
 #import team
 #import team_tile
+#if CHAIN_Y_OUT
+#import chain_y
+#endif
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
@@ -37,7 +43,11 @@ fn main(t: Thread) {
 #if ACCUMULATE
             s += y[o];
 #endif
+#if CHAIN_Y_OUT
+            chain_send_y(CHAIN_Y_OUT_AT + 2u * o, s);
+#else
             y[o] = s;
+#endif
         }
     }
 }

@@ -1,6 +1,6 @@
 // Bytes of act(x[t] . W[e][r]) * (x[t] . W[e][n + r]) for every entry, a use of expert e by a row t: gate and up of few rows' experts, with the
 // activation. GELU: the tanh form; else SiLU. NORM: see lib/team.wgsl. A workgroup makes a block of 32 results of one entry, whose row of bytes
-// has its number. CHAIN_OUT: they go to a later stage of a chain.
+// has its number. CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: they go to a later stage of a chain; ROUTE_IN: ids come from an earlier one's logits.
 #set PAIR
 #set BYTES
 override WG: u32 = 64u;
@@ -9,7 +9,11 @@ override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
 const NT: u32 = 1u;
 struct Params { groups: u32, row_groups: u32, n: u32, k4: u32, share: u32, eps: f32 }
+#if ROUTE_IN
+#import route_in
+#else
 @group(0) @binding(auto) var<storage, read> ids: array<u32>;
+#endif
 #import team
 #import activation
 const BYTE_THREADS: u32 = 8u;
@@ -22,8 +26,14 @@ fn main(t: Thread) {
     if (g >= params.groups) { return; }
     let entry = g / params.row_groups;
     let row0 = (g % params.row_groups) * 32u;
-    let gate = ids[entry] * 2u * params.n + row0 + team_of(t, TEAM).x;
     let row = entry / params.share;
+#if ROUTE_IN
+    route_receive(t, row);
+    let id = route_ids[entry % params.share];
+#else
+    let id = ids[entry];
+#endif
+    let gate = id * 2u * params.n + row0 + team_of(t, TEAM).x;
     team_products(t, vec2<u32>(gate, gate + params.n), row, row);
     if (t.lid < 32u) {
         let scale = team_scale(t.lid, 0u);

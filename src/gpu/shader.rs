@@ -60,6 +60,8 @@ const LIBRARY: &[(&str, &str)] = &[
     ("chain_in", include_str!("../../shaders/lib/chain_in.wgsl")),
     ("chain_parts", include_str!("../../shaders/lib/chain_parts.wgsl")),
     ("chain_y", include_str!("../../shaders/lib/chain_y.wgsl")),
+    ("route", include_str!("../../shaders/lib/route.wgsl")),
+    ("route_in", include_str!("../../shaders/lib/route_in.wgsl")),
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),
     ("number_rows", include_str!("../../shaders/lib/number_rows.wgsl")),
     ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),

@@ -187,6 +187,17 @@ pub(super) struct Team {
     together: u32,
 }
 
+/// Rows that a workgroup of a stage makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StageRows {
+    /// A block.
+    Block,
+    /// Whole blocks.
+    Blocks,
+    /// As many as suit it.
+    Any,
+}
+
 impl Team {
     /// For `n` rows of `k`, `values` parts for each row of `x`. The team depends on the weight alone: so results do not depend on how many
     /// rows are made together.
@@ -197,21 +208,32 @@ impl Team {
             .with_columns(gpu, rows, values)
     }
 
-    /// The same for a stage of a chain, which all have as many threads: so many that a team for each row of a block is as large as a subgroup.
-    /// With `block`, a workgroup makes one block of so many rows.
-    pub(super) fn of_stage(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: Option<u32>) -> Self {
+    /// Threads of a workgroup of any stage.
+    pub(super) fn stage_threads(gpu: &Gpu) -> u32 {
         let least = GPU_BLOCK as u32;
-        let most = 1 << (gpu.max_workgroup_threads() / least).clamp(1, 32).ilog2();
-        let team = block.map_or_else(|| Self::threads_of_row(n, k).min(most), |block| most * least / block);
-        Self { threads: most * least, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
+        least << (gpu.max_workgroup_threads() / least).clamp(1, 32).ilog2()
+    }
+
+    /// The same for a stage of a chain, which all have as many threads: so many that a team for each row of a block is as large as a subgroup.
+    pub(super) fn of_stage(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, made: StageRows) -> Self {
+        let (block, threads) = (GPU_BLOCK as u32, Self::stage_threads(gpu));
+        let few = 1 << (n / block).max(1).ilog2();
+        let team = match made {
+            StageRows::Block => threads / block,
+            // Few rows are shared by some 32 workgroups.
+            StageRows::Any if few < block => (threads / few).min(THREADS_LONG),
+            StageRows::Any | StageRows::Blocks => Self::threads_of_row(n, k).min(threads / block),
+        };
+        Self { threads, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
             .with_columns(gpu, rows, values)
     }
 
-    /// The same where a workgroup makes a block of `block` rows, as a `stage` or not.
-    pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, block: u32, stage: bool) -> Self {
+    /// The same where a workgroup makes a block of rows, as a `stage` or not.
+    pub(super) fn of_block(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32, stage: bool) -> Self {
         if stage {
-            return Self::of_stage(gpu, n, k, rows, values, Some(block));
+            return Self::of_stage(gpu, n, k, rows, values, StageRows::Block);
         }
+        let block = GPU_BLOCK as u32;
         let most = (gpu.max_workgroup_threads() / block).max(1);
         let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
         Self { threads: team * block, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
@@ -330,7 +352,7 @@ pub fn matmul_with<'a>(
     // The team does not depend on how a weight is split.
     let values = 1 + u32::from(x.norm.is_some());
     let team = match may_be_stage(gpu, x, w, x.norm.is_some_and(|n| n.scaled)) {
-        true => Team::of_stage(gpu, n, k, rows, values, None),
+        true => Team::of_stage(gpu, n, k, rows, values, StageRows::Any),
         false => Team::of(gpu, n, k, rows, values),
     };
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };

@@ -5,7 +5,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::activate::Activation;
 use crate::kernels::byte_rows::ByteRows;
-use crate::kernels::matmul::{Input, ProductParams, Team, may_be_stage, takes_rows};
+use crate::kernels::matmul::{Input, ProductParams, StageRows, Team, may_be_stage, takes_rows};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::GPU_BLOCK;
@@ -23,10 +23,10 @@ pub(super) static MATMUL_GLU: Kernel = Kernel {
 pub(super) static MATMUL_NEXT: Kernel = Kernel {
     name: "matmul_next",
     source: include_str!("../../shaders/matmul_next.wgsl"),
-    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES"],
+    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES", "OUT_NUMBERS"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: takes_rows },
+    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: next_exists },
     params: NextParams::FIELDS,
 };
 
@@ -50,6 +50,11 @@ const BLOCK: u32 = GPU_BLOCK as u32;
 /// The tail is tried with plain results only: bytes do not change how it is read.
 fn glu_exists(v: &Variant) -> bool {
     takes_rows(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
+}
+
+/// Rows are left in some form. Both of them, and the tail, do not change how others are made.
+fn next_exists(v: &Variant) -> bool {
+    takes_rows(v) && (v.has("OUT_BYTES") || v.has("OUT_NUMBERS"))
 }
 
 /// True if [`matmul_glu`] can make this product: gate over up in one part, without bias, and an activation that it knows.
@@ -91,8 +96,8 @@ pub fn matmul_glu<'a>(
     // A stage sends whole blocks.
     let sent = n.is_multiple_of(BLOCK) && x.norm.is_some_and(|n| n.scaled);
     let team = match out {
-        _ if may_be_stage(gpu, x, w, sent) => Team::of_stage(gpu, n, w.k(), rows, values, None),
-        Some(_) => Team::of_block(gpu, n, w.k(), rows, values, BLOCK, false),
+        _ if may_be_stage(gpu, x, w, sent) => Team::of_stage(gpu, n, w.k(), rows, values, StageRows::Blocks),
+        Some(_) => Team::of_block(gpu, n, w.k(), rows, values, false),
         None => Team::of(gpu, n, w.k(), rows, values),
     };
     let params = ProductParams::of(x, w, y, team.tile(), n, 0);
@@ -110,32 +115,15 @@ pub fn matmul_glu<'a>(
     }
 }
 
-/// Rows for the product that comes next.
-#[derive(Debug, Clone, Copy)]
-pub enum NextRows<'a> {
-    /// As bytes.
-    Bytes(ByteRows<'a>),
-    /// As f32, dense.
-    Numbers(BufferSlice<'a>),
-}
-
-impl<'a> NextRows<'a> {
-    /// The bytes, if that is what they are.
-    pub(super) fn bytes(self) -> Option<ByteRows<'a>> {
-        match self {
-            Self::Bytes(bytes) => Some(bytes),
-            Self::Numbers(_) => None,
-        }
-    }
-}
-
-/// What the last product of a block leaves for the next one.
+/// What the last product of a block leaves for the next one: the rows times a norm's weights as bytes, as numbers or as both, and squares.
 #[derive(Debug, Clone, Copy)]
 pub struct Next<'a> {
     /// The next normalisation's weights, one for each column.
     pub w: BufferSlice<'a>,
-    /// The rows times these weights.
-    pub rows: NextRows<'a>,
+    /// The rows times these weights, as bytes.
+    pub bytes: Option<ByteRows<'a>>,
+    /// And as f32, dense.
+    pub numbers: Option<BufferSlice<'a>>,
     /// `[rows, cols / 32]`: sums of squares of the rows.
     pub sums: BufferSlice<'a>,
 }
@@ -144,12 +132,11 @@ impl Next<'_> {
     /// Whether there is room for what `rows` rows of `cols` columns leave.
     pub(super) fn fits(&self, rows: u32, cols: u32) -> bool {
         let numbers = u64::from(rows) * u64::from(cols);
-        let room = match self.rows {
-            NextRows::Bytes(bytes) => bytes.check("", rows, cols).is_ok(),
-            NextRows::Numbers(data) => data.size >= numbers * 4,
-        };
+        let some = self.bytes.is_some() || self.numbers.is_some();
+        let room = self.bytes.is_none_or(|bytes| bytes.check("", rows, cols).is_ok())
+            && self.numbers.is_none_or(|data| data.size >= numbers * 4);
         let sums = self.sums.size >= numbers / u64::from(BLOCK) * 4;
-        room && cols.is_multiple_of(BLOCK) && sums && self.w.size >= u64::from(cols) * 4
+        some && room && cols.is_multiple_of(BLOCK) && sums && self.w.size >= u64::from(cols) * 4
     }
 }
 
@@ -183,7 +170,7 @@ pub fn matmul_next<'a>(
         );
     }
     // The team does not depend on how a weight is split.
-    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, BLOCK, may_be_stage(gpu, x, w, true));
+    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true));
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {
@@ -209,11 +196,15 @@ pub fn matmul_next<'a>(
             d = d.bind("bias", bias);
         }
         let d = part.bind(x.bind(w, team.constants(d, w.k())));
-        Ok(match next.rows {
-            NextRows::Bytes(bytes) => {
+        let d = match next.bytes {
+            Some(bytes) => {
                 d.flag("OUT_BYTES", true).bind("byte_quants", bytes.quants).bind("byte_scales", bytes.scales)
             }
-            NextRows::Numbers(data) => d.bind("number_rows", data),
+            None => d,
+        };
+        Ok(match next.numbers {
+            Some(data) => d.flag("OUT_NUMBERS", true).bind("number_rows", data),
+            None => d,
         })
     };
     w.parts().iter().map(dispatch).collect()

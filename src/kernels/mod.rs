@@ -9,6 +9,7 @@ mod attention_decode;
 mod byte_rows;
 mod cast;
 mod chain;
+mod chain_attention;
 pub mod constants;
 mod gated_norm;
 mod gather;
@@ -51,14 +52,15 @@ pub use attention_decode::{
 };
 pub use byte_rows::{ByteRows, byte_rows};
 pub use cast::{Cast, cast};
-pub use chain::{MAX_CHAINS, attention_chain_words, chain_words, record_attention_chain, record_chain};
+pub use chain::{ChainWidths, MAX_CHAINS, record_chain};
+pub use chain_attention::{attention_chain_words, record_attention_chain};
 pub use gated_norm::{gated_norm, sigmoid_gate};
 pub use gather::{dequant, gather, gather_positions};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use matmul_decoded::{decoded_bytes, half_weights, matmul_decoded};
 pub use matmul_few::{FewSplits, few_parts_bytes, matmul_few, matmul_few_parts, sum_parts};
-pub use matmul_fused::{Next, NextRows, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
+pub use matmul_fused::{Next, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits};
 pub use moe::{
     Grouping, MoeShape, Routing, SharedExpert, moe_combine, moe_group, moe_matmul, moe_matmul_bytes, moe_route,
     tile_columns,

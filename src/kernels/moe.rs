@@ -6,12 +6,12 @@
 //! could overflow. No buffer needs a value before: every kernel writes all that later ones read.
 
 use crate::error::{Result, bail};
-use crate::gpu::{Buffer, BufferSlice, Dispatch, Forms, Grid, Kernel, linear_grid, params};
+use crate::gpu::{Buffer, BufferSlice, Dispatch, Forms, Gpu, Grid, Kernel, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::constants::{
     GROUP_FROM, MAX_EXPERTS, MAX_EXPERTS_USED, THREADS, THREADS_LONG, TILE, VEC_ROWS, VEC_ROWS_BYTES,
 };
-use crate::kernels::matmul::{tail_only_without_blocks, takes_rows};
+use crate::kernels::matmul::{Team, tail_only_without_blocks, takes_rows};
 use crate::kernels::weight::{ExpertWeight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -233,7 +233,13 @@ pub fn tile_columns(w: &ExpertWeight) -> u32 {
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if shapes disagree.
-pub fn moe_route<'a>(logits: Matrix<'a>, routing: Routing<'a>, renormalize: bool, scale: f32) -> Result<Dispatch<'a>> {
+pub fn moe_route<'a>(
+    gpu: &Gpu,
+    logits: Matrix<'a>,
+    routing: Routing<'a>,
+    renormalize: bool,
+    scale: f32,
+) -> Result<Dispatch<'a>> {
     routing.check()?;
     logits.check("moe_route: logits")?;
     let MoeShape { rows, n_expert, n_used } = routing.shape;
@@ -241,8 +247,12 @@ pub fn moe_route<'a>(logits: Matrix<'a>, routing: Routing<'a>, renormalize: bool
         bail!(InvalidArgument, "moe_route: logits {} x {} for {rows} x {n_expert}", logits.rows, logits.cols);
     }
     let params = RouteParams { rows, n_expert, n_used, stride: logits.stride, offset: logits.offset, scale };
-    // A thread counts places for each of its experts: more threads where there are more than a few.
-    let threads = if n_expert > THREADS { THREADS_LONG } else { THREADS };
+    // A thread counts places for each of its experts: more threads where there are more than a few. Stages of a chain find the same with all they have.
+    let threads = match gpu.features().chains {
+        true => Team::stage_threads(gpu),
+        false if n_expert > THREADS => THREADS_LONG,
+        false => THREADS,
+    };
     Ok(Dispatch::new(&MOE_ROUTE, &params, linear_grid(rows.into()))
         .flag("RENORMALIZE", renormalize)
         .constant("WG", threads)

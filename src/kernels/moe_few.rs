@@ -101,7 +101,7 @@ pub fn moe_glu<'a>(
         bail!(InvalidArgument, "moe_glu by {}: {which:?}, 2 * {n} rows of {} experts, {s:?}", w.name(), w.n_expert());
     }
     // The team depends on the model alone, not on how many rows come together.
-    let team = Team::of_block(gpu, n * s.n_used, w.k(), 1, 2 + u32::from(sums.is_some()), BLOCK, gpu.features().chains);
+    let team = Team::of_block(gpu, n * s.n_used, w.k(), 1, 2 + u32::from(sums.is_some()), gpu.features().chains);
     let row_groups = n / BLOCK;
     let params = GluParams {
         groups: grid("moe_glu", entries, row_groups)?,
@@ -150,7 +150,7 @@ pub fn moe_down<'a>(
             && [v.y.rows, v.y.cols] == [s.rows, n]
             && v.gate.size >= u64::from(s.rows) * 4
     });
-    let room = next.is_none_or(|next| next.fits(s.rows, n) && next.rows.bytes().is_some());
+    let room = next.is_none_or(|next| next.fits(s.rows, n) && next.bytes.is_some() && next.numbers.is_none());
     if !n.is_multiple_of(BLOCK)
         || w.n_expert() != s.n_expert
         || [y.rows, y.cols] != [s.rows, n]
@@ -166,7 +166,7 @@ pub fn moe_down<'a>(
             y.cols
         );
     }
-    let team = Team::of_block(gpu, n, w.k() * s.n_used, 1, 1, BLOCK, gpu.features().chains);
+    let team = Team::of_block(gpu, n, w.k() * s.n_used, 1, 1, gpu.features().chains);
     let row_groups = n / BLOCK;
     let params = DownParams {
         groups: grid("moe_down", s.rows.into(), row_groups)?,
@@ -188,7 +188,7 @@ pub fn moe_down<'a>(
         d = d.bind("gate", shared.gate).bind("shared_y", shared.y.data);
     }
     d = part.bind(team.threads(d.constant("N_USED", s.n_used), w.k()).bind("x", x.quants).bind("x_scales", x.scales));
-    Ok(match next.and_then(|next| Some((next, next.rows.bytes()?))) {
+    Ok(match next.and_then(|next| Some((next, next.bytes?))) {
         Some((next, bytes)) => d
             .bind("next_w", next.w)
             .bind("block_sums", next.sums)

@@ -5,8 +5,8 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::sample::step_begin;
 use crate::kernels::{
-    Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, NextRows, Norm, NormKind, Pages, Parts,
-    Queries, RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
+    Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, Norm, NormKind, Pages, Parts, Queries,
+    RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
     attention_coop_fits, attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits,
     attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast,
     matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
@@ -59,7 +59,7 @@ pub(super) enum Norms {
 pub(super) struct After<'a> {
     pub(super) norm: Option<&'a NormWeights>,
     pub(super) wants_bytes: bool,
-    /// Where bytes are not: rows as numbers that have the norm's weights in them.
+    /// Rows as numbers that have the norm's weights in them: where bytes are not, or to a router beside them.
     pub(super) wants_numbers: bool,
     pub(super) wants_halves: bool,
 }
@@ -176,7 +176,8 @@ impl<'a> Forward<'a> {
             FeedForwardWeights::Experts(experts) => {
                 let (norm, wants_bytes) = (weights.ffn_norm.as_ref(), weights.feed_forward.first_has_bytes());
                 let few = self.few_experts(&spec.feed_forward, experts, x.rows).is_some();
-                let after = After { norm, wants_bytes, wants_numbers: false, wants_halves: false };
+                let wants_numbers = wants_bytes && experts.take_numbers();
+                let after = After { norm, wants_bytes, wants_numbers, wants_halves: false };
                 (few && !experts.adds_shared(), after)
             }
         };
@@ -256,7 +257,7 @@ impl<'a> Forward<'a> {
             && (left == Left::Rows || bytes.is_none())
         {
             let (rows, eps) = (left == Left::Rows, self.spec.norm_eps);
-            let scaled = rows && bytes.is_none();
+            let scaled = rows && what.wants_numbers;
             let norm = RowNorm { w: w.w.whole(), eps, sums: rows.then(|| self.scratch.block_sums.whole()), scaled };
             return Ok(Input { x: if scaled { normed } else { x }, bytes, norm: Some(norm), half: None });
         }
@@ -342,10 +343,10 @@ impl<'a> Forward<'a> {
         'a: 'w,
     {
         let norm = after.norm.filter(|norm| self.norms_by_the_way(x.rows, norm))?;
-        let numbers = after.wants_numbers.then(|| NextRows::Numbers(self.scratch.normed.whole()));
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes);
-        let rows = bytes.map(NextRows::Bytes).or(numbers)?;
-        Some(Next { w: norm.w.whole(), rows, sums: self.scratch.block_sums.whole() })
+        let numbers = after.wants_numbers.then(|| self.scratch.normed.whole());
+        let complete = bytes.is_some() == after.wants_bytes && (bytes.is_some() || numbers.is_some());
+        complete.then(|| Next { w: norm.w.whole(), bytes, numbers, sums: self.scratch.block_sums.whole() })
     }
 
     /// The parts of a product of few rows, without their sum, and how many there are; `None` if it is not made in parts.
@@ -476,7 +477,14 @@ impl<'a> Forward<'a> {
         }
         self.look(r, "attn.heads", Some(layer), heads)?;
         let heads = Input { x: heads, bytes, norm: None, half: None };
-        if spec.feed_forward.experts.is_none() {
+        let whole = match &w.feed_forward {
+            FeedForwardWeights::Dense { .. } => true,
+            FeedForwardWeights::Experts(experts) => {
+                let few = self.few_experts(&spec.feed_forward, experts, n).is_some();
+                few && after.is_some_and(|a| a.wants_numbers) && experts.shared.is_none()
+            }
+        };
+        if whole {
             self.begin_chain(r, spec, batch, n);
         }
         let left = self.add_block(r, "attn.out", heads, &w.attn_out, w.attn_post_norm.as_ref(), x, batch, after)?;

@@ -7,7 +7,7 @@ use crate::gpu::{Buffer, Dispatch, Gpu, Recorder, Scope};
 use crate::kernels::constants::TILE;
 use crate::kernels::constants::{GROUP_FROM, TILE_FROM};
 use crate::kernels::{
-    Activation, ByteRows, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, NextRows, Routing, SharedExpert,
+    Activation, ByteRows, ExpertWeight, Grouping, HalfRoom, Input, Matrix, MoeShape, Routing, SharedExpert,
     coop_columns, coop_entries, half_rows, matmul, moe_combine, moe_coop_fits, moe_down, moe_few_fits, moe_glu,
     moe_group, moe_matmul, moe_matmul_bytes, moe_matmul_coop, moe_route, tile_columns,
 };
@@ -127,17 +127,21 @@ impl<'s> Forward<'s> {
         let rows = Input { bytes: None, ..normed };
         Self::record_all(r, "moe.router", matmul(r.gpu(), rows, &w.router, logits, false)?)?;
         self.look(r, "moe.router", Some(layer), logits)?;
-        r.record(moe_route(logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
+        r.record(moe_route(r.gpu(), logits, routing, experts.renormalize, experts.scale)?.label("moe.route"))?;
         self.look(r, "moe.weights", Some(layer), Matrix::new(&s.weights, x.rows, experts.n_used))?;
         if let Some(inner) = self.few_experts(spec, w, x.rows).filter(|_| normed.bytes.is_some()) {
             // Before the experts: it takes the same room.
             let shared = self.gated_shared(r, spec, w, normed, x)?;
-            let next = self.next(x, after).filter(|next| !w.adds_shared() && matches!(next.rows, NextRows::Bytes(_)));
-            if next.is_some() {
+            let next =
+                self.next(x, after).filter(|next| !w.adds_shared() && next.bytes.is_some() && next.numbers.is_none());
+            if next.is_some() && !r.holds() {
                 self.begin_chain(r, place, batch, x.rows);
             }
             r.record(moe_glu(r.gpu(), spec.activation, normed, &w.gate_up, routing, inner)?.label("moe.gate_up"))?;
             r.record(moe_down(r.gpu(), inner, &w.down, routing, shared, x, next)?.label("moe.down"))?;
+            if next.is_none() {
+                self.end_chain(r, layer as u32 + 1)?;
+            }
             self.add_shared(r, spec, w, normed, x)?;
             return Ok(if next.is_some() { Left::Rows } else { Left::Nothing });
         }

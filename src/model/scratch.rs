@@ -6,7 +6,7 @@ use crate::gpu::{ArenaPlan, Buffer, BufferSlice, Gpu, MemoryClass, Region, Scope
 use crate::kernels::constants::{DECODE_FROM, TILE_FROM};
 use crate::kernels::sample::Chunks;
 use crate::kernels::{
-    AttentionParts, ByteRows, HalfRoom, HalfRows, attention_chain_words, attention_splits, chain_words, decoded_bytes,
+    AttentionParts, ByteRows, ChainWidths, HalfRoom, HalfRows, attention_chain_words, attention_splits, decoded_bytes,
     few_parts_bytes,
 };
 use crate::model::moe::MoeScratch;
@@ -121,9 +121,9 @@ pub(crate) struct Scratch {
     pub(crate) picked: Buffer,
     /// (token, stop) of the step.
     pub(crate) ring: Buffer,
-    /// What stages of a chain pass on, where there are chains; and the widths of what they do: the residual stream, the inputs of second products.
+    /// What stages of a chain pass on, where there are chains; and what it depends on.
     pub(crate) chain_words: Option<Buffer>,
-    widths: [u32; 2],
+    widths: ChainWidths,
     /// Where in the words the parts of split attention begin.
     pub(crate) chain_parts_at: u64,
     /// Slots of a decode batch.
@@ -273,7 +273,9 @@ impl Scratch {
             false => None,
         };
         let attn_parts = PartBuffers::new(gpu, spec, rows, scope)?;
-        let parts_at = chain_words(rows.min(BYTE_ROWS), spec.n_embd, widest_inner, false);
+        let experts = spec.experts().map(|e| e.n_expert).max().unwrap_or(0);
+        let widths = ChainWidths { n_embd: spec.n_embd, inner: widest_inner, experts, quants: false };
+        let parts_at = widths.words(rows.min(BYTE_ROWS));
         let chained = parts_at + attention_chain_words(attn_parts.sums.size());
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
         Ok(Self {
@@ -304,7 +306,7 @@ impl Scratch {
                 true => Some(words("chain_words", chained)?),
                 false => None,
             },
-            widths: [spec.n_embd, widest_inner],
+            widths,
             chain_parts_at: parts_at,
             batch_slots: words("batch_slots", LOGIT_ROWS.into())?,
             draft_tokens: words("draft.tokens", LOGIT_ROWS.into())?,
@@ -314,8 +316,8 @@ impl Scratch {
 
     /// The words that chains of `rows` rows use, where there are chains, of a model whose weights are all `quants` or not.
     pub(crate) fn chain_words(&self, rows: u32, quants: bool) -> Option<BufferSlice<'_>> {
-        let [n_embd, inner] = self.widths;
-        Some(self.chain_words.as_ref()?.slice(0, chain_words(rows, n_embd, inner, quants) * 4))
+        let widths = ChainWidths { quants, ..self.widths };
+        Some(self.chain_words.as_ref()?.slice(0, widths.words(rows) * 4))
     }
 
     /// Where a product's rows are brought to f16, if they are.

@@ -79,6 +79,13 @@ impl ExpertsWeights {
     pub(crate) fn adds_shared(&self) -> bool {
         self.shared.as_ref().is_some_and(|s| s.gate.is_none())
     }
+
+    /// Whether rows may come as numbers that have the norm's weights in them, beside bytes: to the router, and to what else takes no bytes.
+    pub(crate) fn take_numbers(&self) -> bool {
+        let fits = |w: &Weight| w.has_elements() || w.has_bytes();
+        let shared = |s: &SharedWeights| s.gate.as_ref().is_none_or(fits) && fits(&s.gate_up);
+        self.router.has_elements() && self.shared.as_ref().is_none_or(shared)
+    }
 }
 
 /// Weights of the expert that every row uses.

@@ -3,9 +3,9 @@
 
 use doppler::gpu::{Buffer, BufferSlice, Gpu};
 use doppler::kernels::{
-    Activation, AngleTable, AttentionParts, AttentionShape, Fresh, Input, KvType, Matrix, Next, NextRows, Norm,
-    NormKind, Pages, Queries, RopePairs, RopeShape, RowNorm, Segments, attention_decode, attention_split, glu, matmul,
-    matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope,
+    Activation, AngleTable, AttentionParts, AttentionShape, Fresh, Input, KvType, Matrix, Next, Norm, NormKind, Pages,
+    Queries, RopePairs, RopeShape, RowNorm, Segments, attention_decode, attention_split, glu, matmul, matmul_glu,
+    matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, qk_norm, rope,
 };
 use doppler::quant::{Format, by_name};
 
@@ -186,8 +186,8 @@ fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize, as_bytes: bool) {
     let (bytes, numbers) = (Bytes::new(gpu, rows, n), untouched(gpu, rows * n));
     let sums = untouched(gpu, rows * n / 32 + 1);
     run(gpu, matmul(gpu, input.plain(), &w.weight, Matrix::new(&want, rows as u32, n as u32), true).unwrap());
-    let left = if as_bytes { NextRows::Bytes(bytes.operand()) } else { NextRows::Numbers((&numbers).into()) };
-    let next = Next { w: (&wb).into(), rows: left, sums: (&sums).into() };
+    let left = (as_bytes.then(|| bytes.operand()), (!as_bytes).then(|| (&numbers).into()));
+    let next = Next { w: (&wb).into(), bytes: left.0, numbers: left.1, sums: (&sums).into() };
     assert!(matmul_next_fits(&w.weight));
     let y = Matrix::new(&got, rows as u32, n as u32);
     run(gpu, matmul_next(gpu, input.plain().into(), &w.weight, y, next).unwrap());
@@ -259,7 +259,7 @@ fn what_does_not_fit_is_refused() {
     assert!(glu(&fine, 32) && !glu(&fine, 64) && !glu(&biased, 32) && !glu(&odd, 16));
     let bytes = Bytes::new(gpu, 1, 64);
     let next = |w: &TestWeight, x: Input<'_>, n: u32| {
-        let next = Next { w: (&y).into(), rows: NextRows::Bytes(bytes.operand()), sums: (&sums).into() };
+        let next = Next { w: (&y).into(), bytes: Some(bytes.operand()), numbers: None, sums: (&sums).into() };
         matmul_next(gpu, x, &w.weight, Matrix::new(&y, 1, n), next).is_ok()
     };
     let [plain, by_the_way] = input.inputs(false);

@@ -9,11 +9,10 @@ use doppler::kernels::sample::{
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
-    Matrix, Next, NextRows, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Scored, Segments, Stretch,
-    activate_half, add_bias, attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather,
-    gelu, glu, half_rows, half_weights, log_sum, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half,
-    pool_rows, qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, sum_parts, tensor_stats, token_score,
-    unit_rows,
+    Matrix, Next, Pages, Parts, RopePairs, RopeShape, STATS_PARTIAL_BYTES, Scored, Segments, Stretch, activate_half,
+    add_bias, attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu,
+    half_rows, half_weights, log_sum, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, pool_rows,
+    qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, sum_parts, tensor_stats, token_score, unit_rows,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -276,7 +275,7 @@ fn run_and_record_give_the_same_bits() {
                 "matmul_next",
                 Box::new(|y| {
                     let bytes = ByteRows { quants: (&byte_quants).into(), scales, rows, cols: 64 };
-                    let next = Next { w: (&x).into(), rows: NextRows::Bytes(bytes), sums: (&sums).into() };
+                    let next = Next { w: (&x).into(), bytes: Some(bytes), numbers: None, sums: (&sums).into() };
                     matmul_next(gpu, mx.into(), &w.weight, y_of(y, 64), next).unwrap()
                 }),
             ),

@@ -1,6 +1,7 @@
 //! Chains of operations in one dispatch: what is drawn is what is drawn without them, and where a wait ends in vain it is computed again.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use doppler::gpu::{CHAINS_VARIABLE, FaultPoint, Features, Guard, Phase};
@@ -15,6 +16,7 @@ const AGAIN: &[&str] = &[
     "batch::companions_change_nothing",
     "chains::a_wait_in_vain_is_done_again_without_chains",
     "chains::chains_are_fewer_dispatches_and_the_same_tokens",
+    "chains::chains_of_other_models_are_the_same_tokens",
     "hearth::steady_decode_makes_nothing",
     "speculation::ends_are_those_of_plain_decoding",
     "together::each_says_what_it_says_alone",
@@ -33,7 +35,7 @@ fn with_chains(features: Features) -> Option<Context> {
 /// What a model says, and the dispatches of a step.
 fn told(model: &Model, tokens_per_submit: u32) -> (Vec<u32>, u64) {
     let mut s = model.open_session(&SessionOptions { tokens_per_submit, ..Default::default() }).unwrap();
-    s.append_text("Once upon a time there was a little mouse who", false).unwrap();
+    s.append_tokens(&[1, 403, 407, 261, 378, 285, 286, 261, 376, 17, 300]).unwrap();
     let sampling = SamplingOptions { temperature: 0.9, repeat_penalty: 1.1, seed: 5, ..SamplingOptions::default() };
     let options = GenerateOptions { max_tokens: 25, sampling, ignore_eos: true, ..Default::default() };
     let before = *s.stats().counters.phase(Phase::Decode);
@@ -42,9 +44,38 @@ fn told(model: &Model, tokens_per_submit: u32) -> (Vec<u32>, u64) {
     (tokens, cost.dispatches / 24)
 }
 
-fn load(context: &Context) -> Model {
+fn load(context: &Context, path: &Path) -> Model {
     let options = ModelOptions { n_ctx: 96, prewarm: true, ..Default::default() };
-    context.load_model(&asset(), &options, &mut |_, _| Ok(())).unwrap()
+    context.load_model(path, &options, &mut |_, _| Ok(())).unwrap()
+}
+
+/// Halves of a row in blocks of 32 bytes with a scale.
+fn halves(q8: &[u8]) -> Vec<u8> {
+    let block = |b: &[u8]| {
+        let scale = half::f16::from_le_bytes([b[0], b[1]]).to_f32();
+        b[2..].iter().flat_map(|&q| half::f16::from_f32(scale * f32::from(q as i8)).to_le_bytes()).collect::<Vec<_>>()
+    };
+    q8.chunks_exact(34).flat_map(block).collect()
+}
+
+/// With single elements; with experts, and with one beside them that every row uses.
+fn other_models() -> Vec<(&'static str, PathBuf)> {
+    let elements = rewrite(&shallow(), "halves", |tensors| {
+        for (.., ty, data) in tensors.iter_mut().filter(|t| t.2 == 8) {
+            (*ty, *data) = (1, halves(data));
+        }
+    });
+    let experts = ["mixtral", "qwen3moe", "qwen2moe"].into_iter().filter_map(|family| {
+        let path = shared(&format!("golden/{family}"))?.join("model-f16.gguf");
+        let quants = rewrite(&path, &format!("chains-{family}"), |tensors| {
+            let plain = |t: &&mut Tensor| t.2 == 1 && t.1[0] % 32 == 0 && !t.0.contains("ffn_gate_inp");
+            for (.., ty, data) in tensors.iter_mut().filter(plain) {
+                (*ty, *data) = (8, q8_0(data));
+            }
+        });
+        Some((family, quants))
+    });
+    [("halves", elements)].into_iter().chain(experts).collect()
 }
 
 /// A process of its own, since a driver reads its environment once: with one thread llvmpipe starts workgroups in order, one after another.
@@ -75,7 +106,7 @@ fn chains_are_fewer_dispatches_and_the_same_tokens() {
             ..Features::ALL
         };
         let Some(context) = with_chains(features) else { return };
-        let model = load(&context);
+        let model = load(&context, &asset());
         let (tokens, dispatches) = told(&model, 4);
         // Each layer is attention and a chain of products; before them a step begins, and after them a token is drawn.
         let layers = 6;
@@ -89,9 +120,30 @@ fn chains_are_fewer_dispatches_and_the_same_tokens() {
 }
 
 #[test]
+fn chains_of_other_models_are_the_same_tokens() {
+    let Some(context) = with_chains(Features::ALL) else { return };
+    for (name, path) in other_models() {
+        let model = load(&context, &path);
+        let (tokens, dispatches) = told(&model, 4);
+        context.gpu().inject_fault(FaultPoint::Chain, 1);
+        let (again, plain) = told(&model, 4);
+        println!("{name}: {dispatches} dispatches a step, {plain} without chains");
+        assert_eq!(again, tokens, "{name}");
+        // Without chains three products are left of a layer's, or six with experts; an expert beside them stands between.
+        let saved = match name {
+            "halves" => 3 * 3,
+            "qwen2moe" => 3,
+            _ => 3 * 5,
+        };
+        assert!(plain >= dispatches + saved, "{name}: {dispatches} dispatches a step, {plain} without chains");
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn a_wait_in_vain_is_done_again_without_chains() {
     let Some(context) = with_chains(Features::ALL) else { return };
-    let model = load(&context);
+    let model = load(&context, &asset());
     let (want, _) = told(&model, 4);
     // In the midst of generating.
     context.gpu().inject_fault(FaultPoint::Chain, 3);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use doppler::Result;
 use doppler::gpu::{Buffer, Dispatch};
 use doppler::kernels::{
-    self, Activation, AttentionParts, ExpertWeight, Input, Matrix, MoeShape, Next, RowNorm, RowSource, Weight,
+    self, Activation, AttentionParts, ChainWidths, ExpertWeight, Input, Matrix, MoeShape, RowNorm, RowSource, Weight,
     WeightUploader,
 };
 use doppler::quant::{FORMATS, Format};
 
 use super::attention::split_attention;
 use super::bytes::Bytes;
-use super::fused::Rows;
+use super::fused::Left;
 use super::moe::{Mixture, expert_weight, random_ids};
 use super::weights::{random_rows, weight};
 use super::{Lab, Measured, Rng};
@@ -22,7 +22,8 @@ const EMBD: usize = 256;
 const HEADS: usize = 512;
 const INNER: usize = 768;
 const LAST: [usize; 2] = [160, 70];
-/// The inner width of an expert.
+/// Experts, and the inner width of one.
+const EXPERTS: usize = 5;
 const EXPERT_INNER: usize = 256;
 
 /// Weights of a layer's products, and where they leave what they make.
@@ -38,15 +39,16 @@ struct Layer {
     heads_f32: Buffer,
     stream: Buffer,
     ff: Buffer,
-    normed: Rows,
+    /// What blocks leave: attention for the feed-forward half, that for what comes after.
+    left: [Left; 2],
     inner: Bytes,
-    sums: Buffer,
     y: Buffer,
     experts: Option<Experts>,
 }
 
-/// Experts in the place of gate and up, and down.
+/// Experts in the place of gate and up, and down. Without a router they are chosen already, and their rows have nothing to do with attention.
 struct Experts {
+    router: Option<(Weight, Buffer)>,
     gate_up: ExpertWeight,
     down: ExpertWeight,
     chosen: Mixture,
@@ -55,18 +57,27 @@ struct Experts {
     inner: Bytes,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Dense,
+    Experts,
+    RoutedExperts,
+}
+
 impl Experts {
-    fn new(lab: &Lab, format: &'static Format, rows: usize) -> Result<Self> {
+    fn new(lab: &Lab, format: &'static Format, rows: usize, routed: bool) -> Result<Self> {
         let mut rng = Rng::new(rows as u64 + 7);
-        let shape = MoeShape { rows: rows as u32, n_expert: 5, n_used: 3 };
+        let shape = MoeShape { rows: rows as u32, n_expert: EXPERTS as u32, n_used: 3 };
+        let router = || Ok((weight(lab, FORMATS[0], EXPERTS, EMBD, None)?.0, lab.blank(rows * EXPERTS)?));
         let entries = shape.entries() as usize;
-        let mut chosen = Mixture::new(lab, shape, [1, 1], &random_ids(&mut rng, shape, 5))?;
+        let mut chosen = Mixture::new(lab, shape, [1, 1], &random_ids(&mut rng, shape, EXPERTS as u32))?;
         chosen.weights = lab.floats(&rng.units(entries))?;
         let x = lab.floats(&rng.units(rows * EMBD))?;
         let squares: Vec<f32> = rng.units(rows * EMBD / 32).iter().map(|s| 20.0 * s.abs()).collect();
         Ok(Self {
-            gate_up: expert_weight(lab, format, (5, 2 * EXPERT_INNER, EMBD), None)?.0,
-            down: expert_weight(lab, format, (5, EMBD, EXPERT_INNER), None)?.0,
+            router: routed.then(router).transpose()?,
+            gate_up: expert_weight(lab, format, (EXPERTS, 2 * EXPERT_INNER, EMBD), None)?.0,
+            down: expert_weight(lab, format, (EXPERTS, EMBD, EXPERT_INNER), None)?.0,
             chosen,
             x: Bytes::of(lab, Matrix::new(&x, rows as u32, EMBD as u32))?,
             squares: lab.floats(&squares)?,
@@ -76,8 +87,9 @@ impl Experts {
 }
 
 impl Layer {
-    fn new(lab: &Lab, format: &'static Format, rows: usize, experts: bool) -> Result<Self> {
+    fn new(lab: &Lab, format: &'static Format, rows: usize, kind: Kind) -> Result<Self> {
         let mut rng = Rng::new(rows as u64);
+        let (bytes, routed) = (format.has_bytes(), kind == Kind::RoutedExperts);
         let heads_f32 = lab.floats(&rng.units(rows * HEADS))?;
         let heads = Bytes::of(lab, Matrix::new(&heads_f32, rows as u32, HEADS as u32))?;
         let stream = lab.floats(&rng.units(rows * EMBD))?;
@@ -101,49 +113,55 @@ impl Layer {
             heads_f32,
             stream,
             ff: lab.blank(rows * INNER)?,
-            normed: Rows::new(lab, format.has_bytes(), rows, EMBD)?,
+            left: [
+                Left::new(lab, [bytes, !bytes || routed], rows, EMBD)?,
+                Left::new(lab, [bytes, !bytes], rows, EMBD)?,
+            ],
             inner: Bytes::new(lab, rows, INNER)?,
-            sums: lab.blank(rows * EMBD / 32)?,
             y: lab.blank(rows * LAST.iter().sum::<usize>())?,
-            experts: experts.then(|| Experts::new(lab, format, rows)).transpose()?,
+            experts: (kind != Kind::Dense).then(|| Experts::new(lab, format, rows, routed)).transpose()?,
         })
+    }
+
+    fn norm<'a>(&'a self, i: usize, sums: &'a Buffer) -> RowNorm<'a> {
+        let scaled = self.left[i].numbers.is_some();
+        RowNorm { w: (&self.norms[i]).into(), eps: 1e-5, sums: Some(sums.into()), scaled }
     }
 
     fn dispatches(&self, lab: &Lab) -> Result<Vec<Dispatch<'_>>> {
         let (gpu, rows) = (&lab.gpu, self.rows as u32);
         let x = Matrix::new(&self.stream, rows, EMBD as u32);
-        let next =
-            |i: usize| Next { w: (&self.norms[i]).into(), rows: self.normed.operand(), sums: (&self.sums).into() };
+        let next = |i: usize| self.left[i].operand(&self.norms[i]);
         let [heads_bytes, inner] = [&self.heads, &self.inner].map(|bytes| self.quants.then(|| bytes.operand()));
         let input = |x, bytes, norm| Input { x, bytes, norm, half: None };
-        // What reads the stream: its numbers are not looked at where there are bytes.
-        let (normed, bytes) = match &self.normed {
-            Rows::Bytes(bytes) => (x, Some(bytes.operand())),
-            Rows::Numbers(numbers) => (Matrix::new(numbers, rows, EMBD as u32), None),
-        };
-        let norm = |i: usize| RowNorm {
-            w: (&self.norms[i]).into(),
-            eps: 1e-5,
-            sums: Some((&self.sums).into()),
-            scaled: !self.quants,
+        // What reads the stream; its own numbers have no norm in them.
+        let normed = |i: usize| {
+            let left = &self.left[i];
+            let numbers = left.numbers.as_ref().map_or(x, |n| Matrix::new(n, rows, EMBD as u32));
+            input(numbers, left.bytes.as_ref().map(Bytes::operand), Some(self.norm(i, &left.sums)))
         };
         let heads = input(Matrix::new(&self.heads_f32, rows, HEADS as u32), heads_bytes, None);
         let ff = Matrix::new(&self.ff, rows, INNER as u32);
         let mut all = Vec::new();
         if let Some(e) = &self.experts {
-            let before = RowNorm { sums: Some((&e.squares).into()), ..norm(0) };
-            let (rows, inner) = (input(x, Some(e.x.operand()), Some(before)), e.inner.operand());
-            let routing = e.chosen.routing();
-            all.push(kernels::moe_glu(gpu, Activation::Silu, rows, &e.gate_up, routing, inner)?);
+            let (routing, inner) = (e.chosen.routing(), e.inner.operand());
+            let mut taken = input(x, Some(e.x.operand()), Some(self.norm(0, &e.squares)));
+            if let Some((router, logits)) = &e.router {
+                taken = normed(0);
+                let logits = Matrix::new(logits, rows, EXPERTS as u32);
+                all.extend(kernels::matmul_next(gpu, heads, &self.out, x, next(0))?);
+                all.extend(kernels::matmul(gpu, Input { bytes: None, ..taken }, router, logits, false)?);
+                all.push(kernels::moe_route(gpu, logits, routing, rows % 2 == 0, 0.7)?);
+            }
+            all.push(kernels::moe_glu(gpu, Activation::Silu, taken, &e.gate_up, routing, inner)?);
             all.push(kernels::moe_down(gpu, inner, &e.down, routing, None, x, Some(next(1)))?);
         } else {
-            let gate_up = input(normed, bytes, Some(norm(0)));
             all.extend(kernels::matmul_next(gpu, heads, &self.out, x, next(0))?);
-            all.push(kernels::matmul_glu(gpu, Activation::Silu, gate_up, &self.gate_up, ff, inner)?);
+            all.push(kernels::matmul_glu(gpu, Activation::Silu, normed(0), &self.gate_up, ff, inner)?);
             all.extend(kernels::matmul_next(gpu, input(ff, inner, None), &self.down, x, next(1))?);
         }
         let y = Matrix::new(&self.y, rows, LAST.iter().sum::<usize>() as u32);
-        all.extend(kernels::matmul(gpu, input(normed, bytes, Some(norm(1))), &self.last, y, false)?);
+        all.extend(kernels::matmul(gpu, normed(1), &self.last, y, false)?);
         Ok(all)
     }
 
@@ -171,17 +189,19 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
         return Ok(vec![Measured::exact("a device without chains".into(), 0)]);
     }
     let mut all = split_attention(lab)?;
-    let dense = FORMATS.iter().map(|f| (f, false));
-    let experts = FORMATS.iter().filter(|f| f.has_bytes()).map(|f| (f, true));
-    for (i, (format, experts)) in dense.chain(experts).enumerate() {
+    let quants = FORMATS.iter().filter(|f| f.has_bytes());
+    // Experts that are chosen before are read in the same way.
+    let experts = quants.enumerate().map(|(i, f)| (f, if i % 4 == 1 { Kind::Experts } else { Kind::RoutedExperts }));
+    for (i, (format, kind)) in FORMATS.iter().map(|f| (f, Kind::Dense)).chain(experts).enumerate() {
         // One, two and four rows at a time, and more than one such group.
-        let rows = [1, 2, 3, 8][i % 4];
-        let layer = Layer::new(lab, format, rows, experts)?;
+        let rows = [1, 2, 3, 8, 1][i % 5];
+        let layer = Layer::new(lab, format, rows, kind)?;
         let before = lab.read(&layer.stream, rows * EMBD)?;
         lab.run(layer.dispatches(lab)?)?;
         let want = layer.results(lab, &before)?;
-        let words = kernels::chain_words(rows as u32, EMBD as u32, INNER as u32, layer.quants);
-        let words = lab.words(&vec![0; words as usize])?;
+        let experts = if kind == Kind::Dense { 0 } else { EXPERTS as u32 };
+        let widths = ChainWidths { n_embd: EMBD as u32, inner: INNER as u32, experts, quants: layer.quants };
+        let words = lab.words(&vec![0; widths.words(rows as u32) as usize])?;
         // Three times: tags tell the words of one chain from those of the last.
         for tag in [1, 255, 2] {
             let mut recorder = lab.gpu.recorder("selfcheck", &lab.scope);
@@ -191,7 +211,7 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
             let dispatches = recorder.stats().dispatches;
             recorder.submit()?;
             let got = layer.results(lab, &before)?;
-            let case = format!("{rows} rows, {}, experts: {experts}, tag {tag}", format.name);
+            let case = format!("{rows} rows, {}, {kind:?}, tag {tag}", format.name);
             all.push(Measured::exact(format!("{case}: dispatches beyond one"), dispatches as usize - 1));
             all.push(Measured::exact(format!("{case}: given up"), lab.read_words(&words, 1)?[0] as usize));
             all.push(against(format!("{case}, the stream"), &got[0], &want[0]));

@@ -2,7 +2,7 @@
 
 use doppler::Result;
 use doppler::gpu::{Buffer, Variant};
-use doppler::kernels::{self, Activation, Matrix, Next, NextRows};
+use doppler::kernels::{self, Activation, Matrix, Next};
 
 use super::bytes::Bytes;
 use super::elementwise::{gelu_of, silu_of};
@@ -58,49 +58,44 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
     Ok(all)
 }
 
-/// Room for rows that are left for the next norm.
-pub(super) enum Rows {
-    Bytes(Bytes),
-    Numbers(Buffer),
+/// Room for what is left for the next norm: rows as bytes, as numbers or as both, and sums of squares.
+pub(super) struct Left {
+    pub(super) bytes: Option<Bytes>,
+    pub(super) numbers: Option<Buffer>,
+    pub(super) sums: Buffer,
 }
 
-impl Rows {
-    pub(super) fn new(lab: &Lab, bytes: bool, rows: usize, cols: usize) -> Result<Self> {
-        match bytes {
-            true => Ok(Self::Bytes(Bytes::new(lab, rows, cols)?)),
-            false => Ok(Self::Numbers(lab.blank(rows * cols)?)),
-        }
+impl Left {
+    pub(super) fn new(lab: &Lab, [bytes, numbers]: [bool; 2], rows: usize, cols: usize) -> Result<Self> {
+        Ok(Self {
+            bytes: bytes.then(|| Bytes::new(lab, rows, cols)).transpose()?,
+            numbers: numbers.then(|| lab.blank(rows * cols)).transpose()?,
+            sums: lab.blank(rows * cols / 32)?,
+        })
     }
 
-    pub(super) fn operand(&self) -> NextRows<'_> {
-        match self {
-            Self::Bytes(bytes) => NextRows::Bytes(bytes.operand()),
-            Self::Numbers(numbers) => NextRows::Numbers(numbers.into()),
-        }
+    pub(super) fn operand<'a>(&'a self, w: &'a Buffer) -> Next<'a> {
+        let (bytes, numbers) = (self.bytes.as_ref().map(Bytes::operand), self.numbers.as_ref().map(|n| n.into()));
+        Next { w: w.into(), bytes, numbers, sums: (&self.sums).into() }
     }
 }
 
 /// What rows leave for the next norm: themselves with its weights, and sums of squares.
-pub(super) fn left_for_next(
-    lab: &Lab,
-    case: &str,
-    rows: &[f32],
-    next_w: &[f32],
-    left: &Rows,
-    sums: &Buffer,
-) -> Result<[Measured; 2]> {
+pub(super) fn left_for_next(lab: &Lab, case: &str, rows: &[f32], next_w: &[f32], left: &Left) -> Result<Vec<Measured>> {
     let weighted: Vec<f32> = rows.iter().zip(next_w.iter().cycle()).map(|(y, w)| y * w).collect();
-    let case_of_rows = format!("{case}, its rows for the next norm");
-    let left = match left {
-        Rows::Bytes(bytes) => bytes.compare(lab, case_of_rows, &weighted)?,
-        Rows::Numbers(numbers) => {
-            let want: Vec<Want> = weighted.iter().map(|&v| f64::from(v).into()).collect();
-            compare(case_of_rows, &lab.read(numbers, want.len())?, &want, 1e-7, 1e-6)
-        }
-    };
+    let mut all = Vec::new();
+    if let Some(bytes) = &left.bytes {
+        all.push(bytes.compare(lab, format!("{case}, its bytes"), &weighted)?);
+    }
+    if let Some(numbers) = &left.numbers {
+        let want: Vec<Want> = weighted.iter().map(|&v| f64::from(v).into()).collect();
+        all.push(compare(format!("{case}, its numbers"), &lab.read(numbers, want.len())?, &want, 1e-7, 1e-6));
+    }
     let squares: Vec<Want> =
         rows.chunks_exact(32).map(|b| b.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().into()).collect();
-    Ok([left, compare(format!("{case}, its squares"), &lab.read(sums, squares.len())?, &squares, 1e-6, 2.5e-5)])
+    let got = lab.read(&left.sums, squares.len())?;
+    all.push(compare(format!("{case}, its squares"), &got, &squares, 1e-6, 2.5e-5));
+    Ok(all)
 }
 
 pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
@@ -113,9 +108,9 @@ pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
         let bias = v.has("BIAS").then_some(bias.as_slice());
         let (w, values) = weight(lab, format_of(&v)?, n, k, bias)?;
         let x = InputRows::of(lab, &v, &rng.units(t_rows * k), k)?;
-        let (yb, wb, sb) = (lab.floats(&old)?, lab.floats(&next_w)?, lab.blank(t_rows * n / 32)?);
-        let left = Rows::new(lab, v.has("OUT_BYTES"), t_rows, n)?;
-        let next = Next { w: (&wb).into(), rows: left.operand(), sums: (&sb).into() };
+        let (yb, wb) = (lab.floats(&old)?, lab.floats(&next_w)?);
+        let left = Left::new(lab, ["OUT_BYTES", "OUT_NUMBERS"].map(|f| v.has(f)), t_rows, n)?;
+        let next = left.operand(&wb);
         let y = Matrix::new(&yb, t_rows as u32, n as u32);
         lab.run(kernels::matmul_next(&lab.gpu, x.operand(), &w, y, next)?)?;
         let mut want = Vec::new();
@@ -128,7 +123,7 @@ pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
         let case = format!("{t_rows} x {k} by {n}, {v}");
         let got = lab.read(&yb, want.len())?;
         all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
-        all.extend(left_for_next(lab, &case, &got, &next_w, &left, &sb)?);
+        all.extend(left_for_next(lab, &case, &got, &next_w, &left)?);
     }
     Ok(all)
 }

@@ -81,7 +81,7 @@ pub(super) fn route(lab: &Lab) -> Result<Vec<Measured>> {
             }
             let s = MoeShape { rows, n_expert: n, n_used: k };
             let (x, m) = (lab.floats(&logits)?, Mixture::new(lab, s, [1, 1], &[])?);
-            lab.run([kernels::moe_route(Matrix::new(&x, rows, n), m.routing(), renormalize, 1.5)?])?;
+            lab.run([kernels::moe_route(&lab.gpu, Matrix::new(&x, rows, n), m.routing(), renormalize, 1.5)?])?;
             let (mut ids, mut weights) = (Vec::new(), Vec::new());
             for row in logits.chunks_exact(n as usize) {
                 let value = |&v: &f32| if v.is_nan() { f64::NEG_INFINITY } else { f64::from(v) };

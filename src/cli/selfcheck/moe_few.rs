@@ -1,11 +1,11 @@
 //! Experts of few rows: gate and up with the activation, and the last product with the weighted sum.
 
 use doppler::Result;
-use doppler::kernels::{self, Activation, Matrix, MoeShape, Next, SharedExpert};
+use doppler::kernels::{self, Activation, Matrix, MoeShape, SharedExpert};
 
 use super::bytes::Bytes;
 use super::elementwise::{gelu_of, silu_of};
-use super::fused::{Rows, left_for_next};
+use super::fused::{Left, left_for_next};
 use super::input::InputRows;
 use super::moe::{Mixture, expert_weight, random_ids};
 use super::weights::{format_of, width};
@@ -75,12 +75,11 @@ pub(super) fn down(lab: &Lab) -> Result<Vec<Measured>> {
         let mut m = Mixture::new(lab, shape(rows), [1, 1], &ids)?;
         m.weights = lab.floats(&weights)?;
         let (yb, gb, hb) = (lab.floats(&old)?, lab.floats(&gates)?, lab.floats(&beside)?);
-        let (wb, sb) = (lab.floats(&next_w)?, lab.blank(rows * n / 32)?);
-        let left = Rows::new(lab, true, rows, n)?;
+        let wb = lab.floats(&next_w)?;
+        let left = Left::new(lab, [true, false], rows, n)?;
         let matrix = |b| Matrix::new(b, rows as u32, n as u32);
         let shared = v.has("SHARED").then(|| SharedExpert { gate: (&gb).into(), y: matrix(&hb) });
-        let next = Next { w: (&wb).into(), rows: left.operand(), sums: (&sb).into() };
-        let next = v.has("NEXT").then_some(next);
+        let next = v.has("NEXT").then(|| left.operand(&wb));
         lab.run([kernels::moe_down(&lab.gpu, x.operand(), &w, m.routing(), shared, matrix(&yb), next)?])?;
         let mut want = Vec::new();
         for t in 0..rows {
@@ -103,7 +102,7 @@ pub(super) fn down(lab: &Lab) -> Result<Vec<Measured>> {
         let got = lab.read(&yb, want.len())?;
         all.push(compare(case.clone(), &got, &want, 1e-6, 5e-6));
         if v.has("NEXT") {
-            all.extend(left_for_next(lab, &case, &got, &next_w, &left, &sb)?);
+            all.extend(left_for_next(lab, &case, &got, &next_w, &left)?);
         }
     }
     Ok(all)

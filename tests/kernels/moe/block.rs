@@ -88,7 +88,7 @@ impl Block {
         let (ff, down) = (Matrix::new(&m.ff, entries, c.n_ff), Matrix::new(&m.down, entries, c.n_embd));
         let (routing, grouping) = (m.buffers.routing(), c.tiles.then(|| m.buffers.grouping()));
         let mut all = matmul(gpu, input, &self.router.weight, logits, false).unwrap();
-        all.push(moe_route(logits, routing, c.renormalize, c.scale).unwrap());
+        all.push(moe_route(gpu, logits, routing, c.renormalize, c.scale).unwrap());
         if let Some(grouping) = grouping {
             all.extend(moe_group(routing, grouping).unwrap());
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use doppler::gpu::{Buffer, Dispatch, Gpu};
 use doppler::kernels::{
-    Activation, Input, Matrix, Next, NextRows, RowNorm, SharedExpert, byte_rows, moe_down, moe_few_fits, moe_glu,
+    Activation, Input, Matrix, Next, RowNorm, SharedExpert, byte_rows, moe_down, moe_few_fits, moe_glu,
 };
 use doppler::quant::by_name;
 
@@ -87,8 +87,12 @@ impl Few {
         let y = Matrix::new(&self.y, rows, e);
         let input = Input { x: y, bytes: Some(self.x.operand()), norm, half: None };
         let shared = SharedExpert { gate: gates.into(), y: Matrix::new(beside, rows, e) };
-        let next =
-            Next { w: norm_w.into(), rows: NextRows::Bytes(self.bytes.operand()), sums: (&self.block_sums).into() };
+        let next = Next {
+            w: norm_w.into(),
+            bytes: Some(self.bytes.operand()),
+            numbers: None,
+            sums: (&self.block_sums).into(),
+        };
         let (routing, inner) = (self.buffers.routing(), self.inner.operand());
         [
             moe_glu(gpu, Activation::Silu, input, &self.gate_up.weight, routing, inner).unwrap(),

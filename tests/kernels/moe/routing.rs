@@ -44,7 +44,7 @@ fn check(v: &Variant, case: &Case<'_>, renormalize: bool, scale: f32) {
     let x = upload(gpu, &spread);
     let b = Buffers::new(v, shape(rows as u32, n as u32, k as u32), [1, 1], 0xffff_ffff);
     let m = Matrix::new(&x, rows as u32, stride as u32).columns(case.offset as u32, n as u32);
-    run(gpu, [moe_route(m, b.routing(), renormalize, scale).unwrap()]);
+    run(gpu, [moe_route(gpu, m, b.routing(), renormalize, scale).unwrap()]);
     let (mut ids, mut weights) = (Vec::new(), Vec::new());
     for row in case.logits.chunks_exact(n) {
         let (i, w) = route(row, k, renormalize, scale);
@@ -125,18 +125,19 @@ fn more_rows_than_a_grid_dimension() {
 #[test]
 fn shapes_are_checked() {
     let Some(v) = full() else { return };
-    let x = untouched(&v.gpu, 4096);
+    let gpu: &Gpu = &v.gpu;
+    let x = untouched(gpu, 4096);
     for (rows, n, k) in [(2, 8, 0), (2, 8, 9), (2, 2000, 2), (2, 100, 65), (0x8000_0000, 8, 2)] {
         let b = Buffers::new(v, shape(1, 8, 2), [1, 1], 0);
         let routing = doppler::kernels::Routing { shape: shape(rows, n, k), ..b.routing() };
-        assert!(moe_route(Matrix::new(&x, rows.min(2), n), routing, true, 1.0).is_err(), "{rows} {n} {k}");
+        assert!(moe_route(gpu, Matrix::new(&x, rows.min(2), n), routing, true, 1.0).is_err(), "{rows} {n} {k}");
     }
     let b = Buffers::new(v, shape(4, 8, 2), [1, 1], 0);
-    assert!(moe_route(Matrix::new(&x, 4, 8), b.routing(), true, 1.0).is_ok());
-    assert!(moe_route(Matrix::new(&x, 3, 8), b.routing(), true, 1.0).is_err());
-    assert!(moe_route(Matrix::new(&x, 4, 7), b.routing(), true, 1.0).is_err());
-    assert!(moe_route(Matrix::new(&x, 4, 8).columns(4090, 8), b.routing(), true, 1.0).is_err());
+    assert!(moe_route(gpu, Matrix::new(&x, 4, 8), b.routing(), true, 1.0).is_ok());
+    assert!(moe_route(gpu, Matrix::new(&x, 3, 8), b.routing(), true, 1.0).is_err());
+    assert!(moe_route(gpu, Matrix::new(&x, 4, 7), b.routing(), true, 1.0).is_err());
+    assert!(moe_route(gpu, Matrix::new(&x, 4, 8).columns(4090, 8), b.routing(), true, 1.0).is_err());
     // The buffers of four rows are too small for forty.
     let routing = doppler::kernels::Routing { shape: shape(40, 8, 2), ..b.routing() };
-    assert!(moe_route(Matrix::new(&x, 40, 8), routing, true, 1.0).is_err());
+    assert!(moe_route(gpu, Matrix::new(&x, 40, 8), routing, true, 1.0).is_err());
 }
