@@ -28,6 +28,7 @@ fn main(t: Thread) {
     let row0 = (g % params.row_groups) * 32u;
     let row = entry / params.share;
 #if ROUTE_IN
+    chain_receive(t, row, 1u, K_BLOCKS);
     route_receive(t, row);
     let id = route_ids[entry % params.share];
 #else

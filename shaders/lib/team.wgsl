@@ -2,7 +2,8 @@
 // 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
 // it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
-// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
+// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements. With ROUTE_IN the
+// caller has received it, before it knew the weights.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
 // once) and REDUCE, threads of a team that are sure to be of one subgroup (1: not known), and params with, without BYTES, k4, x_stride4 and
 // x_offset4; with NORM k4 and eps.
@@ -56,8 +57,12 @@ const JOINED: u32 = 1u;
 override TEAM_LEFT: u32 = TEAM / JOINED;
 override TEAM_STRIDE: u32 = TEAM_LEFT | 1u;
 override TEAM_PARTS: u32 = TEAMS * TEAM_STRIDE;
-// Parts of each result, and of the sums of squares.
+// Parts of each result, and of the sums of squares. CHAINED: a stage of a chain, whose stages share the memory.
+#if CHAINED
+var<workgroup> team_parts: array<f32, CHAIN_PARTS>;
+#else
 var<workgroup> team_parts: array<f32, TEAM_PARTS * NT * (TEAM_ROWS + TEAM_NORMS)>;
+#endif
 
 // Leaves a thread's part of number i of its team.
 fn team_leave(at: vec2<u32>, i: u32, part: f32) {
@@ -233,7 +238,9 @@ fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
 #else
     let w1 = w0;
 #endif
+#if !ROUTE_IN
     chain_receive(t, x_row0, min(NT, x_last + 1u - x_row0), K_BLOCKS);
+#endif
     let taken = x_rows - x_row0;
 #else
     let taken = x_rows;

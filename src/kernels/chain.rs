@@ -4,6 +4,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Chain, Gpu, Held, Kernel, Recorder, Stage};
+use crate::kernels::constants::{CHAIN_BYTE_WORDS, CHAIN_NUMBER_WORDS};
 use crate::kernels::matmul::MATMUL_VEC;
 use crate::kernels::matmul_fused::{MATMUL_GLU, MATMUL_NEXT};
 use crate::kernels::moe::MOE_ROUTE;
@@ -15,7 +16,7 @@ const FIRST_WORD: u64 = 64;
 /// Bytes of workgroup memory for a word of four; for a block's scale and squares; for what stages find experts by; and for what they have beside.
 const FOUR_BYTES: u32 = 16;
 const BLOCK_BYTES: u32 = 12;
-const ROUTE_BYTES: u32 = 9 << 10;
+const ROUTE_BYTES: u32 = 13 << 10;
 const OTHER_BYTES: u32 = 12 << 10;
 
 /// How a block of 32 numbers goes from stage to stage.
@@ -26,11 +27,11 @@ enum Form {
 }
 
 impl Form {
-    /// Words of a block with what goes with it. As the shader has it.
-    const fn words(self) -> u64 {
+    /// Words of a block with what goes with it.
+    fn words(self) -> u64 {
         match self {
-            Self::Bytes => 13,
-            Self::Numbers => 49,
+            Self::Bytes => CHAIN_BYTE_WORDS.into(),
+            Self::Numbers => CHAIN_NUMBER_WORDS.into(),
         }
     }
 
@@ -90,11 +91,23 @@ fn rows_taken(held: &Held) -> Option<[u32; 2]> {
 /// Whether a row of `k` numbers has room beside what else a workgroup of a stage keeps.
 pub(super) fn number_rows_fit(gpu: &Gpu, k: u32) -> bool {
     let blocks = k.div_ceil(GPU_BLOCK as u32);
-    memory(blocks * Form::Numbers.fours(), blocks) <= gpu.workgroup_bytes()
+    rows_bytes(blocks * Form::Numbers.fours(), blocks) + OTHER_BYTES <= gpu.workgroup_bytes()
 }
 
-fn memory(fours: u32, blocks: u32) -> u32 {
-    fours * FOUR_BYTES + blocks * BLOCK_BYTES + OTHER_BYTES
+fn rows_bytes(fours: u32, blocks: u32) -> u32 {
+    fours * FOUR_BYTES + blocks * BLOCK_BYTES
+}
+
+/// Parts of results that a workgroup of a stage keeps, as `lib/team.wgsl` has it, and numbers for the rows that it makes.
+fn beside(gpu: &Gpu, held: &Held) -> [u32; 2] {
+    let [wg, team, reduce, nt] = ["WG", "TEAM", "REDUCE", "NT"].map(|n| held.variant.constant(n).unwrap_or(1));
+    let joined = if gpu.features().subgroups { reduce } else { 1 };
+    let pair = is(held, &MATMUL_GLU) || is(held, &MOE_GLU);
+    let values = 1 + u32::from(pair) + u32::from(held.variant.has("NORM"));
+    let teams = wg / team;
+    // Collected results, largest numbers and bytes.
+    let made = if is(held, &MATMUL_VEC) { 0 } else { 192 * (teams / GPU_BLOCK as u32).max(1) };
+    [teams * ((team / joined) | 1) * nt * values, made]
 }
 
 /// Chains between two clearings of their words: tags are bytes, and 0 is none.
@@ -284,13 +297,28 @@ fn join(gpu: &Gpu, held: &[Held], words: &Buffer) -> Option<Chain> {
     }
     let route = if all.route.is_some() { ROUTE_BYTES } else { 0 };
     let [fours, blocks] = all.most;
-    let memory = memory(fours, blocks) + route;
+    let parts = all.stages.iter().map(|s| beside(gpu, &s.held)[0]).max()?;
+    let made: u32 = all.stages.iter().map(|s| beside(gpu, &s.held)[1]).sum();
+    let memory = rows_bytes(fours, blocks) + route + 4 * (parts + made);
+    for s in &mut all.stages {
+        s.flags.push("CHAINED");
+        s.constants.push(("CHAIN_PARTS", parts));
+    }
     if all.stages.len() < 2 || !all.all_read() || meet(&all.stages) || memory > gpu.workgroup_bytes() {
         return None;
     }
     let stages = all.stages.into_iter().map(|s| bind(s, words, all.most)).collect::<Option<Vec<_>>>()?;
-    let shared =
-        &["chain_x", "chain_scales", "chain_squares", "route_keys", "route_ids", "route_weights", "reduce_scratch"];
+    let shared = &[
+        "chain_x",
+        "chain_scales",
+        "chain_squares",
+        "team_parts",
+        "route_keys",
+        "route_places",
+        "route_ids",
+        "route_weights",
+        "reduce_scratch",
+    ];
     let chain = Chain { stages, shared, ahead: |name| name.starts_with("w_") };
     fits(gpu, &chain, words, all.next).then_some(chain)
 }

@@ -4,11 +4,11 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Chain, Gpu, Held, Recorder, Stage};
 use crate::kernels::attention_decode::{ATTENTION_COMBINE, ATTENTION_DECODE, joined_vectors};
 use crate::kernels::chain::{fits, is, whole};
+use crate::kernels::constants::CHAIN_PART_WORDS;
 
 /// Words for the parts of split attention that becomes a chain, where a buffer for its sums has `sums_bytes`.
 pub fn attention_chain_words(sums_bytes: u64) -> u64 {
-    // A sum of four numbers, its top and its weights.
-    6 * (sums_bytes / 16)
+    u64::from(CHAIN_PART_WORDS) * (sums_bytes / 16)
 }
 
 /// Split attention and its combination as a chain, `None` if what is held is something else; the parts stand in `words` from word `at` on.
@@ -19,12 +19,13 @@ fn join_attention(gpu: &Gpu, held: &[Held], words: &Buffer, at: u64) -> Option<C
         return None;
     }
     let room = attention_chain_words(rows.bindings.iter().find(|b| b.0 == "y")?.3);
+    let parts = room as u32 / CHAIN_PART_WORDS;
     let stage = |held: &Held, flag, old: &str| {
         let mut held = held.clone();
         let place = held.bindings.iter().position(|b| b.0 == old)?;
         held.bindings[place] = whole(words);
         held.bindings.retain(|b| b.0 != "tops");
-        Some(Stage { held, flags: vec![flag], constants: vec![("PARTS_AT", at as u32), ("PARTS", (room / 6) as u32)] })
+        Some(Stage { held, flags: vec![flag], constants: vec![("PARTS_AT", at as u32), ("PARTS", parts)] })
     };
     let stages = vec![stage(rows, "CHAIN_OUT", "y")?, stage(combine, "CHAIN_IN", "sums")?];
     // The combination takes what attention lays out.

@@ -5,16 +5,16 @@ use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
 use crate::kernels::sample::step_begin;
 use crate::kernels::{
-    Activation, AttentionShape, ByteRows, Fresh, HalfRoom, Input, Matrix, Next, Norm, NormKind, Pages, Parts, Queries,
-    RopePairs, RopeShape, RowNorm, Segments, Weight, activate, activate_bytes, activate_half, attention_coop,
-    attention_coop_fits, attention_decode, attention_fresh_fits, attention_prefill, attention_prefill_fits,
-    attention_split, attention_splits, byte_rows, gather, gather_positions, glu, glu_bytes, matmul_fast,
-    matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next, matmul_next_fits, norm, norm_bytes, norm_half, qk_norm,
-    record_attention_chain, rope, sigmoid_gate, softcap,
+    Activation, AttentionShape, ByteRows, Fresh, Input, Matrix, Pages, Queries, RopePairs, RopeShape, Segments, Weight,
+    activate, activate_bytes, activate_half, attention_coop, attention_coop_fits, attention_decode,
+    attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows,
+    gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next,
+    matmul_next_fits, norm, qk_norm, record_attention_chain, rope, sigmoid_gate, softcap,
 };
 use crate::model::draw::Choice;
 use crate::model::kv_cache::KvPool;
 use crate::model::lora::LoraSet;
+use crate::model::norms::{After, Left, Norms};
 use crate::model::probe::Lens;
 use crate::model::recurrent::state::RecurrentPool;
 use crate::model::scratch::{ByteBuffers, LOGIT_ROWS, Scratch};
@@ -34,41 +34,6 @@ pub(crate) enum Batch {
     /// As `Rows`, but several rows may belong to one sequence: all keys and values are kept before attention looks at them. Recurrent layers know
     /// no such batch.
     Mixed,
-}
-
-/// What a block has left to the norm after it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// Nothing: the residual stream is whole, and that is all there is.
-    Nothing,
-    /// Rows that have the norm's weights in them, bytes or numbers, and sums of squares: the norm is done by the way.
-    Rows,
-    /// So many parts of its last product, that are still to be added to the residual stream.
-    Parts(u32),
-}
-
-/// When a norm is done: before the product that reads it, or in whatever way is fastest for one product, from what the block before has left.
-#[derive(Clone, Copy)]
-pub(super) enum Norms {
-    Now,
-    Later(Left),
-}
-
-/// What comes after a block: the normalisation, and what the product takes that reads its result.
-#[derive(Clone, Copy)]
-pub(super) struct After<'a> {
-    pub(super) norm: Option<&'a NormWeights>,
-    pub(super) wants_bytes: bool,
-    /// Rows as numbers that have the norm's weights in them: where bytes are not, or to a router beside them.
-    pub(super) wants_numbers: bool,
-    pub(super) wants_halves: bool,
-}
-
-impl<'a> After<'a> {
-    pub(super) fn of(norm: Option<&'a NormWeights>, product: &Weight) -> Self {
-        let (wants_bytes, wants_numbers) = (product.has_bytes(), product.has_elements());
-        Self { norm, wants_bytes, wants_numbers, wants_halves: product.has_halves() }
-    }
 }
 
 /// What the pass reads and writes.
@@ -199,76 +164,9 @@ impl<'a> Forward<'a> {
         Ok(left)
     }
 
-    fn norm_of<'w>(&self, w: &'w NormWeights) -> Norm<'w> {
-        let bias = w.bias.as_ref().map(|b| b.whole());
-        Norm { kind: self.spec.norm, eps: self.spec.norm_eps, w: w.w.whole(), bias }
-    }
-
     /// Where `rows` rows of inputs stand as bytes; `wanted` if a product takes them so.
     pub(super) fn bytes(&self, room: &'a ByteBuffers, rows: u32, cols: u32, wanted: bool) -> Option<ByteRows<'a>> {
         if self.exact || !wanted || rows >= TILE_FROM { None } else { room.rows(rows, cols) }
-    }
-
-    /// Whether products of so many rows take a norm by the way. Who looks at tensors is to find the normalised rows, and adapters read them.
-    fn norms_by_the_way(&self, rows: u32, w: &NormWeights) -> bool {
-        rows < TILE_FROM
-            && self.lens.is_none()
-            && self.lora.is_none()
-            && self.spec.norm == NormKind::Rms
-            && w.bias.is_none()
-    }
-
-    /// The room for rows that norms and activations bring to f16 for one product. Who looks at tensors is to find the f32 ones.
-    fn halves(&self, rows: u32, wanted: bool) -> Option<HalfRoom<'a>> {
-        let fits = wanted && rows >= TILE_FROM && self.lens.is_none() && self.lora.is_none();
-        self.scratch.half_room().filter(|_| fits)
-    }
-
-    /// The same for a norm, if it is one that can be.
-    fn norm_halves<'w>(&self, rows: u32, what: After<'w>) -> Option<(HalfRoom<'a>, &'w NormWeights)> {
-        let norm = what.norm.filter(|w| self.spec.norm == NormKind::Rms && w.bias.is_none())?;
-        Some((self.halves(rows, what.wants_halves)?, norm))
-    }
-
-    /// What a block reads: the normalised residual stream, or without weights the stream itself; as bytes too if they are wanted.
-    pub(super) fn norm<'m>(
-        &self,
-        r: &mut Recorder<'_>,
-        x: Matrix<'m>,
-        what: After<'m>,
-        when: Norms,
-    ) -> Result<Input<'m>>
-    where
-        'a: 'm,
-    {
-        if let (Norms::Later(left), Some((room, w))) = (when, self.norm_halves(x.rows, what)) {
-            let parts = match (left, room.parts) {
-                (Left::Parts(splits), Some(data)) => Some(Parts { data, splits }),
-                _ => None,
-            };
-            let half = room.rows(x.rows, x.cols);
-            r.record(norm_half(r.gpu(), x, w.w.whole(), self.spec.norm_eps, half, parts)?)?;
-            return Ok(Input { x, bytes: None, norm: None, half: Some(half) });
-        }
-        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
-        let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        if let (Some(w), Norms::Later(left)) = (what.norm, when)
-            && self.norms_by_the_way(x.rows, w)
-            && (left == Left::Rows || bytes.is_none())
-        {
-            let (rows, eps) = (left == Left::Rows, self.spec.norm_eps);
-            let scaled = rows && what.wants_numbers;
-            let norm = RowNorm { w: w.w.whole(), eps, sums: rows.then(|| self.scratch.block_sums.whole()), scaled };
-            return Ok(Input { x: if scaled { normed } else { x }, bytes, norm: Some(norm), half: None });
-        }
-        let (x, d) = match (what.norm, bytes) {
-            (Some(w), Some(bytes)) => (normed, norm_bytes(self.norm_of(w), x, normed, bytes)?),
-            (Some(w), None) => (normed, norm(self.norm_of(w), x, normed, false)?),
-            (None, Some(bytes)) => (x, byte_rows(x, bytes)?),
-            (None, None) => return Ok(x.into()),
-        };
-        r.record(d)?;
-        Ok(Input { x, bytes, norm: None, half: None })
     }
 
     /// The activation of a first product's result `up` into `inner`, `act(gate) · up` where it is `gated`; as bytes too if they are `wanted`, or
@@ -335,18 +233,6 @@ impl<'a> Forward<'a> {
         }
         self.product(r, label, from, w, x, true)?;
         Ok(Left::Nothing)
-    }
-
-    /// What a block can leave to the norm that comes after it, beside the rows of the residual stream.
-    pub(super) fn next<'w>(&self, x: Matrix<'_>, after: After<'w>) -> Option<Next<'w>>
-    where
-        'a: 'w,
-    {
-        let norm = after.norm.filter(|norm| self.norms_by_the_way(x.rows, norm))?;
-        let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes);
-        let numbers = after.wants_numbers.then(|| self.scratch.normed.whole());
-        let complete = bytes.is_some() == after.wants_bytes && (bytes.is_some() || numbers.is_some());
-        complete.then(|| Next { w: norm.w.whole(), bytes, numbers, sums: self.scratch.block_sums.whole() })
     }
 
     /// The parts of a product of few rows, without their sum, and how many there are; `None` if it is not made in parts.

@@ -15,6 +15,7 @@ mod kv_cache;
 mod kv_state;
 mod lora;
 mod moe;
+mod norms;
 mod probe;
 mod recurrent;
 mod runs;

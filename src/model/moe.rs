@@ -11,7 +11,8 @@ use crate::kernels::{
     coop_columns, coop_entries, half_rows, matmul, moe_combine, moe_coop_fits, moe_down, moe_few_fits, moe_glu,
     moe_group, moe_matmul, moe_matmul_bytes, moe_matmul_coop, moe_route, tile_columns,
 };
-use crate::model::forward::{After, Batch, Forward, Left};
+use crate::model::forward::{Batch, Forward};
+use crate::model::norms::{After, Left};
 use crate::model::scratch::buffer;
 use crate::model::spec::{ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec};
 use crate::model::weights::{ExpertsWeights, SharedWeights};

@@ -7,6 +7,7 @@ mod attention;
 mod bytes;
 mod elementwise;
 mod fused;
+mod layouts;
 mod matmul;
 mod moe;
 mod norm;

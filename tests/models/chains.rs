@@ -68,7 +68,7 @@ fn other_models() -> Vec<(&'static str, PathBuf)> {
     let experts = ["mixtral", "qwen3moe", "qwen2moe"].into_iter().filter_map(|family| {
         let path = shared(&format!("golden/{family}"))?.join("model-f16.gguf");
         let quants = rewrite(&path, &format!("chains-{family}"), |tensors| {
-            let plain = |t: &&mut Tensor| t.2 == 1 && t.1[0] % 32 == 0 && !t.0.contains("ffn_gate_inp");
+            let plain = |t: &&mut Tensor| t.2 == 1 && t.1[0].is_multiple_of(32) && !t.0.contains("ffn_gate_inp");
             for (.., ty, data) in tensors.iter_mut().filter(plain) {
                 (*ty, *data) = (8, q8_0(data));
             }

@@ -12,7 +12,8 @@ use crate::kernels::{
     Input, Matrix, Memory, ScanInputs, ScanShape, Segments, ShortConv, byte_rows, gated_norm, qk_norm, short_conv,
     state_scan, state_step,
 };
-use crate::model::forward::{After, Batch, Forward, Left, Norms};
+use crate::model::forward::{Batch, Forward};
+use crate::model::norms::{After, Left, Norms};
 use crate::model::spec::LayerSpec;
 use crate::model::weights::LayerWeights;
 
