@@ -286,12 +286,26 @@ impl Joining {
         let sends = |by: usize| self.stages[by].flags.contains(&"CHAIN_OUT");
         self.rows.iter().all(|r| r.at.is_some() || !sends(r.by))
     }
+
+    /// Whether something after the stages reads what they send by words alone: rows, or the choice of experts.
+    fn missed(&self, later: &[Held]) -> bool {
+        let mut sent: Vec<u64> = self.rows.iter().filter(|r| r.at.is_some()).map(|r| r.buffer).collect();
+        for h in later {
+            if h.buffer("x").is_some_and(|x| sent.contains(&x)) {
+                return true;
+            }
+            sent.retain(|b| made(h).iter().all(|m| m.1 != *b));
+        }
+        let summed = |s: &Stage| is(&s.held, &MOE_DOWN) && s.flags.contains(&"ROUTE_IN");
+        self.route.is_some() && !self.stages.iter().any(summed)
+    }
 }
 
-/// The dispatches as stages of a chain, or `None` if they are not such that each reads what one before it leaves.
-fn join(gpu: &Gpu, held: &[Held], words: &Buffer) -> Option<Chain> {
+/// The first of the dispatches, as many as there are before `later`, as stages of a chain, with words from number `at` on and the next free one; or
+/// `None` if they are not such that each reads what one before it leaves.
+fn join(gpu: &Gpu, held: &[Held], later: &[Held], words: &Buffer, at: u64) -> Option<(Chain, u64)> {
     let (stages, rows) = (Vec::new(), Vec::new());
-    let mut all = Joining { stages, rows, stream: None, route: None, next: FIRST_WORD, most: [0; 2] };
+    let mut all = Joining { stages, rows, stream: None, route: None, next: at, most: [0; 2] };
     for (i, h) in held.iter().enumerate() {
         all.add(i, h)?;
     }
@@ -304,7 +318,8 @@ fn join(gpu: &Gpu, held: &[Held], words: &Buffer) -> Option<Chain> {
         s.flags.push("CHAINED");
         s.constants.push(("CHAIN_PARTS", parts));
     }
-    if all.stages.len() < 2 || !all.all_read() || meet(&all.stages) || memory > gpu.workgroup_bytes() {
+    let whole = all.stages.len() > 1 && all.all_read() && !all.missed(later) && !meet(&all.stages);
+    if !whole || memory > gpu.workgroup_bytes() {
         return None;
     }
     let stages = all.stages.into_iter().map(|s| bind(s, words, all.most)).collect::<Option<Vec<_>>>()?;
@@ -320,7 +335,7 @@ fn join(gpu: &Gpu, held: &[Held], words: &Buffer) -> Option<Chain> {
         "reduce_scratch",
     ];
     let chain = Chain { stages, shared, ahead: |name| name.starts_with("w_") };
-    fits(gpu, &chain, words, all.next).then_some(chain)
+    fits(gpu, &chain, words, all.next).then_some((chain, all.next))
 }
 
 /// Whether a device can run it as one dispatch, and what it passes on ends in `words` before word `end`.
@@ -395,17 +410,29 @@ fn bind(mut stage: Stage, words: &Buffer, [fours, blocks]: [u32; 2]) -> Option<S
     Some(stage)
 }
 
-/// Records what `r` holds back: as one dispatch if it can be, else as it was. `words` have room ([`ChainWidths::words`]) and are cleared before tags are used
-/// again; `tag` is 1 to [`MAX_CHAINS`].
+/// Records what `r` holds back: as one dispatch if it can be, else as few as that. `words` have room ([`ChainWidths::words`]) and are cleared before tags
+/// are used again; `tag` is 1 to [`MAX_CHAINS`].
 ///
 /// # Errors
 /// As [`Recorder::record`].
 pub fn record_chain(r: &mut Recorder<'_>, words: &Buffer, tag: u32) -> Result<()> {
     let held = r.take_held();
     let tag = u8::try_from(tag).ok().filter(|t| *t > 0);
-    let chain = tag.and_then(|t| Some((join(r.gpu(), &held, words)?, t)));
-    match chain {
-        Some((chain, tag)) => r.record_chain("layer.products", chain, tag),
-        None => r.record_held(&held),
+    // Chains of one tag have words of their own.
+    let (mut first, mut at) = (0, FIRST_WORD);
+    while first < held.len() {
+        let upto = |end: usize| Some((end, join(r.gpu(), &held[first..end], &held[end..], words, at)?));
+        let longest = tag.and_then(|tag| Some((tag, (first + 2..=held.len()).rev().find_map(upto)?)));
+        match longest {
+            Some((tag, (end, (chain, next)))) => {
+                r.record_chain("layer.products", chain, tag)?;
+                (first, at) = (end, next);
+            }
+            None => {
+                r.record_held(&held[first..=first])?;
+                first += 1;
+            }
+        }
     }
+    Ok(())
 }
