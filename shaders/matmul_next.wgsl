@@ -93,8 +93,10 @@ fn main(t: Thread) {
         if (j == 0u) {
             var squares = 0.0;
             for (var e = 0u; e < 32u; e++) { squares += block_values[c * 32u + e] * block_values[c * 32u + e]; }
-            // As many bits as CHAIN_OUT sends.
+#if OUT_BYTES
+            // As many bits as CHAIN_OUT sends beside bytes.
             squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
+#endif
 #if CHAIN_OUT
 #if OUT_BYTES
             byte_squares(t0 + c, params.out_blocks, column / 32u, squares);

@@ -1,6 +1,6 @@
 // y[t, y_offset + r] (+)= sum_k x[t, k] * W[r, k] (+ bias[r]): few rows of x, weights read once. A team of threads makes one row of W.
-// BYTES, TAIL, NORM and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. CHAIN_Y_OUT: y goes to a later stage of a chain, and
-// nowhere else.
+// BYTES, TAIL, NORM and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. With CHAIN_IN, where each workgroup waits for
+// x, one makes CHAIN_TILES groups of rows. CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else.
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
@@ -24,12 +24,26 @@ struct Params {
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
+#if CHAIN_IN
+    let first = group_index(t) * CHAIN_TILES;
+    for (var g = first; g < min(first + CHAIN_TILES, params.groups); g++) {
+        let tile = team_tile(g);
+        let rows = min(NT, params.t_rows - tile.y * NT);
+        // What is there from the first of the tiles stays.
+        make(t, tile, select(0u, rows, g == first));
+    }
+#else
     let g = group_index(t);
     if (g >= params.groups) { return; }
     let tile = team_tile(g);
+    make(t, tile, 0u);
+#endif
+}
+
+fn make(t: Thread, tile: vec2<u32>, missing: u32) {
     let row0 = tile.x * TEAMS;
     let t0 = tile.y * NT;
-    team_products(t, vec2<u32>(min(row0 + team_of(t, TEAM).x, params.n - 1u)), t0, params.t_rows - 1u);
+    team_products_of(t, vec2<u32>(min(row0 + team_of(t, TEAM).x, params.n - 1u)), t0, params.t_rows - 1u, missing);
     if (t.lid < TEAMS * NT) {
         let team = t.lid % TEAMS;
         let r = row0 + team;

@@ -35,7 +35,12 @@ fn main(t: Thread) {
     let id = ids[entry];
 #endif
     let gate = id * 2u * params.n + row0 + team_of(t, TEAM).x;
+#if ROUTE_IN
+    // x is there before it is known which weights it is for.
+    team_products_of(t, vec2<u32>(gate, gate + params.n), row, row, 0u);
+#else
     team_products(t, vec2<u32>(gate, gate + params.n), row, row);
+#endif
     if (t.lid < 32u) {
         let scale = team_scale(t.lid, 0u);
         let a = team_sum(t.lid, 0u, 0u) * scale;

@@ -64,15 +64,15 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
         let at = words + k;
         var w0 = vec4<u32>(0u);
         var w1 = vec2<u32>(0u);
-        var squares = chain_tag();
+        var squares = vec2<u32>(chain_tag());
         var there = false;
         for (var n = 0u; n < CHAIN_POLLS; n++) {
             w0 = vec4<u32>(chain_read(at), chain_read(at + fours), chain_read(at + 2u * fours), chain_read(at + 3u * fours));
             w1 = vec2<u32>(chain_read(at + 4u * fours), chain_read(at + 5u * fours));
 #if NORM
-            squares = chain_read(words + 6u * fours + k / 8u);
+            squares = vec2<u32>(chain_read(words + 6u * fours + k / 8u), chain_read(words + 6u * fours + k_blocks + k / 8u));
 #endif
-            there = chain_there(w0) && chain_there(vec4<u32>(w1, squares, squares));
+            there = chain_there(w0) && chain_there(vec4<u32>(w1, squares));
             if (there || chain_stops(n)) { break; }
         }
         if (!there) { chain_give_up(); }
@@ -80,7 +80,7 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
         let hi = vec4<u32>(w1.x, w1.x >> 8u, w1.y, w1.y >> 8u) << vec4<u32>(24u);
         chain_x[row * fours + k % 2u * (fours / 2u) + k / 2u] = (w0 & vec4<u32>(0xffffffu)) | hi;
 #if NORM
-        if (k % 8u == 0u) { chain_squares[row * k_blocks + k / 8u] = bitcast<f32>(squares << 8u); }
+        if (k % 8u == 0u) { chain_squares[row * k_blocks + k / 8u] = bitcast<f32>((squares.x & 0xffffffu) | (squares.y << 24u)); }
 #endif
     }
     workgroupBarrier();

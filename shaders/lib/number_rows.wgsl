@@ -8,12 +8,14 @@ fn number_store(row: u32, k_blocks: u32, i: u32, v: vec4<f32>) {
     let at = NUMBERS_OUT_AT + row * CHAIN_NUMBER_WORDS * k_blocks + i;
     let w = bitcast<vec4<u32>>(v);
     for (var j = 0u; j < 4u; j++) { chain_send(at + j * fours, w[j]); }
-    chain_send(at + 4u * fours, (w.x >> 24u) | (w.y >> 24u << 8u));
-    chain_send(at + 5u * fours, (w.z >> 24u) | (w.w >> 24u << 8u));
+    chain_send(at + 4u * fours, (w.x >> 24u) | ((w.y >> 24u) << 8u));
+    chain_send(at + 5u * fours, (w.z >> 24u) | ((w.w >> 24u) << 8u));
 }
 // What goes with a block beside: the sum of squares of what it was made from.
 fn number_squares(row: u32, k_blocks: u32, block: u32, squares: f32) {
-    chain_send(NUMBERS_OUT_AT + (row * CHAIN_NUMBER_WORDS + 48u) * k_blocks + block, bitcast<u32>(squares) >> 8u);
+    let at = NUMBERS_OUT_AT + (row * CHAIN_NUMBER_WORDS + 48u) * k_blocks + block;
+    chain_send(at, bitcast<u32>(squares));
+    chain_send(at + k_blocks, bitcast<u32>(squares) >> 24u);
 }
 #else
 @group(0) @binding(auto) var<storage, read_write> number_rows: array<vec4<f32>>;

@@ -2,11 +2,10 @@
 // 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
 // it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
-// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements. With ROUTE_IN the
-// caller has received it, before it knew the weights.
+// CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
 // once) and REDUCE, threads of a team that are sure to be of one subgroup (1: not known), and params with, without BYTES, k4, x_stride4 and
-// x_offset4; with NORM k4 and eps.
+// x_offset4; with NORM eps.
 #import thread
 #if BYTES
 #set SCALED
@@ -226,6 +225,10 @@ fn team_add(sums: TeamSums, w0: TeamW, w1: TeamW, x_at: vec4<u32>, i: u32) -> Te
 
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
 fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
+    team_products_of(t, w_rows, x_row0, x_last, min(NT, x_last + 1u - x_row0));
+}
+// The same where a workgroup of a later stage has still to receive so many rows, or none.
+fn team_products_of(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32, missing: u32) {
     let at = team_of(t, TEAM);
     let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
     var sums: TeamSums;
@@ -238,9 +241,7 @@ fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
 #else
     let w1 = w0;
 #endif
-#if !ROUTE_IN
-    chain_receive(t, x_row0, min(NT, x_last + 1u - x_row0), K_BLOCKS);
-#endif
+    chain_receive(t, x_row0, missing, K_BLOCKS);
     let taken = x_rows - x_row0;
 #else
     let taken = x_rows;
@@ -287,7 +288,13 @@ fn team_total(team: u32, i: u32) -> f32 {
 // What results of row c of x are multiplied by.
 fn team_scale(team: u32, c: u32) -> f32 {
 #if NORM
-    return 1.0 / sqrt(team_total(team, TEAM_ROWS * NT + c) / f32(params.k4 * 4u) + params.eps);
+#if TAIL
+    let k = f32(params.k4 * 4u);
+#else
+    // A constant here as in a chain, so that a driver divides in the same way.
+    let k = f32(K_BLOCKS * 32u);
+#endif
+    return 1.0 / sqrt(team_total(team, TEAM_ROWS * NT + c) / k + params.eps);
 #else
     return 1.0;
 #endif

@@ -3,7 +3,7 @@
 //! next by tagged words (`shaders/lib/chain.wgsl`).
 
 use crate::error::Result;
-use crate::gpu::{Buffer, Chain, Gpu, Held, Kernel, Recorder, Stage};
+use crate::gpu::{Buffer, Chain, Gpu, Held, Kernel, Recorder, Stage, linear_grid};
 use crate::kernels::constants::{CHAIN_BYTE_WORDS, CHAIN_NUMBER_WORDS};
 use crate::kernels::matmul::MATMUL_VEC;
 use crate::kernels::matmul_fused::{MATMUL_GLU, MATMUL_NEXT};
@@ -18,6 +18,9 @@ const FOUR_BYTES: u32 = 16;
 const BLOCK_BYTES: u32 = 12;
 const ROUTE_BYTES: u32 = 13 << 10;
 const OTHER_BYTES: u32 = 12 << 10;
+
+/// Workgroups that keep a large device busy for a while.
+const TILES_FROM: u32 = 480;
 
 /// How a block of 32 numbers goes from stage to stage.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,9 +74,20 @@ fn made(held: &Held) -> Vec<(Form, u64)> {
     [(Form::Bytes, bytes), (Form::Numbers, numbers)].into_iter().filter_map(|(f, b)| Some((f, b?))).collect()
 }
 
+/// Blocks of a row that a product makes.
+fn blocks_made(held: &Held) -> Option<u32> {
+    let blocks = |name| held.param(name).map(|n| n / GPU_BLOCK as u32);
+    if is(held, &MATMUL_NEXT) { held.param("out_blocks") } else { blocks("n") }
+}
+
 /// Rows that a product makes.
 fn rows_made(held: &Held) -> Option<u32> {
     if is(held, &MOE_DOWN) { Some(held.param("groups")? / held.param("row_groups")?) } else { held.param("t_rows") }
+}
+
+/// Rows that it leaves: of experts one for each use of one.
+fn rows_sent(held: &Held) -> Option<u32> {
+    if is(held, &MOE_GLU) { Some(held.param("groups")? / held.param("row_groups")?) } else { rows_made(held) }
 }
 
 /// Rows of `x` that a product takes, and how many of them a workgroup takes.
@@ -86,6 +100,14 @@ fn rows_taken(held: &Held) -> Option<[u32; 2]> {
         return Some([held.param("groups")? / held.param("row_groups")? / held.param("share")?, 1]);
     }
     Some([held.param("t_rows")?, held.variant.constant("NT")?])
+}
+
+/// Tiles of rows that a workgroup makes of a product that waits for one group of rows of `x`: some, where there are many more than run at the same time,
+/// since each workgroup waits for itself.
+fn tiles(held: &Held) -> Option<u32> {
+    let groups = held.param("groups")?;
+    let one = held.param("t_rows")? <= held.variant.constant("NT")?;
+    Some(if one { (groups / TILES_FROM).clamp(1, 4) } else { 1 })
 }
 
 /// Whether a row of `k` numbers has room beside what else a workgroup of a stage keeps.
@@ -244,6 +266,12 @@ impl Joining {
         self.most[0] = self.most[0].max(blocks * at_once * form.fours());
         self.most[1] = self.most[1].max(blocks * at_once);
         let sent = self.rows.iter().rposition(|e| e.buffer == from && e.form == form)?;
+        // Whole rows, one after another.
+        let dense = form == Form::Bytes || (h.param("x_offset4") == Some(0) && h.param("x_stride4") == h.param("k4"));
+        let by = &self.stages[self.rows[sent].by].held;
+        if !dense || blocks_made(by) != Some(blocks) || rows_sent(by)? != rows {
+            return None;
+        }
         let at = match self.rows[sent].at {
             Some(at) => at,
             None => {
@@ -259,6 +287,12 @@ impl Joining {
         };
         stage.flags.push("CHAIN_IN");
         stage.constants.push(("CHAIN_IN_AT", at as u32));
+        if is(&stage.held, &MATMUL_VEC) {
+            let tiles = tiles(&stage.held)?;
+            let groups = stage.held.param("groups")?.div_ceil(tiles);
+            stage.held.grid = linear_grid(groups.into());
+            stage.constants.push(("CHAIN_TILES", tiles));
+        }
         Some(())
     }
 
@@ -301,9 +335,9 @@ impl Joining {
     }
 }
 
-/// The first of the dispatches, as many as there are before `later`, as stages of a chain, with words from number `at` on and the next free one; or
-/// `None` if they are not such that each reads what one before it leaves.
-fn join(gpu: &Gpu, held: &[Held], later: &[Held], words: &Buffer, at: u64) -> Option<(Chain, u64)> {
+/// The first of the dispatches, as many as there are before `later`, as stages of a chain, with words from number `at` on, before `end`, and the next
+/// free one; or `None` if they are not such that each reads what one before it leaves.
+fn join(gpu: &Gpu, held: &[Held], later: &[Held], words: &Buffer, [at, end]: [u64; 2]) -> Option<(Chain, u64)> {
     let (stages, rows) = (Vec::new(), Vec::new());
     let mut all = Joining { stages, rows, stream: None, route: None, next: at, most: [0; 2] };
     for (i, h) in held.iter().enumerate() {
@@ -335,7 +369,7 @@ fn join(gpu: &Gpu, held: &[Held], later: &[Held], words: &Buffer, at: u64) -> Op
         "reduce_scratch",
     ];
     let chain = Chain { stages, shared, ahead: |name| name.starts_with("w_") };
-    fits(gpu, &chain, words, all.next).then_some((chain, all.next))
+    (all.next <= end && fits(gpu, &chain, words, all.next)).then_some((chain, all.next))
 }
 
 /// Whether a device can run it as one dispatch, and what it passes on ends in `words` before word `end`.
@@ -410,23 +444,23 @@ fn bind(mut stage: Stage, words: &Buffer, [fours, blocks]: [u32; 2]) -> Option<S
     Some(stage)
 }
 
-/// Records what `r` holds back: as one dispatch if it can be, else as few as that. `words` have room ([`ChainWidths::words`]) and are cleared before tags
-/// are used again; `tag` is 1 to [`MAX_CHAINS`].
+/// Records what `r` holds back: as one dispatch if it can be, else as few as that. Of `words` those before `end` ([`ChainWidths::words`]) are cleared
+/// before tags are used again; `tag` is 1 to [`MAX_CHAINS`].
 ///
 /// # Errors
 /// As [`Recorder::record`].
-pub fn record_chain(r: &mut Recorder<'_>, words: &Buffer, tag: u32) -> Result<()> {
+pub fn record_chain(r: &mut Recorder<'_>, words: &Buffer, end: u64, tag: u32) -> Result<()> {
     let held = r.take_held();
     let tag = u8::try_from(tag).ok().filter(|t| *t > 0);
     // Chains of one tag have words of their own.
     let (mut first, mut at) = (0, FIRST_WORD);
     while first < held.len() {
-        let upto = |end: usize| Some((end, join(r.gpu(), &held[first..end], &held[end..], words, at)?));
-        let longest = tag.and_then(|tag| Some((tag, (first + 2..=held.len()).rev().find_map(upto)?)));
+        let chain = |upto: usize| Some((upto, join(r.gpu(), &held[first..upto], &held[upto..], words, [at, end])?));
+        let longest = tag.and_then(|tag| Some((tag, (first + 2..=held.len()).rev().find_map(chain)?)));
         match longest {
-            Some((tag, (end, (chain, next)))) => {
+            Some((tag, (upto, (chain, next)))) => {
                 r.record_chain("layer.products", chain, tag)?;
-                (first, at) = (end, next);
+                (first, at) = (upto, next);
             }
             None => {
                 r.record_held(&held[first..=first])?;

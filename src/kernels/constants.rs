@@ -50,6 +50,6 @@ pub const BINDING_ALIGN: u64 = 256;
 /// Words in which a stage of a chain sends a block of 32 numbers as bytes, with what goes with it.
 pub const CHAIN_BYTE_WORDS: u32 = 13;
 /// The same for numbers as they are.
-pub const CHAIN_NUMBER_WORDS: u32 = 49;
+pub const CHAIN_NUMBER_WORDS: u32 = 50;
 /// Words of a part of split attention: a sum of four numbers, its top and its weights.
 pub const CHAIN_PART_WORDS: u32 = 6;

@@ -253,10 +253,11 @@ impl Team {
             2 => 2,
             _ => 4,
         };
-        // Beside the parts, what results are collected in.
+        // Beside the parts, what results and the blocks made of them are collected in.
         let joined = if gpu.features().subgroups { self.together } else { 1 };
         let parts = self.rows() * ((self.team / joined) | 1);
-        let bytes = |columns: u32| parts * values * columns * 4 + columns * 256;
+        let bytes =
+            |columns: u32| parts * values * columns * 4 + columns * 256 + 768 * (self.rows() / GPU_BLOCK as u32).max(1);
         let columns = [4, 2].into_iter().find(|&c| c <= wanted && bytes(c) <= gpu.workgroup_bytes()).unwrap_or(1);
         Self { columns, ..self }
     }

@@ -1,7 +1,7 @@
 //! Where decode steps have chains (`src/kernels/chain.rs`), and what happens when a wait in one ends in vain.
 
 use crate::error::Result;
-use crate::gpu::{Buffer, Recorder, Scope};
+use crate::gpu::{Buffer, BufferSlice, Recorder, Scope};
 use crate::kernels::constants::TILE_FROM;
 use crate::kernels::{MAX_CHAINS, record_chain};
 use crate::model::decode::BatchKind;
@@ -28,10 +28,15 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// Records the chain that was begun, if one was, as that of number `i` of the step, counted from 1.
-    pub(super) fn end_chain(&self, r: &mut Recorder<'_>, i: u32) -> Result<()> {
-        match &self.scratch.chain_words {
-            Some(words) if r.holds() => record_chain(r, words, i),
+    /// The words that are cleared at the beginning of a step of `rows` rows, if it has chains.
+    pub(super) fn cleared_words(&self, batch: Batch, rows: u32) -> Option<BufferSlice<'a>> {
+        self.chains(batch, rows).and_then(|_| self.scratch.chain_words(rows, self.weights.all_quants()))
+    }
+
+    /// Records the chain that was begun, if one was, as that of number `i` of a step of `rows` rows, counted from 1.
+    pub(super) fn end_chain(&self, r: &mut Recorder<'_>, rows: u32, i: u32) -> Result<()> {
+        match self.cleared_words(Batch::Rows, rows) {
+            Some(words) if r.holds() => record_chain(r, words.buffer, words.size / 4, i),
             _ => Ok(()),
         }
     }

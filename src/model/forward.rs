@@ -275,7 +275,7 @@ impl<'a> Forward<'a> {
         self.look(r, "attn.norm", Some(layer), normed.x)?;
         let inputs = Matrix::new(&s.qkv, n, a.in_width());
         self.product(r, "attn.qkv", normed, &w.qkv, inputs, false)?;
-        self.end_chain(r, layer as u32)?;
+        self.end_chain(r, n, layer as u32)?;
         self.look(r, "attn.qkv", Some(layer), inputs)?;
         let qkv = inputs.columns(0, a.qkv_width());
         // Rows of different sequences are rotated and kept by attention itself; who looks at tensors is to find them.
@@ -433,7 +433,7 @@ impl<'a> Forward<'a> {
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
         self.product(r, "head", normed, self.weights.head(), logits, false)?;
-        self.end_chain(r, self.spec.layers.len() as u32)?;
+        self.end_chain(r, n, self.spec.layers.len() as u32)?;
         if self.spec.logit_softcap > 0.0 {
             r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
         }
@@ -453,7 +453,7 @@ impl<'a> Forward<'a> {
         let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
-        let words = self.chains(batch, n).and_then(|_| s.chain_words(n, self.weights.all_quants()));
+        let words = self.cleared_words(batch, n);
         r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap, words)?)?;
         let left = self.body(r, n, batch)?;
         self.logits(r, 0, n, left)?;

@@ -141,7 +141,7 @@ impl<'s> Forward<'s> {
             r.record(moe_glu(r.gpu(), spec.activation, normed, &w.gate_up, routing, inner)?.label("moe.gate_up"))?;
             r.record(moe_down(r.gpu(), inner, &w.down, routing, shared, x, next)?.label("moe.down"))?;
             if next.is_none() {
-                self.end_chain(r, layer as u32 + 1)?;
+                self.end_chain(r, x.rows, layer as u32 + 1)?;
             }
             self.add_shared(r, spec, w, normed, x)?;
             return Ok(if next.is_some() { Left::Rows } else { Left::Nothing });

@@ -65,6 +65,8 @@ enum Kind {
     Dense,
     /// Two chains, since not all of it has room.
     Wide,
+    /// With so many last rows that a workgroup makes several groups of them.
+    Long,
     Experts,
     RoutedExperts,
 }
@@ -72,6 +74,10 @@ enum Kind {
 impl Kind {
     fn has_experts(self) -> bool {
         matches!(self, Self::Experts | Self::RoutedExperts)
+    }
+
+    fn last(self) -> [usize; 2] {
+        if self == Self::Long { [123_000, LAST[1]] } else { LAST }
     }
 
     fn inner(self) -> usize {
@@ -110,10 +116,10 @@ impl Layer {
         let stream = lab.floats(&rng.units(rows * EMBD))?;
         let norms = [lab.floats(&rng.units(EMBD))?, lab.floats(&rng.units(EMBD))?];
         let bias = rng.units(EMBD);
-        let parts = LAST.map(|n| random_rows(format, &mut rng, n, EMBD).0);
+        let parts = kind.last().map(|n| random_rows(format, &mut rng, n, EMBD).0);
         let mut progress = |_| Ok(());
         let mut uploader = WeightUploader::new(&lab.gpu, &lab.scope, &mut progress);
-        let source = |i: usize| RowSource { format, rows: LAST[i] as u32, data: &parts[i], bias: None };
+        let source = |i: usize| RowSource { format, rows: kind.last()[i] as u32, data: &parts[i], bias: None };
         let last = uploader.upload(format.name, EMBD as u32, &[source(0), source(1)])?;
         uploader.finish()?;
         Ok(Self {
@@ -134,7 +140,7 @@ impl Layer {
                 Left::new(lab, [bytes, !bytes], rows, EMBD)?,
             ],
             inner: Bytes::new(lab, rows, inner)?,
-            y: lab.blank(rows * LAST.iter().sum::<usize>())?,
+            y: lab.blank(rows * kind.last().iter().sum::<usize>())?,
             experts: kind.has_experts().then(|| Experts::new(lab, format, rows, routed)).transpose()?,
         })
     }
@@ -176,14 +182,14 @@ impl Layer {
             all.push(kernels::matmul_glu(gpu, Activation::Silu, normed(0), &self.gate_up, ff, inner)?);
             all.extend(kernels::matmul_next(gpu, input(ff, inner, None), &self.down, x, next(1))?);
         }
-        let y = Matrix::new(&self.y, rows, LAST.iter().sum::<usize>() as u32);
+        let y = Matrix::new(&self.y, rows, self.kind.last().iter().sum::<usize>() as u32);
         all.extend(kernels::matmul(gpu, normed(1), &self.last, y, false)?);
         Ok(all)
     }
 
     /// The stream and the last results; both begin anew.
     fn results(&self, lab: &Lab, before: &[f32]) -> Result<[Vec<f32>; 2]> {
-        let n = self.rows * LAST.iter().sum::<usize>();
+        let n = self.rows * self.kind.last().iter().sum::<usize>();
         let got = [lab.read(&self.stream, before.len())?, lab.read(&self.y, n)?];
         lab.gpu.upload(self.stream.whole(), bytemuck::cast_slice(before), &lab.scope)?;
         lab.gpu.upload(self.y.whole(), bytemuck::cast_slice(&vec![super::BLANK; n]), &lab.scope)?;
@@ -208,23 +214,31 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
     let quants = FORMATS.iter().filter(|f| f.has_bytes());
     // Experts that are chosen before are read in the same way.
     let experts = quants.enumerate().map(|(i, f)| (f, if i % 4 == 1 { Kind::Experts } else { Kind::RoutedExperts }));
-    let wide = FORMATS.iter().filter(|f| f.name == "F16").map(|f| (f, Kind::Wide));
-    for (i, (format, kind)) in FORMATS.iter().map(|f| (f, Kind::Dense)).chain(experts).chain(wide).enumerate() {
+    let wide = FORMATS.iter().filter(|f| f.name == "F16").flat_map(|f| [(f, Kind::Wide), (f, Kind::Long)]);
+    let long = FORMATS.iter().filter(|f| f.name == "Q4_0").map(|f| (f, Kind::Long));
+    for (i, (format, kind)) in
+        FORMATS.iter().map(|f| (f, Kind::Dense)).chain(experts).chain(wide).chain(long).enumerate()
+    {
         // One, two and four rows at a time, and more than one such group.
-        let rows = if kind == Kind::Wide { 8 } else { [1, 2, 3, 8, 1][i % 5] };
+        let rows = match kind {
+            Kind::Wide => 8,
+            Kind::Long => 1,
+            _ => [1, 2, 3, 8, 1][i % 5],
+        };
         let layer = Layer::new(lab, format, rows, kind)?;
         let before = lab.read(&layer.stream, rows * EMBD)?;
         lab.run(layer.dispatches(lab)?)?;
         let want = layer.results(lab, &before)?;
         let experts = if kind.has_experts() { EXPERTS as u32 } else { 0 };
         let widths = ChainWidths { n_embd: EMBD as u32, inner: kind.inner() as u32, experts, quants: layer.quants };
-        let words = lab.words(&vec![0; widths.words(rows as u32) as usize])?;
+        let end = widths.words(rows as u32);
+        let words = lab.words(&vec![0; end as usize])?;
         // Three times: tags tell the words of one chain from those of the last.
         for tag in [1, 255, 2] {
             let mut recorder = lab.gpu.recorder("selfcheck", &lab.scope);
             recorder.hold();
             layer.dispatches(lab)?.into_iter().try_for_each(|d| recorder.record(d))?;
-            kernels::record_chain(&mut recorder, &words, tag)?;
+            kernels::record_chain(&mut recorder, &words, end, tag)?;
             let dispatches = recorder.stats().dispatches;
             recorder.submit()?;
             let got = layer.results(lab, &before)?;
