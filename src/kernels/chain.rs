@@ -74,32 +74,23 @@ fn made(held: &Held) -> Vec<(Form, u64)> {
     [(Form::Bytes, bytes), (Form::Numbers, numbers)].into_iter().filter_map(|(f, b)| Some((f, b?))).collect()
 }
 
-/// Blocks of a row that a product makes.
-fn blocks_made(held: &Held) -> Option<u32> {
-    let blocks = |name| held.param(name).map(|n| n / GPU_BLOCK as u32);
-    if is(held, &MATMUL_NEXT) { held.param("out_blocks") } else { blocks("n") }
-}
-
-/// Rows that a product makes.
-fn rows_made(held: &Held) -> Option<u32> {
-    if is(held, &MOE_DOWN) { Some(held.param("groups")? / held.param("row_groups")?) } else { held.param("t_rows") }
-}
-
-/// Rows that it leaves: of experts one for each use of one.
-fn rows_sent(held: &Held) -> Option<u32> {
-    if is(held, &MOE_GLU) { Some(held.param("groups")? / held.param("row_groups")?) } else { rows_made(held) }
+/// Rows that a product makes, those of gate and up of experts one for each use of one; and blocks of a row.
+fn shape_made(held: &Held) -> Option<[u32; 2]> {
+    let rows = match is(held, &MOE_GLU) || is(held, &MOE_DOWN) {
+        true => held.param("groups")? / held.param("row_groups")?,
+        false => held.param("t_rows")?,
+    };
+    Some([rows, held.param("n")? / GPU_BLOCK as u32])
 }
 
 /// Rows of `x` that a product takes, and how many of them a workgroup takes.
 fn rows_taken(held: &Held) -> Option<[u32; 2]> {
+    let [made, _] = shape_made(held)?;
     if is(held, &MOE_DOWN) {
         let used = held.variant.constant("N_USED")?;
-        return Some([rows_made(held)? * used, used]);
+        return Some([made * used, used]);
     }
-    if is(held, &MOE_GLU) {
-        return Some([held.param("groups")? / held.param("row_groups")? / held.param("share")?, 1]);
-    }
-    Some([held.param("t_rows")?, held.variant.constant("NT")?])
+    if is(held, &MOE_GLU) { Some([made / held.param("share")?, 1]) } else { Some([made, held.variant.constant("NT")?]) }
 }
 
 /// Tiles of rows that a workgroup makes of a product that waits for one group of rows of `x`: some, where there are many more than run at the same time,
@@ -234,7 +225,7 @@ impl Joining {
             match self.stream.replace((y, by)) {
                 None => {}
                 Some((before, by)) if before == y => {
-                    let words = 2 * u64::from(rows_made(h)?) * u64::from(h.param("y_stride")?);
+                    let words = 2 * u64::from(shape_made(h)?[0]) * u64::from(h.param("y_stride")?);
                     let at = self.take_words(words) as u32;
                     self.send_y(by, at)?;
                     stage.flags.push("CHAIN_Y_IN");
@@ -266,10 +257,10 @@ impl Joining {
         self.most[0] = self.most[0].max(blocks * at_once * form.fours());
         self.most[1] = self.most[1].max(blocks * at_once);
         let sent = self.rows.iter().rposition(|e| e.buffer == from && e.form == form)?;
-        // Whole rows, one after another.
+        // Whole rows, one after another, and not those of one part of a weight.
         let dense = form == Form::Bytes || (h.param("x_offset4") == Some(0) && h.param("x_stride4") == h.param("k4"));
         let by = &self.stages[self.rows[sent].by].held;
-        if !dense || blocks_made(by) != Some(blocks) || rows_sent(by)? != rows {
+        if !dense || shape_made(by) != Some([rows, blocks]) {
             return None;
         }
         let at = match self.rows[sent].at {

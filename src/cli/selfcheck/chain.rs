@@ -65,6 +65,8 @@ enum Kind {
     Dense,
     /// Two chains, since not all of it has room.
     Wide,
+    /// With attention's output in two parts, for both of which who comes after waits: so they are no stages.
+    Parts,
     /// With so many last rows that a workgroup makes several groups of them.
     Long,
     Experts,
@@ -116,17 +118,28 @@ impl Layer {
         let stream = lab.floats(&rng.units(rows * EMBD))?;
         let norms = [lab.floats(&rng.units(EMBD))?, lab.floats(&rng.units(EMBD))?];
         let bias = rng.units(EMBD);
-        let parts = kind.last().map(|n| random_rows(format, &mut rng, n, EMBD).0);
         let mut progress = |_| Ok(());
         let mut uploader = WeightUploader::new(&lab.gpu, &lab.scope, &mut progress);
-        let source = |i: usize| RowSource { format, rows: kind.last()[i] as u32, data: &parts[i], bias: None };
-        let last = uploader.upload(format.name, EMBD as u32, &[source(0), source(1)])?;
+        // Of one format they would be one part.
+        let formats =
+            [format, FORMATS.iter().copied().find(|f| *f != format && f.has_bytes() == bytes).unwrap_or(format)];
+        let mut in_parts = |rows: [usize; 2], k: usize| {
+            let part = |i: usize| random_rows(formats[i], &mut rng, rows[i], k).0;
+            let data = [0, 1].map(part);
+            let source = |i: usize| RowSource { format: formats[i], rows: rows[i] as u32, data: &data[i], bias: None };
+            uploader.upload(format.name, k as u32, &[source(0), source(1)])
+        };
+        let last = in_parts(kind.last(), EMBD)?;
+        let out = match kind {
+            Kind::Parts => in_parts([160, EMBD - 160], HEADS)?,
+            _ => weight(lab, format, EMBD, HEADS, Some(&bias))?.0,
+        };
         uploader.finish()?;
         Ok(Self {
             rows,
             kind,
             quants: format.has_bytes(),
-            out: weight(lab, format, EMBD, HEADS, Some(&bias))?.0,
+            out,
             gate_up: weight(lab, format, 2 * inner, EMBD, None)?.0,
             down: weight(lab, format, EMBD, inner, None)?.0,
             last,
@@ -212,10 +225,10 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
     }
     let mut all = split_attention(lab)?;
     let quants = FORMATS.iter().filter(|f| f.has_bytes());
-    // Experts that are chosen before are read in the same way.
-    let experts = quants.enumerate().map(|(i, f)| (f, if i % 4 == 1 { Kind::Experts } else { Kind::RoutedExperts }));
+    // Their stages read formats as the others do: a part of the formats stands for all.
+    let experts = quants.zip([Kind::RoutedExperts, Kind::Experts].iter().cycle()).step_by(3).map(|(f, k)| (f, *k));
     let wide = FORMATS.iter().filter(|f| f.name == "F16").flat_map(|f| [(f, Kind::Wide), (f, Kind::Long)]);
-    let long = FORMATS.iter().filter(|f| f.name == "Q4_0").map(|f| (f, Kind::Long));
+    let long = FORMATS.iter().filter(|f| f.name == "Q4_0").flat_map(|f| [(f, Kind::Long), (f, Kind::Parts)]);
     for (i, (format, kind)) in
         FORMATS.iter().map(|f| (f, Kind::Dense)).chain(experts).chain(wide).chain(long).enumerate()
     {
@@ -243,7 +256,11 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
             recorder.submit()?;
             let got = layer.results(lab, &before)?;
             let case = format!("{rows} rows, {}, {kind:?}, tag {tag}", format.name);
-            let wanted = if kind == Kind::Wide { 2 } else { 1 };
+            let wanted = match kind {
+                Kind::Parts => 3,
+                Kind::Wide => 2,
+                _ => 1,
+            };
             all.push(Measured::exact(format!("{case}: dispatches not {wanted}"), dispatches.abs_diff(wanted) as usize));
             all.push(Measured::exact(format!("{case}: given up"), lab.read_words(&words, 1)?[0] as usize));
             all.push(against(format!("{case}, the stream"), &got[0], &want[0]));
