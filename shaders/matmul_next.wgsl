@@ -1,8 +1,6 @@
-// y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one: rows of y * next_w, with
-// OUT_BYTES as signed bytes, with OUT_NUMBERS as they are, and for each 32 columns of y their sum of squares, from which who reads the rows has the root
-// mean square.
-// BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: rows and squares go to a later stage of a chain; CHAIN_Y_OUT: so does y, and nowhere else;
-// CHAIN_Y_IN: what is added to y comes from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
+// y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one, as lib/next_rows.wgsl
+// has it. BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else; CHAIN_Y_IN: what is added to y comes
+// from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
 override NT: u32 = 1u;
@@ -13,30 +11,18 @@ struct Params {
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, out_column: u32, out_blocks: u32,
 }
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
-@group(0) @binding(auto) var<storage, read> next_w: array<f32>;
-#if !CHAIN_OUT
-@group(0) @binding(auto) var<storage, read_write> block_sums: array<f32>;
-#endif
 #if BIAS
 @group(0) @binding(auto) var<storage, read> bias: array<f32>;
 #endif
 #import team
 #import team_tile
+#import next_rows
 #if CHAIN_Y_IN
 #import chain_y
 #endif
 #if CHAIN_Y_OUT
 #import chain_y
 #endif
-#if OUT_BYTES
-// Eight for each row of x.
-const BYTE_THREADS: u32 = 32u;
-#import byte_rows
-#endif
-#if OUT_NUMBERS
-#import number_rows
-#endif
-var<workgroup> block_values: array<f32, 128>;
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
@@ -65,11 +51,7 @@ fn main(t: Thread) {
     let column = params.out_column + row0;
     let c = t.lid / 8u;
     let on = c < NT && t0 + c < params.t_rows;
-    var next = vec4<f32>(0.0);
-    if (on) {
-        let k = column + t.lid % 8u * 4u;
-        next = vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
-    }
+    let next = next_weights(t, on, column);
     team_products(t, vec2<u32>(row0 + team_of(t, TEAM).x), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
 #if CHAIN_Y_IN
@@ -81,38 +63,7 @@ fn main(t: Thread) {
 #else
         if (adds) { y[o] = s; }
 #endif
-        block_values[t.lid] = s;
+        next_values[t.lid] = s;
     }
-    workgroupBarrier();
-    var v = vec4<f32>(0.0);
-    if (on) {
-        let j = t.lid % 8u * 4u;
-        let i = c * 32u + j;
-        v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
-        v *= next;
-        if (j == 0u) {
-            var squares = 0.0;
-            for (var e = 0u; e < 32u; e++) { squares += block_values[c * 32u + e] * block_values[c * 32u + e]; }
-#if OUT_BYTES
-            // As many bits as CHAIN_OUT sends beside bytes.
-            squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
-#endif
-#if CHAIN_OUT
-#if OUT_BYTES
-            byte_squares(t0 + c, params.out_blocks, column / 32u, squares);
-#endif
-#if OUT_NUMBERS
-            number_squares(t0 + c, params.out_blocks, column / 32u, squares);
-#endif
-#else
-            block_sums[(t0 + c) * params.out_blocks + column / 32u] = squares;
-#endif
-        }
-    }
-#if OUT_NUMBERS
-    if (on) { number_store(t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v); }
-#endif
-#if OUT_BYTES
-    byte_store(t, on, t0 + c, params.out_blocks, column / 4u + t.lid % 8u, v);
-#endif
+    next_leave(t, on, t0 + c, params.out_blocks, column, next);
 }

@@ -1,5 +1,5 @@
 // y[t, r] += sum_j weights[t, j] * (x[t * n_used + j] . W[ids[t, j]][r]): the last product of few rows' experts and their weighted sum, x as
-// bytes. SHARED adds sigmoid(gate[t]) * shared_y[t, r]. NEXT leaves y ready for the next block, as matmul_next does. A workgroup makes 32 results
+// bytes. SHARED adds sigmoid(gate[t]) * shared_y[t, r]. NEXT leaves y ready for the next block, as lib/next_rows.wgsl has it. A workgroup makes 32 results
 // of a row: a team walks the blocks of all its experts' rows as if they were one row. CHAIN_IN: see lib/team.wgsl; CHAIN_OUT: what NEXT leaves goes to a
 // later stage of a chain; ROUTE_IN: ids and weights come from an earlier one's logits; CHAIN_Y_IN: so does what is added to y.
 #set BYTES
@@ -33,13 +33,8 @@ fn weight(row: u32, j: u32) -> f32 { return weights[row * N_USED + j]; }
 #import chain_y
 #endif
 #if NEXT
-@group(0) @binding(auto) var<storage, read> next_w: array<f32>;
-#if !CHAIN_OUT
-@group(0) @binding(auto) var<storage, read_write> block_sums: array<f32>;
-#endif
-const BYTE_THREADS: u32 = 8u;
-#import byte_rows
-var<workgroup> block_values: array<f32, 32>;
+#set OUT_BYTES
+#import next_rows
 #endif
 
 @compute @workgroup_size(WG)
@@ -89,26 +84,11 @@ fn main(t: Thread) {
 #endif
         y[o] = s;
 #if NEXT
-        block_values[t.lid] = s;
+        next_values[t.lid] = s;
 #endif
     }
 #if NEXT
-    workgroupBarrier();
-    let j = t.lid % 8u * 4u;
-    let k = row0 + j;
-    let v = vec4<f32>(block_values[j], block_values[j + 1u], block_values[j + 2u], block_values[j + 3u]);
-    if (t.lid == 0u) {
-        var squares = 0.0;
-        for (var e = 0u; e < 32u; e++) { squares += block_values[e] * block_values[e]; }
-        // As many bits as CHAIN_OUT sends.
-        squares = bitcast<f32>((bitcast<u32>(squares) + 128u) & ~255u);
-#if CHAIN_OUT
-        byte_squares(row, params.row_groups, row0 / 32u, squares);
-#else
-        block_sums[row * params.row_groups + row0 / 32u] = squares;
-#endif
-    }
-    let scaled = v * vec4<f32>(next_w[k], next_w[k + 1u], next_w[k + 2u], next_w[k + 3u]);
-    byte_store(t, t.lid < 8u, row, params.row_groups, k / 4u, scaled);
+    let on = t.lid < 8u;
+    next_leave(t, on, row, params.row_groups, row0, next_weights(t, on, row0));
 #endif
 }

@@ -64,6 +64,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("route_in", include_str!("../../shaders/lib/route_in.wgsl")),
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),
     ("number_rows", include_str!("../../shaders/lib/number_rows.wgsl")),
+    ("next_rows", include_str!("../../shaders/lib/next_rows.wgsl")),
     ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),
     ("team", include_str!("../../shaders/lib/team.wgsl")),
     ("team_tile", include_str!("../../shaders/lib/team_tile.wgsl")),

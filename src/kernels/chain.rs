@@ -336,8 +336,9 @@ fn join(gpu: &Gpu, held: &[Held], later: &[Held], words: &Buffer, [at, end]: [u6
     }
     let route = if all.route.is_some() { ROUTE_BYTES } else { 0 };
     let [fours, blocks] = all.most;
-    let parts = all.stages.iter().map(|s| beside(gpu, &s.held)[0]).max()?;
-    let made: u32 = all.stages.iter().map(|s| beside(gpu, &s.held)[1]).sum();
+    // Stages share the memory for parts, and have their own for the rest.
+    let [parts, made] =
+        all.stages.iter().map(|s| beside(gpu, &s.held)).fold([0; 2], |a, b| [a[0].max(b[0]), a[1] + b[1]]);
     let memory = rows_bytes(fours, blocks) + route + 4 * (parts + made);
     for s in &mut all.stages {
         s.flags.push("CHAINED");

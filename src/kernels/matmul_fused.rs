@@ -128,7 +128,20 @@ pub struct Next<'a> {
     pub sums: BufferSlice<'a>,
 }
 
-impl Next<'_> {
+impl<'a> Next<'a> {
+    /// Binds it for writing, in the order of `lib/next_rows.wgsl`.
+    pub(super) fn bind(self, d: Dispatch<'a>) -> Dispatch<'a> {
+        let d = d.bind("next_w", self.w).bind("block_sums", self.sums);
+        let d = match self.bytes {
+            Some(bytes) => d.bind("byte_quants", bytes.quants).bind("byte_scales", bytes.scales),
+            None => d,
+        };
+        match self.numbers {
+            Some(data) => d.bind("number_rows", data),
+            None => d,
+        }
+    }
+
     /// Whether there is room for what `rows` rows of `cols` columns leave.
     pub(super) fn fits(&self, rows: u32, cols: u32) -> bool {
         let numbers = u64::from(rows) * u64::from(cols);
@@ -189,23 +202,13 @@ pub fn matmul_next<'a>(
         let mut d = Dispatch::new(&MATMUL_NEXT, &params, linear_grid(params.groups.into()))
             .flag("BIAS", part.bias.is_some())
             .slot("weight", weight_fragment(part.format)?)
-            .bind("y", y.data)
-            .bind("next_w", next.w)
-            .bind("block_sums", next.sums);
+            .flag("OUT_BYTES", next.bytes.is_some())
+            .flag("OUT_NUMBERS", next.numbers.is_some())
+            .bind("y", y.data);
         if let Some(bias) = &part.bias {
             d = d.bind("bias", bias);
         }
-        let d = part.bind(x.bind(w, team.constants(d, w.k())));
-        let d = match next.bytes {
-            Some(bytes) => {
-                d.flag("OUT_BYTES", true).bind("byte_quants", bytes.quants).bind("byte_scales", bytes.scales)
-            }
-            None => d,
-        };
-        Ok(match next.numbers {
-            Some(data) => d.flag("OUT_NUMBERS", true).bind("number_rows", data),
-            None => d,
-        })
+        Ok(next.bind(part.bind(x.bind(w, team.constants(d, w.k())))))
     };
     w.parts().iter().map(dispatch).collect()
 }

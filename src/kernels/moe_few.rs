@@ -188,12 +188,8 @@ pub fn moe_down<'a>(
         d = d.bind("gate", shared.gate).bind("shared_y", shared.y.data);
     }
     d = part.bind(team.threads(d.constant("N_USED", s.n_used), w.k()).bind("x", x.quants).bind("x_scales", x.scales));
-    Ok(match next.and_then(|next| Some((next, next.bytes?))) {
-        Some((next, bytes)) => d
-            .bind("next_w", next.w)
-            .bind("block_sums", next.sums)
-            .bind("byte_quants", bytes.quants)
-            .bind("byte_scales", bytes.scales),
+    Ok(match next {
+        Some(next) => next.bind(d),
         None => d,
     })
 }

@@ -30,7 +30,7 @@ impl<'a> Forward<'a> {
 
     /// The words that are cleared at the beginning of a step of `rows` rows, if it has chains.
     pub(super) fn cleared_words(&self, batch: Batch, rows: u32) -> Option<BufferSlice<'a>> {
-        self.chains(batch, rows).and_then(|_| self.scratch.chain_words(rows, self.weights.all_quants()))
+        self.chains(batch, rows).and_then(|_| self.scratch.chain_words(rows))
     }
 
     /// Records the chain that was begun, if one was, as that of number `i` of a step of `rows` rows, counted from 1.

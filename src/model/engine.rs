@@ -142,7 +142,7 @@ impl Engine {
             kv,
             recurrent: RecurrentPool::new(&spec.layers),
             lora: LoraPool::default(),
-            scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, scope)?,
+            scratch: Scratch::new(&gpu, &spec, options.chunk, options.exact, weights.all_quants(), scope)?,
             staging,
             groups: BindGroupCache::default(),
             plans: HashMap::new(),

@@ -219,8 +219,15 @@ fn heads_width(l: &LayerSpec) -> u32 {
 }
 
 impl Scratch {
-    /// Plans all buffers for `rows` rows; with `exact`, none for products in f16.
-    pub(crate) fn new(gpu: &Gpu, spec: &ModelSpec, rows: u32, exact: bool, scope: &Scope) -> Result<Self> {
+    /// Plans all buffers for `rows` rows of a model whose weights all have `quants`, or not; with `exact`, none for products in f16.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        spec: &ModelSpec,
+        rows: u32,
+        exact: bool,
+        quants: bool,
+        scope: &Scope,
+    ) -> Result<Self> {
         let widest = |f: &dyn Fn(&LayerSpec) -> u32| spec.layers.iter().map(f).max().unwrap_or(1);
         let words = |name: &str, n: u64| buffer(gpu, name, n * 4, rows, scope);
         let wide = |name: &str, width: u32| words(name, u64::from(rows) * u64::from(width));
@@ -274,7 +281,7 @@ impl Scratch {
         };
         let attn_parts = PartBuffers::new(gpu, spec, rows, scope)?;
         let experts = spec.experts().map(|e| e.n_expert).max().unwrap_or(0);
-        let widths = ChainWidths { n_embd: spec.n_embd, inner: widest_inner, experts, quants: false };
+        let widths = ChainWidths { n_embd: spec.n_embd, inner: widest_inner, experts, quants };
         let parts_at = widths.words(rows.min(BYTE_ROWS));
         let chained = parts_at + attention_chain_words(attn_parts.sums.size());
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;
@@ -314,10 +321,9 @@ impl Scratch {
         })
     }
 
-    /// The words that chains of `rows` rows use, where there are chains, of a model whose weights are all `quants` or not.
-    pub(crate) fn chain_words(&self, rows: u32, quants: bool) -> Option<BufferSlice<'_>> {
-        let widths = ChainWidths { quants, ..self.widths };
-        Some(self.chain_words.as_ref()?.slice(0, widths.words(rows) * 4))
+    /// The words that chains of `rows` rows use, where there are chains.
+    pub(crate) fn chain_words(&self, rows: u32) -> Option<BufferSlice<'_>> {
+        Some(self.chain_words.as_ref()?.slice(0, self.widths.words(rows) * 4))
     }
 
     /// Where a product's rows are brought to f16, if they are.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use doppler::gpu::{CHAINS_VARIABLE, FaultPoint, Features, Guard, Phase};
+use doppler::quant::{Format, by_ggml_type};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, ModelOptions, SessionOptions};
 
@@ -49,20 +50,20 @@ fn load(context: &Context, path: &Path) -> Model {
     context.load_model(path, &options, &mut |_, _| Ok(())).unwrap()
 }
 
-/// Halves of a row in blocks of 32 bytes with a scale.
-fn halves(q8: &[u8]) -> Vec<u8> {
-    let block = |b: &[u8]| {
-        let scale = half::f16::from_le_bytes([b[0], b[1]]).to_f32();
-        b[2..].iter().flat_map(|&q| half::f16::from_f32(scale * f32::from(q as i8)).to_le_bytes()).collect::<Vec<_>>()
-    };
-    q8.chunks_exact(34).flat_map(block).collect()
+/// What blocks of a format hold, as halves.
+fn halves(of: &Format, blocks: &[u8]) -> Vec<u8> {
+    let mut values = vec![0.0; blocks.len() / of.block_bytes * of.block_len];
+    (of.dequantize)(blocks, &mut values);
+    values.into_iter().flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect()
 }
 
 /// With single elements; with experts, and with one beside them that every row uses.
 fn other_models() -> Vec<(&'static str, PathBuf)> {
     let elements = rewrite(&shallow(), "halves", |tensors| {
-        for (.., ty, data) in tensors.iter_mut().filter(|t| t.2 == 8) {
-            (*ty, *data) = (1, halves(data));
+        for (.., ty, data) in tensors {
+            if let Some(format) = by_ggml_type(*ty).filter(|f| f.has_bytes()) {
+                (*ty, *data) = (1, halves(format, data));
+            }
         }
     });
     let experts = ["mixtral", "qwen3moe", "qwen2moe"].into_iter().filter_map(|family| {
