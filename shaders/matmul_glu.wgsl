@@ -1,6 +1,6 @@
 // y[t, r] = act(sum_k x[t, k] * W[r, k]) * sum_k x[t, k] * W[n + r, k]: gate and up as one product of few rows of x, with the activation.
-// GELU: the tanh form; else SiLU. BYTES, NORM and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well. CHAIN_OUT: the
-// bytes, or without OUT_BYTES y, go to a later stage of a chain and nowhere else. With either the teams of a workgroup are a multiple of 32, whole
+// GELU: the tanh form; else SiLU. BYTES, NORM, QUAD (two of either) and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as well. CHAIN_OUT: the
+// bytes, or without OUT_BYTES y, go to a later stage of a chain and nowhere else. With either the results of a workgroup are a multiple of 32, whole
 // blocks, and so is n.
 #set PAIR
 #if OUT_BYTES
@@ -14,9 +14,15 @@ override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+// Results of a workgroup for each row of x.
+#if QUAD
+override MADE: u32 = WG / TEAM * 2u;
+#else
+override MADE: u32 = WG / TEAM;
+#endif
 #if BLOCKS
 // Blocks of 32 results, for each of them and each row of x eight threads, and four results a thread.
-override BLOCKS: u32 = WG / TEAM / 32u;
+override BLOCKS: u32 = MADE / 32u;
 override BYTE_THREADS: u32 = 32u * BLOCKS;
 override BLOCK_VALUES: u32 = 4u * BYTE_THREADS;
 #endif
@@ -46,22 +52,25 @@ fn main(t: Thread) {
     let g = group_index(t);
     if (g >= params.groups) { return; }
     let tile = team_tile(g);
-    let row0 = tile.x * TEAMS;
+    let row0 = tile.x * MADE;
     let t0 = tile.y * NT;
     let gate = min(row0 + team_of(t, TEAM).x, params.n - 1u);
-    team_products(t, vec2<u32>(gate, params.n + gate), t0, params.t_rows - 1u);
-    if (t.lid < TEAMS * NT) {
-        let team = t.lid % TEAMS;
-        let c = t.lid / TEAMS;
+    let other = min(gate + TEAMS, params.n - 1u);
+    team_products(t, vec4<u32>(gate, params.n + gate, other, params.n + other), t0, params.t_rows - 1u);
+    if (t.lid < MADE * NT) {
+        let i = t.lid % MADE;
+        let c = t.lid / MADE;
+        let team = i % TEAMS;
+        let r = i / TEAMS * 2u;
         let scale = team_scale(team, c);
-        let a = team_sum(team, 0u, c) * scale;
+        let a = team_sum(team, r, c) * scale;
 #if GELU
-        let v = gelu_tanh(a) * (team_sum(team, 1u, c) * scale);
+        let v = gelu_tanh(a) * (team_sum(team, r + 1u, c) * scale);
 #else
-        let v = silu(a) * (team_sum(team, 1u, c) * scale);
+        let v = silu(a) * (team_sum(team, r + 1u, c) * scale);
 #endif
 #if !CHAIN_OUT
-        if (row0 + team < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + team] = v; }
+        if (row0 + i < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + i] = v; }
 #endif
 #if BLOCKS
         block_values[t.lid] = v;
@@ -73,7 +82,7 @@ fn main(t: Thread) {
     let j = t.lid % (8u * BLOCKS) * 4u;
     var v = vec4<f32>(0.0);
     if (c < NT) {
-        let i = c * TEAMS + j;
+        let i = c * MADE + j;
         v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
     }
     let on = c < NT && t0 + c < params.t_rows && row0 + j < params.n;

@@ -1,5 +1,5 @@
 // y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one, as lib/next_rows.wgsl
-// has it. BYTES and CHAIN_IN: see lib/team.wgsl; CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else; CHAIN_Y_IN: what is added to y comes
+// has it. BYTES, QUAD and CHAIN_IN: see lib/team.wgsl; CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else; CHAIN_Y_IN: what is added to y comes
 // from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
@@ -52,12 +52,14 @@ fn main(t: Thread) {
     let c = t.lid / 8u;
     let on = c < NT && t0 + c < params.t_rows;
     let next = next_weights(t, on, column);
-    team_products(t, vec2<u32>(row0 + team_of(t, TEAM).x), t0, params.t_rows - 1u);
+    let first = row0 + team_of(t, TEAM).x;
+    team_products(t, vec4<u32>(first, first + TEAMS, first + 2u * TEAMS, first + 3u * TEAMS), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
 #if CHAIN_Y_IN
         if (adds) { before += chain_take_y(CHAIN_Y_IN_AT + 2u * o, asked); }
 #endif
-        let s = team_sum(t.lid % 32u, 0u, t.lid / 32u) + before;
+        let r = t.lid % 32u;
+        let s = team_sum(r % TEAMS, r / TEAMS, t.lid / 32u) + before;
 #if CHAIN_Y_OUT
         if (adds) { chain_send_y(CHAIN_Y_OUT_AT + 2u * o, s); }
 #else

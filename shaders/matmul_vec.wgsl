@@ -1,11 +1,17 @@
 // y[t, y_offset + r] (+)= sum_k x[t, k] * W[r, k] (+ bias[r]): few rows of x, weights read once. A team of threads makes one row of W.
-// BYTES, TAIL, NORM and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. With CHAIN_IN, where each workgroup waits for
+// BYTES, TAIL, NORM, QUAD and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. With CHAIN_IN, where each workgroup waits for
 // x, one makes CHAIN_TILES groups of rows. CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else.
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+// Rows of W that a workgroup makes.
+#if QUAD
+override MADE: u32 = WG / TEAM * 4u;
+#else
+override MADE: u32 = WG / TEAM;
+#endif
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
@@ -41,15 +47,17 @@ fn main(t: Thread) {
 }
 
 fn make(t: Thread, tile: vec2<u32>, missing: u32) {
-    let row0 = tile.x * TEAMS;
+    let row0 = tile.x * MADE;
     let t0 = tile.y * NT;
-    team_products_of(t, vec2<u32>(min(row0 + team_of(t, TEAM).x, params.n - 1u)), t0, params.t_rows - 1u, missing);
-    if (t.lid < TEAMS * NT) {
-        let team = t.lid % TEAMS;
-        let r = row0 + team;
-        let c = t.lid / TEAMS;
+    let first = vec4<u32>(row0 + team_of(t, TEAM).x) + vec4<u32>(0u, TEAMS, 2u * TEAMS, 3u * TEAMS);
+    team_products_of(t, min(first, vec4<u32>(params.n - 1u)), t0, params.t_rows - 1u, missing);
+    if (t.lid < MADE * NT) {
+        let i = t.lid % MADE;
+        let team = i % TEAMS;
+        let r = row0 + i;
+        let c = t.lid / MADE;
         if (r < params.n && t0 + c < params.t_rows) {
-            var s = team_sum(team, 0u, c) * team_scale(team, c);
+            var s = team_sum(team, i / TEAMS, c) * team_scale(team, c);
 #if BIAS
             s += bias[r];
 #endif

@@ -37,9 +37,9 @@ fn main(t: Thread) {
     let gate = id * 2u * params.n + row0 + team_of(t, TEAM).x;
 #if ROUTE_IN
     // x is there before it is known which weights it is for.
-    team_products_of(t, vec2<u32>(gate, gate + params.n), row, row, 0u);
+    team_products_of(t, vec4<u32>(gate, gate + params.n, 0u, 0u), row, row, 0u);
 #else
-    team_products(t, vec2<u32>(gate, gate + params.n), row, row);
+    team_products(t, vec4<u32>(gate, gate + params.n, 0u, 0u), row, row);
 #endif
     if (t.lid < 32u) {
         let scale = team_scale(t.lid, 0u);

@@ -67,6 +67,11 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
         var squares = vec2<u32>(chain_tag());
         var there = false;
         for (var n = 0u; n < CHAIN_POLLS; n++) {
+            // Rows of numbers are long: who has asked in vain asks for one word until it is there, so as not to be in the way of others' weights.
+            if (n > 0u && !chain_there(vec4<u32>(chain_read(at)))) {
+                if (chain_stops(n)) { break; }
+                continue;
+            }
             w0 = vec4<u32>(chain_read(at), chain_read(at + fours), chain_read(at + 2u * fours), chain_read(at + 3u * fours));
             w1 = vec2<u32>(chain_read(at + 4u * fours), chain_read(at + 5u * fours));
 #if NORM

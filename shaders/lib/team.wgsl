@@ -1,5 +1,5 @@
-// Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR) times NT rows of x, NT 1,
-// 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
+// Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR, four with QUAD) times NT rows of x,
+// NT 1, 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
 // it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
 // CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
@@ -29,10 +29,16 @@
 #endif
 #slot weight
 
+#if QUAD
+#set TWO
+const TEAM_ROWS: u32 = 4u;
+#else
 #if PAIR
+#set TWO
 const TEAM_ROWS: u32 = 2u;
 #else
 const TEAM_ROWS: u32 = 1u;
+#endif
 #endif
 #if NORM
 const TEAM_NORMS: u32 = 1u;
@@ -181,66 +187,81 @@ fn team_product(w: TeamW, x: TeamX) -> f32 {
 #endif
 
 // Of each row of x: sums with the team's rows of weights, and the squares.
-struct TeamSums { first: vec4<f32>, second: vec4<f32>, squares: vec4<f32> }
-// Step i of the team's rows of weights w_rows, and of the rows of x that begin at x_at.
-fn team_step(sums: TeamSums, w_rows: vec2<u32>, x_at: vec4<u32>, i: u32) -> TeamSums {
-#if PAIR
-    return team_add(sums, team_w(w_rows.x * TEAM_STEPS + i), team_w(w_rows.y * TEAM_STEPS + i), x_at, i);
-#else
-    let w = team_w(w_rows.x * TEAM_STEPS + i);
-    return team_add(sums, w, w, x_at, i);
+struct TeamSums {
+    a: vec4<f32>,
+#if TWO
+    b: vec4<f32>,
+#endif
+#if QUAD
+    c: vec4<f32>,
+    d: vec4<f32>,
+#endif
+    squares: vec4<f32>,
+}
+// A step of the team's rows of weights.
+struct TeamWs {
+    a: TeamW,
+#if TWO
+    b: TeamW,
+#endif
+#if QUAD
+    c: TeamW,
+    d: TeamW,
 #endif
 }
-// The same with the weights.
-fn team_add(sums: TeamSums, w0: TeamW, w1: TeamW, x_at: vec4<u32>, i: u32) -> TeamSums {
+fn team_ws(w_rows: vec4<u32>, i: u32) -> TeamWs {
+    var w: TeamWs;
+    w.a = team_w(w_rows.x * TEAM_STEPS + i);
+#if TWO
+    w.b = team_w(w_rows.y * TEAM_STEPS + i);
+#endif
+#if QUAD
+    w.c = team_w(w_rows.z * TEAM_STEPS + i);
+    w.d = team_w(w_rows.w * TEAM_STEPS + i);
+#endif
+    return w;
+}
+// Adds the products of a step with what there is of row c of x.
+fn team_add_row(sums: TeamSums, w: TeamWs, c: u32, x: TeamX) -> TeamSums {
     var s = sums;
-    let x0 = team_x(x_at.x, i);
-#if PAIR
-    s.second.x += team_product(w1, x0);
+    s.a[c] += team_product(w.a, x);
+#if TWO
+    s.b[c] += team_product(w.b, x);
 #endif
-    s.first.x += team_product(w0, x0);
-    s.squares.x += x0.squares;
-    if (NT > 1u) {
-        let x1 = team_x(x_at.y, i);
-        s.first.y += team_product(w0, x1);
-        s.squares.y += x1.squares;
-#if PAIR
-        s.second.y += team_product(w1, x1);
+#if QUAD
+    s.c[c] += team_product(w.c, x);
+    s.d[c] += team_product(w.d, x);
 #endif
-    }
+    s.squares[c] += x.squares;
+    return s;
+}
+// Step i of weights, and of the rows of x that begin at x_at.
+fn team_add(sums: TeamSums, w: TeamWs, x_at: vec4<u32>, i: u32) -> TeamSums {
+    var s = team_add_row(sums, w, 0u, team_x(x_at.x, i));
+    if (NT > 1u) { s = team_add_row(s, w, 1u, team_x(x_at.y, i)); }
     if (NT > 2u) {
-        let x2 = team_x(x_at.z, i);
-        let x3 = team_x(x_at.w, i);
-        s.first.z += team_product(w0, x2);
-        s.first.w += team_product(w0, x3);
-        s.squares.z += x2.squares;
-        s.squares.w += x3.squares;
-#if PAIR
-        s.second.z += team_product(w1, x2);
-        s.second.w += team_product(w1, x3);
-#endif
+        s = team_add_row(s, w, 2u, team_x(x_at.z, i));
+        s = team_add_row(s, w, 3u, team_x(x_at.w, i));
     }
     return s;
 }
+// The same with the team's rows of weights w_rows.
+fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: vec4<u32>, i: u32) -> TeamSums {
+    return team_add(sums, team_ws(w_rows, i), x_at, i);
+}
 
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
-fn team_products(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32) {
+fn team_products(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32) {
     team_products_of(t, w_rows, x_row0, x_last, min(NT, x_last + 1u - x_row0));
 }
 // The same where a workgroup of a later stage has still to receive so many rows, or none.
-fn team_products_of(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32, missing: u32) {
+fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, missing: u32) {
     let at = team_of(t, TEAM);
     let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
     var sums: TeamSums;
 #if CHAIN_IN
     // The first weights are asked for before x is there.
-    let first = min(at.y, TEAM_STEPS - 1u);
-    let w0 = team_w(w_rows.x * TEAM_STEPS + first);
-#if PAIR
-    let w1 = team_w(w_rows.y * TEAM_STEPS + first);
-#else
-    let w1 = w0;
-#endif
+    let ahead = team_ws(w_rows, min(at.y, TEAM_STEPS - 1u));
     chain_receive(t, x_row0, missing, K_BLOCKS);
     let taken = x_rows - x_row0;
 #else
@@ -248,7 +269,7 @@ fn team_products_of(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32, miss
 #endif
     let x_at = vec4<u32>(team_row(taken.x), team_row(taken.y), team_row(taken.z), team_row(taken.w));
 #if CHAIN_IN
-    if (at.y < TEAM_STEPS) { sums = team_add(sums, w0, w1, x_at, at.y); }
+    if (at.y < TEAM_STEPS) { sums = team_add(sums, ahead, x_at, at.y); }
     for (var i = 1u; i < TEAM_STEPS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
     if (TEAM_STEPS > TEAM && at.y < TEAM_STEPS % TEAM) { sums = team_step(sums, w_rows, x_at, TEAM_STEPS / TEAM * TEAM + at.y); }
 #else
@@ -269,9 +290,13 @@ fn team_products_of(t: Thread, w_rows: vec2<u32>, x_row0: u32, x_last: u32, miss
 #endif
 #endif
 #endif
-    team_leave_columns(at, 0u, sums.first);
-#if PAIR
-    team_leave_columns(at, NT, sums.second);
+    team_leave_columns(at, 0u, sums.a);
+#if TWO
+    team_leave_columns(at, NT, sums.b);
+#endif
+#if QUAD
+    team_leave_columns(at, 2u * NT, sums.c);
+    team_leave_columns(at, 3u * NT, sums.d);
 #endif
 #if NORM
     team_leave_columns(at, TEAM_ROWS * NT, sums.squares);

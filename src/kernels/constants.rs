@@ -9,6 +9,8 @@ pub const THREADS_LONG: u32 = 256;
 pub const THREADS_ROW: u32 = 1024;
 /// Threads that fill a large device: products of few rows give each weight row so many that they come to this.
 pub const PRODUCT_THREADS: u32 = 1 << 18;
+/// Most rows of activations that products in chains take; with more they are bound by arithmetic, and take tall teams where they can.
+pub const STAGE_ROWS: u32 = 4;
 /// Weight rows that a workgroup of the matrix-vector product with experts makes.
 pub const VEC_ROWS: u32 = 4;
 /// The same where `x` is bytes.

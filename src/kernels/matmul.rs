@@ -4,7 +4,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::chain::number_rows_fit;
-use crate::kernels::constants::{PRODUCT_THREADS, THREADS_LONG, TILE, TILE_FROM};
+use crate::kernels::constants::{PRODUCT_THREADS, STAGE_ROWS, THREADS_LONG, TILE, TILE_FROM};
 use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
@@ -13,7 +13,7 @@ use crate::quant::{Format, GPU_BLOCK, by_name};
 pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
     source: include_str!("../../shaders/matmul_vec.wgsl"),
-    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM", "SCALED"],
+    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM", "SCALED", "QUAD"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: vec_exists },
@@ -37,11 +37,12 @@ pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
 }
 
 /// As [`tail_only_without_blocks`], products with bytes are of whole blocks, and rows come scaled to single elements only, in whole blocks, and to be
-/// normalised.
+/// normalised. Tall teams are for bytes of several rows.
 pub(super) fn takes_rows(v: &Variant) -> bool {
     let bytes = v.fragment("weight").and_then(by_name).is_some_and(|f| f.has_bytes());
     let scaled = v.has("NORM") && !bytes && !v.has("TAIL");
-    tail_only_without_blocks(v) && (!v.has("BYTES") || bytes) && (!v.has("SCALED") || scaled)
+    let tall = v.has("BYTES") && v.constant("NT") == Some(4);
+    tail_only_without_blocks(v) && (!v.has("BYTES") || bytes) && (!v.has("SCALED") || scaled) && (!v.has("QUAD") || tall)
 }
 
 /// What is added to the residual stream was normalised before it came to a block's first product.
@@ -185,6 +186,8 @@ pub(super) struct Team {
     columns: u32,
     /// Threads of a team that are sure to be of one subgroup.
     together: u32,
+    /// Rows of weights that a team makes beside each other: 1, or 4 where many rows of `x` would else be read again for each.
+    high: u32,
 }
 
 /// Rows that a workgroup of a stage makes.
@@ -204,8 +207,23 @@ impl Team {
     pub(super) fn of(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32) -> Self {
         let most = gpu.max_workgroup_threads().min(THREADS_LONG);
         let team = Self::threads_of_row(n, k).min(most);
-        Self { threads: most.max(team), team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
-            .with_columns(gpu, rows, values)
+        Self::new(gpu, most.max(team), team).with_columns(gpu, rows, values)
+    }
+
+    fn new(gpu: &Gpu, threads: u32, team: u32) -> Self {
+        Self { threads, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()), high: 1 }
+    }
+
+    /// The same teams in workgroups of a few, for more than [`STAGE_ROWS`] rows of `x` as bytes, where each makes four rows of weights (`pair`: two of
+    /// gate and two of up): so `x` is read once for all of them. What a team makes for one row stays the same, and so do results.
+    pub(super) fn tall(self, gpu: &Gpu, x: Input<'_>, w: &Weight, pair: bool) -> Self {
+        let high = if pair { 2 } else { 4 };
+        // As many teams as make a block, and threads enough to write it.
+        let tall = Self { threads: self.team * GPU_BLOCK as u32 / high, high, ..self };
+        let values = 4 + u32::from(x.norm.is_some());
+        let fits = tall.threads <= gpu.max_workgroup_threads() && tall.bytes(gpu, values, 4) <= gpu.workgroup_bytes();
+        let several = self.columns == 4 && self.team >= 16 && x.x.rows > STAGE_ROWS && x.f32_rows(w).is_none();
+        if fits && several { tall } else { self }
     }
 
     /// Threads of a workgroup of any stage.
@@ -224,8 +242,7 @@ impl Team {
             StageRows::Any if few < block => (threads / few).min(THREADS_LONG),
             StageRows::Any | StageRows::Blocks => Self::threads_of_row(n, k).min(threads / block),
         };
-        Self { threads, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
-            .with_columns(gpu, rows, values)
+        Self::new(gpu, threads, team).with_columns(gpu, rows, values)
     }
 
     /// The same where a workgroup makes a block of rows, as a `stage` or not.
@@ -236,8 +253,7 @@ impl Team {
         let block = GPU_BLOCK as u32;
         let most = (gpu.max_workgroup_threads() / block).max(1);
         let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
-        Self { threads: team * block, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()) }
-            .with_columns(gpu, rows, values)
+        Self::new(gpu, team * block, team).with_columns(gpu, rows, values)
     }
 
     /// So many threads that a large device is full, and each has at least a block.
@@ -253,18 +269,20 @@ impl Team {
             2 => 2,
             _ => 4,
         };
-        // Beside the parts, what results and the blocks made of them are collected in.
+        let fits = |c: &u32| *c <= wanted && self.bytes(gpu, values, *c) <= gpu.workgroup_bytes();
+        Self { columns: [4, 2].into_iter().find(fits).unwrap_or(1), ..self }
+    }
+
+    /// Workgroup memory for so many rows of `x`: the parts, and what results and the blocks made of them are collected in.
+    fn bytes(&self, gpu: &Gpu, values: u32, columns: u32) -> u32 {
         let joined = if gpu.features().subgroups { self.together } else { 1 };
-        let parts = self.rows() * ((self.team / joined) | 1);
-        let bytes =
-            |columns: u32| parts * values * columns * 4 + columns * 256 + 768 * (self.rows() / GPU_BLOCK as u32).max(1);
-        let columns = [4, 2].into_iter().find(|&c| c <= wanted && bytes(c) <= gpu.workgroup_bytes()).unwrap_or(1);
-        Self { columns, ..self }
+        let parts = self.threads / self.team * ((self.team / joined) | 1);
+        parts * values * columns * 4 + columns * 256 + 768 * (self.rows() / GPU_BLOCK as u32).max(1)
     }
 
     /// Rows that a workgroup makes.
     fn rows(&self) -> u32 {
-        self.threads / self.team
+        self.threads / self.team * self.high
     }
 
     /// Rows of `x`, and of weights, that a workgroup takes.
@@ -274,7 +292,7 @@ impl Team {
 
     /// The constants of a product with rows of `k`.
     pub(super) fn constants<'a>(&self, d: Dispatch<'a>, k: u32) -> Dispatch<'a> {
-        self.threads(d, k).constant("NT", self.columns)
+        self.threads(d, k).constant("NT", self.columns).flag("QUAD", self.high > 1)
     }
 
     /// The same for a kernel that takes one row of `x`.
@@ -355,7 +373,8 @@ pub fn matmul_with<'a>(
     let team = match may_be_stage(gpu, x, w, x.norm.is_some_and(|n| n.scaled)) {
         true => Team::of_stage(gpu, n, k, rows, values, StageRows::Any),
         false => Team::of(gpu, n, k, rows, values),
-    };
+    }
+    .tall(gpu, x, w, false);
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {
         let params = ProductParams::of(x, w, y, tile, part.rows, part.row_start);

@@ -13,7 +13,7 @@ use crate::quant::GPU_BLOCK;
 pub(super) static MATMUL_GLU: Kernel = Kernel {
     name: "matmul_glu",
     source: include_str!("../../shaders/matmul_glu.wgsl"),
-    flags: &["GELU", "TAIL", "BYTES", "NORM", "SCALED", "OUT_BYTES"],
+    flags: &["GELU", "TAIL", "BYTES", "NORM", "SCALED", "OUT_BYTES", "QUAD"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: glu_exists },
@@ -23,7 +23,7 @@ pub(super) static MATMUL_GLU: Kernel = Kernel {
 pub(super) static MATMUL_NEXT: Kernel = Kernel {
     name: "matmul_next",
     source: include_str!("../../shaders/matmul_next.wgsl"),
-    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES", "OUT_NUMBERS"],
+    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES", "OUT_NUMBERS", "QUAD"],
     constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
     slots: &["weight"],
     forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: next_exists },
@@ -99,7 +99,8 @@ pub fn matmul_glu<'a>(
         _ if may_be_stage(gpu, x, w, sent) => Team::of_stage(gpu, n, w.k(), rows, values, StageRows::Blocks),
         Some(_) => Team::of_block(gpu, n, w.k(), rows, values, false),
         None => Team::of(gpu, n, w.k(), rows, values),
-    };
+    }
+    .tall(gpu, x, w, true);
     let params = ProductParams::of(x, w, y, team.tile(), n, 0);
     let d = Dispatch::new(&MATMUL_GLU, &params, linear_grid(params.groups.into()))
         .flag("GELU", which == Activation::GeluTanh)
@@ -183,7 +184,7 @@ pub fn matmul_next<'a>(
         );
     }
     // The team does not depend on how a weight is split.
-    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true));
+    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true)).tall(gpu, x, w, false);
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {

@@ -289,7 +289,7 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
                 all.push(matmul(format, n, k, *rows, false));
             }
             if format.has_bytes() {
-                all.push(matmul(format, n, k, 1, true));
+                all.extend([1, 8].map(|rows| matmul(format, n, k, rows, true)));
             }
         }
     }

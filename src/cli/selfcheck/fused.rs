@@ -7,12 +7,12 @@ use doppler::kernels::{self, Activation, Matrix, Next};
 use super::bytes::Bytes;
 use super::elementwise::{gelu_of, silu_of};
 use super::input::InputRows;
-use super::weights::{format_of, weight, width};
+use super::weights::{format_of, vec_rows, weight, width};
 use super::{Lab, Measured, Rng, Want, compare};
 
 /// Width, and rows of `x`, for the `i`-th variant.
 fn shape(v: &Variant, i: usize) -> Result<[usize; 2]> {
-    Ok([width(v, i)?, v.constant("NT").unwrap_or(1).min(3) as usize])
+    Ok([width(v, i)?, vec_rows(v).unwrap_or(1)])
 }
 
 /// `Σ x · w` for each row of `x` and of `w`, and the size of its terms. Of bytes, offsets and quants cancel in part, so that terms are larger.

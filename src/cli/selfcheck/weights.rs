@@ -119,11 +119,19 @@ enum Product {
     Few(f64),
 }
 
-/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup.
+/// Rows of `x` by which an operation asks for a variant of the matrix-vector product.
+pub(super) fn vec_rows(v: &Variant) -> Option<usize> {
+    let nt = v.constant("NT")? as usize;
+    Some(if v.has("QUAD") { 7 } else { nt.min(3) })
+}
+
+/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup. Tall teams
+/// have 16 threads at least, and a block for each.
 pub(super) fn width(v: &Variant, i: usize) -> Result<usize> {
     let format = format_of(v)?;
     Ok(match v.has("TAIL") {
         true => [36, 420][i % 2],
+        false if v.has("QUAD") => [17 * GPU_BLOCK, 40 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
         false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
     })
 }
@@ -134,8 +142,8 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
     for (i, v) in lab.variants(kernel).into_iter().enumerate() {
         let format = format_of(&v)?;
         let k = width(&v, i)?;
-        let t_rows = match v.constant("NT") {
-            Some(nt) => nt.min(3) as usize,
+        let t_rows = match vec_rows(&v) {
+            Some(rows) => rows,
             None if v.has("ROWS_16") => [16, 5, 11][i % 3],
             None => t_rows[i % 3],
         };
