@@ -9,8 +9,10 @@ pub const THREADS_LONG: u32 = 256;
 pub const THREADS_ROW: u32 = 1024;
 /// Threads that fill a large device: products of few rows give each weight row so many that they come to this.
 pub const PRODUCT_THREADS: u32 = 1 << 18;
-/// Most rows of activations that products in chains take; with more they are bound by arithmetic, and take tall teams where they can.
-pub const STAGE_ROWS: u32 = 4;
+/// The same of a stage of a chain, of which a processor runs one workgroup at a time: more than one after another cost more than longer rows.
+pub const STAGE_PRODUCT_THREADS: u32 = 1 << 17;
+/// Most rows of bytes that products in chains take; with more they are bound by arithmetic, and take tall teams where they can.
+pub const STAGE_ROWS: u32 = 2;
 /// Weight rows that a workgroup of the matrix-vector product with experts makes.
 pub const VEC_ROWS: u32 = 4;
 /// The same where `x` is bytes.

@@ -4,7 +4,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::chain::number_rows_fit;
-use crate::kernels::constants::{PRODUCT_THREADS, STAGE_ROWS, THREADS_LONG, TILE, TILE_FROM};
+use crate::kernels::constants::{PRODUCT_THREADS, STAGE_PRODUCT_THREADS, STAGE_ROWS, THREADS_LONG, TILE, TILE_FROM};
 use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
@@ -42,7 +42,10 @@ pub(super) fn takes_rows(v: &Variant) -> bool {
     let bytes = v.fragment("weight").and_then(by_name).is_some_and(|f| f.has_bytes());
     let scaled = v.has("NORM") && !bytes && !v.has("TAIL");
     let tall = v.has("BYTES") && v.constant("NT") == Some(4);
-    tail_only_without_blocks(v) && (!v.has("BYTES") || bytes) && (!v.has("SCALED") || scaled) && (!v.has("QUAD") || tall)
+    tail_only_without_blocks(v)
+        && (!v.has("BYTES") || bytes)
+        && (!v.has("SCALED") || scaled)
+        && (!v.has("QUAD") || tall)
 }
 
 /// What is added to the residual stream was normalised before it came to a block's first product.
@@ -206,7 +209,7 @@ impl Team {
     /// rows are made together.
     pub(super) fn of(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32) -> Self {
         let most = gpu.max_workgroup_threads().min(THREADS_LONG);
-        let team = Self::threads_of_row(n, k).min(most);
+        let team = Self::threads_of_row(n, k, PRODUCT_THREADS).min(most);
         Self::new(gpu, most.max(team), team).with_columns(gpu, rows, values)
     }
 
@@ -240,7 +243,9 @@ impl Team {
             StageRows::Block => threads / block,
             // Few rows are shared by some 32 workgroups.
             StageRows::Any if few < block => (threads / few).min(THREADS_LONG),
-            StageRows::Any | StageRows::Blocks => Self::threads_of_row(n, k).min(threads / block),
+            StageRows::Any | StageRows::Blocks => {
+                Self::threads_of_row(n, k, STAGE_PRODUCT_THREADS).min(threads / block)
+            }
         };
         Self::new(gpu, threads, team).with_columns(gpu, rows, values)
     }
@@ -252,13 +257,13 @@ impl Team {
         }
         let block = GPU_BLOCK as u32;
         let most = (gpu.max_workgroup_threads() / block).max(1);
-        let team = Self::threads_of_row(n, k).min(1 << most.ilog2());
+        let team = Self::threads_of_row(n, k, PRODUCT_THREADS).min(1 << most.ilog2());
         Self::new(gpu, team * block, team).with_columns(gpu, rows, values)
     }
 
-    /// So many threads that a large device is full, and each has at least a block.
-    fn threads_of_row(n: u32, k: u32) -> u32 {
-        let full = (PRODUCT_THREADS / n.max(1)).clamp(16, THREADS_LONG);
+    /// So many threads that a large device is full with `all`, and each has at least a block.
+    fn threads_of_row(n: u32, k: u32, all: u32) -> u32 {
+        let full = (all / n.max(1)).clamp(16, THREADS_LONG);
         let blocks = k_blocks(k).max(4);
         1 << full.min(blocks).ilog2()
     }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Buffer, BufferSlice, Recorder, Scope};
-use crate::kernels::constants::{STAGE_ROWS, TILE_FROM};
+use crate::kernels::constants::TILE_FROM;
 use crate::kernels::{MAX_CHAINS, record_chain};
 use crate::model::decode::BatchKind;
 use crate::model::engine::Engine;
@@ -22,7 +22,8 @@ impl<'a> Forward<'a> {
     /// From here to [`Self::end_chain`] products may become one chain: from a layer's attention output, or from the products of its experts, to the first
     /// product of what follows.
     pub(super) fn begin_chain(&self, r: &mut Recorder<'_>, layer: &LayerSpec, batch: Batch, rows: u32) {
-        let fits = self.spec.layers.len() as u32 <= MAX_CHAINS && !layer.parallel && rows <= STAGE_ROWS;
+        let few = rows <= self.scratch.chain_rows();
+        let fits = self.spec.layers.len() as u32 <= MAX_CHAINS && !layer.parallel && few;
         if fits && self.chains(batch, rows).is_some() {
             r.hold();
         }

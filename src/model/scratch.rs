@@ -3,7 +3,7 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{ArenaPlan, Buffer, BufferSlice, Gpu, MemoryClass, Region, Scope, Steps};
-use crate::kernels::constants::{DECODE_FROM, TILE_FROM};
+use crate::kernels::constants::{DECODE_FROM, STAGE_ROWS, TILE_FROM};
 use crate::kernels::sample::Chunks;
 use crate::kernels::{
     AttentionParts, ByteRows, ChainWidths, HalfRoom, HalfRows, attention_chain_words, attention_splits, decoded_bytes,
@@ -319,6 +319,11 @@ impl Scratch {
             draft_tokens: words("draft.tokens", LOGIT_ROWS.into())?,
             draft_rows: words("draft.rows", u64::from(LOGIT_ROWS) * 2)?,
         })
+    }
+
+    /// Most rows that chains of products are worth.
+    pub(crate) fn chain_rows(&self) -> u32 {
+        if self.widths.quants { STAGE_ROWS } else { TILE_FROM - 1 }
     }
 
     /// The words that chains of `rows` rows use, where there are chains.

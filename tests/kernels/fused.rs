@@ -114,7 +114,8 @@ fn norms_in_products() {
             if as_bytes && !w_format.has_bytes() {
                 continue;
             }
-            for (rows, k) in [(1usize, 256usize), (3, 1024), (2, 36)] {
+            // Seven rows take tall teams.
+            for (rows, k) in [(1usize, 256usize), (3, 1024), (2, 36), (7, 768)] {
                 if k == 36 && w_format.block_len > 1 {
                     continue;
                 }
@@ -141,7 +142,14 @@ fn norms_in_products() {
 fn gates_in_products() {
     for v in variants() {
         let gpu: &Gpu = &v.gpu;
-        let cases = [("F16", 1, 36, 67u32), ("Q4_0", 1, 2048, 96), ("Q8_0", 4, 96, 64), ("Q4_K", 3, 256, 37)];
+        let cases = [
+            ("F16", 1, 36, 67u32),
+            ("Q4_0", 1, 2048, 96),
+            ("Q8_0", 4, 96, 64),
+            ("Q4_K", 3, 256, 37),
+            ("Q8_0", 6, 544, 96),
+            ("Q4_0", 5, 544, 51),
+        ];
         for (f, rows, k, n) in cases.into_iter().filter(|c| v.full || c.0 == "Q8_0") {
             let w = weight(gpu, &mut Rng(u64::from(n)), k, &[(format(f), 2 * n)], false);
             let input = Rows::new(gpu, rows, k);

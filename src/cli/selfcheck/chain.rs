@@ -232,11 +232,12 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
     for (i, (format, kind)) in
         FORMATS.iter().map(|f| (f, Kind::Dense)).chain(experts).chain(wide).chain(long).enumerate()
     {
-        // One, two and four rows at a time; of numbers also more than one such group.
+        // One and two rows at a time; of numbers also four, and more than one such group.
         let rows = match kind {
             Kind::Wide => 8,
             Kind::Long => 1,
-            _ => [1, 2, 3, 4, 1][i % 5],
+            _ if format.has_bytes() => 1 + i % 2,
+            _ => [1, 2, 3, 8][i % 4],
         };
         let layer = Layer::new(lab, format, rows, kind)?;
         let before = lab.read(&layer.stream, rows * EMBD)?;
