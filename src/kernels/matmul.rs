@@ -189,7 +189,7 @@ pub(super) struct Team {
     columns: u32,
     /// Threads of a team that are sure to be of one subgroup.
     together: u32,
-    /// Rows of weights that a team makes beside each other: 1, or 4 where many rows of `x` would else be read again for each.
+    /// Results of a team for each row of `x`: 1; of tall teams 2 (of four rows, gates and ups) or 4.
     high: u32,
 }
 
