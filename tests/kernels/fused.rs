@@ -115,7 +115,7 @@ fn norms_in_products() {
                 continue;
             }
             // Seven rows take tall teams.
-            for (rows, k) in [(1usize, 256usize), (3, 1024), (2, 36), (7, 768)] {
+            for (rows, k) in [(1usize, 256usize), (3, 1024), (2, 36), (7, 768), (5, 2048)] {
                 if k == 36 && w_format.block_len > 1 {
                     continue;
                 }

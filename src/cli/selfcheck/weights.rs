@@ -126,13 +126,20 @@ pub(super) fn vec_rows(v: &Variant) -> Option<usize> {
 }
 
 /// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup. Tall teams
-/// have 16 threads at least, and a block for each.
+/// have 16 threads at least, and a block for each; more have no room on a device without subgroups. With fewer blocks teams are not tall.
 pub(super) fn width(v: &Variant, i: usize) -> Result<usize> {
     let format = format_of(v)?;
     Ok(match v.has("TAIL") {
         true => [36, 420][i % 2],
-        false if v.has("QUAD") => [17 * GPU_BLOCK, 40 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
-        false => [GPU_BLOCK, 13 * GPU_BLOCK].map(|k| k.next_multiple_of(format.block_len))[i % 2],
+        false => {
+            let blocks = match (v.has("QUAD"), v.has("BYTES") && v.constant("NT") == Some(4)) {
+                (true, _) => [17, 24],
+                // Of super-blocks two would be 16 blocks.
+                (_, true) if format.block_len > GPU_BLOCK => [1, 8],
+                _ => [1, 13],
+            };
+            (blocks[i % 2] * GPU_BLOCK).next_multiple_of(format.block_len)
+        }
     })
 }
 
@@ -147,7 +154,8 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
             None if v.has("ROWS_16") => [16, 5, 11][i % 3],
             None => t_rows[i % 3],
         };
-        let n = 67;
+        // So few that stages of chains share them, or more.
+        let n = if v.has("QUAD") { 1027 } else { 67 };
         let mut rng = Rng::new((k * t_rows) as u64);
         let (bias, mut x) = (rng.units(n), rng.units(t_rows * k));
         if let Product::Coop(_) | Product::Few(_) = product {
