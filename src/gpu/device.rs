@@ -38,7 +38,7 @@ pub struct Features {
     /// Products by cooperative matrices (16×16×16, f16 operands and f32 sums); goes with subgroups and f16.
     pub cooperative_matrix: bool,
     /// Several operations of a decode step in one dispatch, whose workgroups wait for each other (docs/architecture.md); for devices that are known
-    /// to start workgroups in the order of their indices.
+    /// to start workgroups in the order of their indices; goes with subgroups.
     pub chains: bool,
 }
 
@@ -64,7 +64,8 @@ impl Features {
             pipeline_cache: self.pipeline_cache && other.pipeline_cache,
             // Its shaders number subgroups and hold f16 operands.
             cooperative_matrix: self.cooperative_matrix && other.cooperative_matrix && subgroups && f16,
-            chains: self.chains && other.chains,
+            // Beside what its stages receive there is little room for parts of sums that no subgroup has put together.
+            chains: self.chains && other.chains && subgroups,
         }
     }
 

@@ -95,7 +95,7 @@ pub fn device_sets(present: Features) -> Vec<(&'static str, Features)> {
     // The last decides which kernels there are, not how they read, so nothing is tried without one of them alone.
     let mut sets = vec![
         ("everything on", p),
-        ("no subgroups", Features { subgroups: false, cooperative_matrix: false, ..p }),
+        ("no subgroups", Features { subgroups: false, cooperative_matrix: false, chains: false, ..p }),
         ("no f16", Features { f16: false, cooperative_matrix: false, ..p }),
         ("no immediates", Features { immediates: false, ..p }),
         ("nothing on", nothing),
