@@ -15,11 +15,7 @@ override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
 // Results of a workgroup for each row of x.
-#if QUAD
-override MADE: u32 = WG / TEAM * 2u;
-#else
-override MADE: u32 = WG / TEAM;
-#endif
+override MADE: u32 = WG / TEAM * TEAM_ROWS / 2u;
 #if BLOCKS
 // Blocks of 32 results, for each of them and each row of x eight threads, and four results a thread.
 override BLOCKS: u32 = MADE / 32u;

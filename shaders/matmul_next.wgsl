@@ -52,8 +52,7 @@ fn main(t: Thread) {
     let c = t.lid / 8u;
     let on = c < NT && t0 + c < params.t_rows;
     let next = next_weights(t, on, column);
-    let first = row0 + team_of(t, TEAM).x;
-    team_products(t, vec4<u32>(first, first + TEAMS, first + 2u * TEAMS, first + 3u * TEAMS), t0, params.t_rows - 1u);
+    team_products(t, team_rows(t, row0), t0, params.t_rows - 1u);
     if (t.lid < 32u * NT) {
 #if CHAIN_Y_IN
         if (adds) { before += chain_take_y(CHAIN_Y_IN_AT + 2u * o, asked); }

@@ -7,11 +7,7 @@ override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
 // Rows of W that a workgroup makes.
-#if QUAD
-override MADE: u32 = WG / TEAM * 4u;
-#else
-override MADE: u32 = WG / TEAM;
-#endif
+override MADE: u32 = WG / TEAM * TEAM_ROWS;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, eps: f32,
@@ -49,8 +45,7 @@ fn main(t: Thread) {
 fn make(t: Thread, tile: vec2<u32>, missing: u32) {
     let row0 = tile.x * MADE;
     let t0 = tile.y * NT;
-    let first = vec4<u32>(row0 + team_of(t, TEAM).x) + vec4<u32>(0u, TEAMS, 2u * TEAMS, 3u * TEAMS);
-    team_products_of(t, min(first, vec4<u32>(params.n - 1u)), t0, params.t_rows - 1u, missing);
+    team_products_of(t, min(team_rows(t, row0), vec4<u32>(params.n - 1u)), t0, params.t_rows - 1u, missing);
     if (t.lid < MADE * NT) {
         let i = t.lid % MADE;
         let team = i % TEAMS;

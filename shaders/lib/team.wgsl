@@ -250,6 +250,10 @@ fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: vec4<u32>, i: u32) -> Team
     return team_add(sums, team_ws(w_rows, i), x_at, i);
 }
 
+// The rows of weights of a thread's team in a workgroup whose rows begin with row0, as many as TEAM_ROWS: so that number i of them is row i / TEAMS of
+// team i % TEAMS.
+fn team_rows(t: Thread, row0: u32) -> vec4<u32> { return row0 + team_of(t, TEAM).x + TEAMS * vec4<u32>(0u, 1u, 2u, 3u); }
+
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
 fn team_products(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32) {
     team_products_of(t, w_rows, x_row0, x_last, min(NT, x_last + 1u - x_row0));

@@ -201,7 +201,8 @@ impl Joining {
             return Some(());
         }
         let known = [&MATMUL_NEXT, &MATMUL_GLU, &MATMUL_VEC, &MOE_GLU, &MOE_DOWN].iter().any(|k| is(h, k));
-        if !known || h.variant.has("ACCUMULATE") || h.variant.has("TAIL") {
+        // Tall teams have workgroups of their own sizes, and more parts than stages have room for.
+        if !known || ["ACCUMULATE", "TAIL", "QUAD"].iter().any(|f| h.variant.has(f)) {
             return None;
         }
         let mut stage = Stage { held: h.clone(), flags: Vec::new(), constants: Vec::new() };

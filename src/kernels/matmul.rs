@@ -221,7 +221,7 @@ impl Team {
     /// gate and two of up): so `x` is read once for all of them. What a team makes for one row stays the same, and so do results.
     pub(super) fn tall(self, gpu: &Gpu, x: Input<'_>, w: &Weight, pair: bool) -> Self {
         let high = if pair { 2 } else { 4 };
-        // As many teams as make a block, and threads enough to write it.
+        // As many teams as make a block. With teams of 16 there is a thread for each result of four rows of x.
         let tall = Self { threads: self.team * GPU_BLOCK as u32 / high, high, ..self };
         let values = 4 + u32::from(x.norm.is_some());
         let fits = tall.threads <= gpu.max_workgroup_threads() && tall.bytes(gpu, values, 4) <= gpu.workgroup_bytes();

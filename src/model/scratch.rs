@@ -323,7 +323,7 @@ impl Scratch {
 
     /// Most rows that chains of products are worth.
     pub(crate) fn chain_rows(&self) -> u32 {
-        if self.widths.quants { STAGE_ROWS } else { TILE_FROM - 1 }
+        if self.widths.quants { STAGE_ROWS } else { BYTE_ROWS }
     }
 
     /// The words that chains of `rows` rows use, where there are chains.
