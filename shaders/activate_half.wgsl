@@ -4,7 +4,7 @@ override WG: u32 = 256u;
 #import thread
 #import reduce
 #import activation
-struct Params { rows: u32, cols4: u32, padded4: u32, x_stride4: u32, gate_offset4: u32, up_offset4: u32, alpha: f32, limit: f32 }
+struct Params { rows: u32, cols4: u32, padded4: u32, x_tiles: u32, x_stride4: u32, gate_offset4: u32, up_offset4: u32, alpha: f32, limit: f32 }
 @group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
 #import half_rows
 
@@ -46,7 +46,7 @@ fn main(t: Thread) {
     for (var i = t.lid; i < params.padded4; i += WG) {
         var v = vec4<f32>(0.0);
         if (i < params.cols4) { v = activated(r, i) * factor; }
-        h[r * params.padded4 + i] = half_four(v);
+        h[half_at(r, i)] = half_four(v);
     }
     if (t.lid == 0u) { scales[r] = half_scale(e); }
 }

@@ -2,7 +2,7 @@
 override WG: u32 = 256u;
 #import thread
 #import reduce
-struct Params { rows: u32, cols4: u32, padded4: u32, stride4: u32, offset4: u32 }
+struct Params { rows: u32, cols4: u32, padded4: u32, x_tiles: u32, stride4: u32, offset4: u32 }
 @group(0) @binding(auto) var<storage, read> x: array<vec4<f32>>;
 #import half_rows
 
@@ -19,7 +19,7 @@ fn main(t: Thread) {
     for (var i = t.lid; i < params.padded4; i += WG) {
         var v = vec4<f32>(0.0);
         if (i < params.cols4) { v = x[base + i] * factor; }
-        h[r * params.padded4 + i] = half_four(v);
+        h[half_at(r, i)] = half_four(v);
     }
     if (t.lid == 0u) { scales[r] = half_scale(e); }
 }

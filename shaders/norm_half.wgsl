@@ -3,7 +3,7 @@
 override WG: u32 = 256u;
 #import thread
 #import reduce
-struct Params { rows: u32, cols4: u32, padded4: u32, x_stride4: u32, x_offset4: u32, splits: u32, eps: f32 }
+struct Params { rows: u32, cols4: u32, padded4: u32, x_tiles: u32, x_stride4: u32, x_offset4: u32, splits: u32, eps: f32 }
 #if PARTS
 @group(0) @binding(auto) var<storage, read> parts: array<vec4<f32>>;
 @group(0) @binding(auto) var<storage, read_write> x: array<vec4<f32>>;
@@ -51,7 +51,7 @@ fn main(t: Thread) {
         var v = vec4<f32>(0.0);
         // Each thread reads what it wrote itself.
         if (i < params.cols4) { v = x[base + i] * scale * w[i] * factor; }
-        h[r * params.padded4 + i] = half_four(v);
+        h[half_at(r, i)] = half_four(v);
     }
     if (t.lid == 0u) { scales[r] = half_scale(e); }
 }

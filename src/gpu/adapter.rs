@@ -131,7 +131,10 @@ fn has_cooperative_matrix(adapter: &wgpu::Adapter) -> bool {
             && p.cr_type == wgpu::CooperativeScalarType::F32
     };
     adapter.features().contains(
-        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16,
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::SUBGROUP_BARRIER
+            | wgpu::Features::SHADER_F16,
     ) && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
         && adapter.cooperative_matrix_properties().iter().any(fits)
 }

@@ -77,6 +77,7 @@ impl Features {
     fn wgpu(self) -> wgpu::Features {
         [
             (self.subgroups, wgpu::Features::SUBGROUP),
+            (self.cooperative_matrix, wgpu::Features::SUBGROUP_BARRIER),
             (self.f16, wgpu::Features::SHADER_F16),
             (self.immediates, wgpu::Features::IMMEDIATES),
             (self.timestamps, wgpu::Features::TIMESTAMP_QUERY),

@@ -33,8 +33,10 @@ pub const COOP_FROM: u32 = 16;
 pub const FEW_TO: u32 = 32;
 /// Its tile: rows of activations (also half of them), rows of weights.
 pub const FEW_TILE: (u32, u32) = (32, 32);
+/// Blocks along k that its subgroups take at a time; parts of k are a multiple.
+pub const FEW_ROUND: u32 = 8;
 /// Workgroups of it that fill a large device: k is split until there are about as many.
-pub const FEW_GROUPS: u32 = 528;
+pub const FEW_GROUPS: u32 = 264;
 /// Rows of activations from which on the cooperative product takes weights decoded to f16 before.
 pub const DECODE_FROM: u32 = 512;
 /// Rows of queries in a workgroup of prefill attention.

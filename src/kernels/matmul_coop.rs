@@ -6,10 +6,10 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Features, Forms, Gpu, Kernel, Variant, linear_grid, params};
-use crate::kernels::constants::{COOP_TILE, DECODE_FROM, FEW_TO, TILE_FROM};
+use crate::kernels::constants::{COOP_TILE, DECODE_FROM, FEW_ROUND, FEW_TILE, FEW_TO, TILE_FROM};
 use crate::kernels::matmul_decoded::{f16, matmul_decoded};
-use crate::kernels::matmul_few::{FewSplits, matmul_few};
-use crate::kernels::to_halves::{padded4, row_threads};
+use crate::kernels::matmul_few::{FewSplits, few_rows, matmul_few};
+use crate::kernels::to_halves::row_threads;
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Input, Matrix, matmul, weight_fragment};
 use crate::quant::{Format, GPU_BLOCK};
@@ -34,7 +34,7 @@ pub(super) static MATMUL_COOP: Kernel = Kernel {
     params: CoopParams::FIELDS,
 };
 
-params!(HalfParams { rows: u32, cols4: u32, padded4: u32, stride4: u32, offset4: u32 });
+params!(HalfParams { rows: u32, cols4: u32, padded4: u32, x_tiles: u32, stride4: u32, offset4: u32 });
 params!(CoopParams {
     groups: u32,
     row_groups: u32,
@@ -56,7 +56,7 @@ pub(super) fn not_f32(v: &Variant) -> bool {
 /// Rows in f16, with what each was divided by. Made by [`half_rows`].
 #[derive(Debug, Clone, Copy)]
 pub struct HalfRows<'a> {
-    /// `[rows, cols padded to whole blocks of 32]` of f16.
+    /// `[rows, cols padded to whole blocks of 32]` of f16, or in tiles (`lib/half_rows.wgsl`).
     pub data: BufferSlice<'a>,
     /// One f32 a row.
     pub scales: BufferSlice<'a>,
@@ -64,12 +64,29 @@ pub struct HalfRows<'a> {
     pub rows: u32,
     /// Columns in use.
     pub cols: u32,
+    /// In tiles, as [`matmul_few`] takes them.
+    pub tiled: bool,
 }
 
 impl<'a> HalfRows<'a> {
-    /// Bytes of [`HalfRows::data`] for `rows` rows of `cols` columns.
+    /// Bytes of [`HalfRows::data`] for `rows` rows of `cols` columns, in tiles or not.
     pub fn data_bytes(rows: u64, cols: u32) -> u64 {
-        rows * Format::gpu_blocks(cols as usize) as u64 * GPU_BLOCK as u64 * 2
+        rows.next_multiple_of(FEW_TILE.0.into()) * u64::from(cols.next_multiple_of(FEW_ROUND * GPU_BLOCK as u32)) * 2
+    }
+
+    /// Vectors of four that are written of a row.
+    pub(super) fn padded4(&self) -> u32 {
+        let blocks = Format::gpu_blocks(self.cols as usize) as u32;
+        let whole = if self.tiled { blocks.next_multiple_of(FEW_ROUND) } else { blocks };
+        whole * GPU_BLOCK as u32 / 4
+    }
+
+    /// Tiles of 16 rows: as many as [`matmul_few`] reads; 0 if they are not in tiles.
+    pub fn tiles(&self) -> u32 {
+        match (self.tiled, few_rows(self.rows)) {
+            (false, _) => 0,
+            (true, tile) => self.rows.div_ceil(tile) * tile / 16,
+        }
     }
 
     /// Bytes of [`HalfRows::scales`].
@@ -83,8 +100,8 @@ impl<'a> HalfRows<'a> {
     }
 
     pub(super) fn check(&self, what: &str) -> Result<()> {
-        let rows = self.rows.into();
-        let (data, scales) = (Self::data_bytes(rows, self.cols), Self::scales_bytes(rows));
+        let rows = if self.tiled { self.tiles() * 16 } else { self.rows };
+        let (data, scales) = (u64::from(rows) * u64::from(self.padded4()) * 8, Self::scales_bytes(self.rows.into()));
         if self.data.size < data || self.scales.size < scales {
             bail!(
                 InvalidArgument,
@@ -112,7 +129,8 @@ pub fn half_rows<'a>(gpu: &Gpu, x: Matrix<'a>, half: HalfRows<'a>) -> Result<Dis
     let params = HalfParams {
         rows: x.rows,
         cols4: x.cols / 4,
-        padded4: padded4(x.cols),
+        padded4: half.padded4(),
+        x_tiles: half.tiles(),
         stride4: x.stride / 4,
         offset4: x.offset / 4,
     };
@@ -160,14 +178,16 @@ pub fn matmul_coop<'a>(
     y: Matrix<'a>,
     accumulate: bool,
 ) -> Result<Vec<Dispatch<'a>>> {
-    check_product(gpu, x, w, y)?;
+    check_product(gpu, x, w, y, false)?;
     w.parts().iter().map(|part| one_part(x, Operand::of(part), y, accumulate, tile)).collect()
 }
 
-pub(super) fn check_product(gpu: &Gpu, x: HalfRows<'_>, w: &Weight, y: Matrix<'_>) -> Result<()> {
+/// `x` is to be in tiles, or not.
+pub(super) fn check_product(gpu: &Gpu, x: HalfRows<'_>, w: &Weight, y: Matrix<'_>, tiled: bool) -> Result<()> {
     x.check("matmul_coop: x")?;
     y.check("matmul_coop: y")?;
-    if x.cols != w.k() || y.cols != w.rows() || x.rows != y.rows || !matmul_coop_fits(gpu.features(), w) {
+    let fits = x.cols == w.k() && y.cols == w.rows() && x.rows == y.rows && x.tiled == tiled;
+    if !fits || !matmul_coop_fits(gpu.features(), w) {
         bail!(
             InvalidArgument,
             "matmul_coop by {}: x {} x {}, W {} x {}, y {} x {}",
@@ -259,9 +279,14 @@ pub struct HalfRoom<'a> {
 }
 
 impl<'a> HalfRoom<'a> {
-    /// The room as rows of this shape.
+    /// The room as rows of this shape, not in tiles.
     pub fn rows(self, rows: u32, cols: u32) -> HalfRows<'a> {
-        HalfRows { data: self.data, scales: self.scales, rows, cols }
+        HalfRows { data: self.data, scales: self.scales, rows, cols, tiled: false }
+    }
+
+    /// The same as [`matmul_fast`] takes them: in tiles for [`matmul_few`].
+    pub fn product_rows(self, rows: u32, cols: u32) -> HalfRows<'a> {
+        HalfRows { tiled: self.parts.is_some() && rows <= FEW_TO, ..self.rows(rows, cols) }
     }
 
     /// The same for products whose weights are decoded as they are read.
@@ -306,7 +331,7 @@ impl<'a> Input<'a> {
         if let Some(half) = self.half {
             return Ok((half, Vec::new()));
         }
-        let half = room.rows(self.x.rows, self.x.cols);
+        let half = room.product_rows(self.x.rows, self.x.cols);
         Ok((half, vec![half_rows(gpu, self.x, half)?]))
     }
 }

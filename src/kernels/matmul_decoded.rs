@@ -44,7 +44,7 @@ pub fn matmul_decoded<'a>(
     accumulate: bool,
     room: BufferSlice<'a>,
 ) -> Result<Vec<Dispatch<'a>>> {
-    check_product(gpu, x, w, y)?;
+    check_product(gpu, x, w, y, false)?;
     let fit = (room.size / row_bytes(w.k())).min(u32::MAX.into()) as u32;
     let mut all = Vec::new();
     for part in w.parts() {

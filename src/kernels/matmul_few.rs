@@ -8,7 +8,7 @@
 
 use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params};
-use crate::kernels::constants::{FEW_GROUPS, FEW_TILE, FEW_TO, THREADS};
+use crate::kernels::constants::{FEW_GROUPS, FEW_ROUND, FEW_TILE, FEW_TO, THREADS};
 use crate::kernels::matmul_coop::{HalfRoom, HalfRows, check_product, not_f32};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Input, Matrix, Parts, weight_fragment};
@@ -39,6 +39,7 @@ params!(FewParams {
     row_groups: u32,
     n: u32,
     t_rows: u32,
+    x_tiles: u32,
     k_blocks: u32,
     y_stride: u32,
     y_offset: u32,
@@ -47,9 +48,6 @@ params!(FewParams {
     split_stride: u32,
 });
 params!(SumParams { rows: u32, cols: u32, splits: u32, y_stride: u32, y_offset: u32 });
-
-/// Blocks of a split are a multiple of this: two steps of the kernel.
-const STEP: u32 = 8;
 
 /// Parts of k that [`matmul_few`] makes by themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,15 +70,20 @@ impl Splits {
     /// By the weight alone, so that results do not depend on how many rows are made together.
     fn of(splits: FewSplits, n: u32, k: u32) -> Self {
         let k_blocks = Format::gpu_blocks(k as usize) as u32;
-        let steps = k_blocks.div_ceil(STEP).max(1);
+        let steps = k_blocks.div_ceil(FEW_ROUND).max(1);
         let most = match splits {
             FewSplits::Auto => FEW_GROUPS / n.div_ceil(FEW_TILE.1).max(1),
             FewSplits::Most(n) => n,
         };
         let wanted = most.clamp(1, steps);
-        let blocks = steps.div_ceil(wanted) * STEP;
+        let blocks = steps.div_ceil(wanted) * FEW_ROUND;
         Self { count: k_blocks.div_ceil(blocks).max(1), blocks }
     }
+}
+
+/// Rows of activations in a tile.
+pub(super) fn few_rows(rows: u32) -> u32 {
+    if rows <= FEW_TILE.0 / 2 { FEW_TILE.0 / 2 } else { FEW_TILE.0 }
 }
 
 /// Bytes of room with which [`matmul_few`] makes any product of `rows` rows, split as it sees fit.
@@ -102,7 +105,7 @@ pub fn matmul_few<'a>(
     accumulate: bool,
     parts: BufferSlice<'a>,
 ) -> Result<Vec<Dispatch<'a>>> {
-    check_product(gpu, x, w, y)?;
+    check_product(gpu, x, w, y, true)?;
     let splits = Splits::of(splits, w.rows(), w.k());
     if splits.count == 1 {
         return products(x, w, y, accumulate, splits);
@@ -129,7 +132,7 @@ pub fn matmul_few_parts<'a>(
     }
     let (half, mut all) = x.in_halves(gpu, room)?;
     let y = split_rows(half, w, splits, parts)?;
-    check_product(gpu, half, w, y)?;
+    check_product(gpu, half, w, y, true)?;
     all.extend(products(half, w, y, false, splits)?);
     Ok(Some((all, splits.count)))
 }
@@ -150,7 +153,7 @@ fn products<'a>(
     accumulate: bool,
     splits: Splits,
 ) -> Result<Vec<Dispatch<'a>>> {
-    let tile_t = if x.rows <= FEW_TILE.0 / 2 { FEW_TILE.0 / 2 } else { FEW_TILE.0 };
+    let tile_t = few_rows(x.rows);
     let product = |part: &'a WeightPart| {
         let row_groups = part.rows.div_ceil(FEW_TILE.1);
         let groups = row_groups * x.rows.div_ceil(tile_t) * splits.count;
@@ -159,6 +162,7 @@ fn products<'a>(
             row_groups,
             n: part.rows,
             t_rows: x.rows,
+            x_tiles: x.tiles(),
             k_blocks: Format::gpu_blocks(x.cols as usize) as u32,
             y_stride: y.stride,
             y_offset: y.offset + part.row_start,

@@ -50,8 +50,8 @@ pub fn moe_matmul_coop<'a>(
 ) -> Result<Vec<Dispatch<'a>>> {
     x.check("moe_matmul_coop: x")?;
     let share = check_shapes([x.rows, x.cols], w, y, routing)?;
-    if !moe_coop_fits(features, w) || ![COOP_TILE.0, COOP_TILE.0 / 2].contains(&grouping.tile) {
-        bail!(InvalidArgument, "moe_matmul_coop by {}: tiles of {} entries, or no f16", w.name(), grouping.tile);
+    if x.tiled || !moe_coop_fits(features, w) || ![COOP_TILE.0, COOP_TILE.0 / 2].contains(&grouping.tile) {
+        bail!(InvalidArgument, "moe_matmul_coop by {}: {x:?}, tiles of {} entries, or no f16", w.name(), grouping.tile);
     }
     w.parts().iter().map(|part| one_part(x, part, y, share, grouping)).collect()
 }

@@ -7,7 +7,6 @@ use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, linear_grid, params}
 use crate::kernels::activate::{Activation, activate_exists};
 use crate::kernels::constants::{THREADS, THREADS_ROW};
 use crate::kernels::{HalfRows, Matrix};
-use crate::quant::{Format, GPU_BLOCK};
 
 pub(super) static NORM_HALF: Kernel = Kernel {
     name: "norm_half",
@@ -29,11 +28,21 @@ pub(super) static ACTIVATE_HALF: Kernel = Kernel {
     params: ActivateHalfParams::FIELDS,
 };
 
-params!(NormHalfParams { rows: u32, cols4: u32, padded4: u32, x_stride4: u32, x_offset4: u32, splits: u32, eps: f32 });
+params!(NormHalfParams {
+    rows: u32,
+    cols4: u32,
+    padded4: u32,
+    x_tiles: u32,
+    x_stride4: u32,
+    x_offset4: u32,
+    splits: u32,
+    eps: f32,
+});
 params!(ActivateHalfParams {
     rows: u32,
     cols4: u32,
     padded4: u32,
+    x_tiles: u32,
     x_stride4: u32,
     gate_offset4: u32,
     up_offset4: u32,
@@ -45,11 +54,6 @@ params!(ActivateHalfParams {
 pub(super) fn row_threads(gpu: &Gpu, cols: u32) -> u32 {
     let most = 1 << gpu.max_workgroup_threads().min(THREADS_ROW).ilog2();
     (cols / 4).next_power_of_two().clamp(THREADS, most)
-}
-
-/// Vectors of four of a row in f16.
-pub(super) fn padded4(cols: u32) -> u32 {
-    (Format::gpu_blocks(cols as usize) * GPU_BLOCK / 4) as u32
 }
 
 /// Parts of a product that are still to be added up: `[splits, rows, cols]`.
@@ -84,7 +88,8 @@ pub fn norm_half<'a>(
     let params = NormHalfParams {
         rows: x.rows,
         cols4: x.cols / 4,
-        padded4: padded4(x.cols),
+        padded4: half.padded4(),
+        x_tiles: half.tiles(),
         x_stride4: x.stride / 4,
         x_offset4: x.offset / 4,
         splits: parts.map_or(0, |p| p.splits),
@@ -129,7 +134,8 @@ pub fn activate_half<'a>(
     let params = ActivateHalfParams {
         rows: x.rows,
         cols4: n / 4,
-        padded4: padded4(n),
+        padded4: half.padded4(),
+        x_tiles: half.tiles(),
         x_stride4: x.stride / 4,
         gate_offset4: x.offset / 4,
         up_offset4: (x.offset + n) / 4,

@@ -182,7 +182,7 @@ impl<'a> Forward<'a> {
     ) -> Result<Input<'a>> {
         let n = inner.cols;
         if let Some(room) = self.halves(inner.rows, halves).filter(|_| n.is_multiple_of(4)) {
-            let half = room.rows(inner.rows, n);
+            let half = room.product_rows(inner.rows, n);
             r.record(activate_half(r.gpu(), which, gated, up, half)?.label(label))?;
             return Ok(Input { x: inner, bytes: None, norm: None, half: Some(half) });
         }

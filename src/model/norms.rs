@@ -87,7 +87,7 @@ impl<'a> Forward<'a> {
                 (Left::Parts(splits), Some(data)) => Some(Parts { data, splits }),
                 _ => None,
             };
-            let half = room.rows(x.rows, x.cols);
+            let half = room.product_rows(x.rows, x.cols);
             r.record(norm_half(r.gpu(), x, w.w.whole(), self.spec.norm_eps, half, parts)?)?;
             return Ok(Input { x, bytes: None, norm: None, half: Some(half) });
         }

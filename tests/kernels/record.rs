@@ -240,21 +240,22 @@ fn run_and_record_give_the_same_bits() {
             (
                 "half_rows",
                 Box::new(|y| {
-                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols };
+                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols, tiled: false };
                     vec![half_rows(gpu, mx, half).unwrap()]
                 }),
             ),
             (
                 "norm_half",
                 Box::new(|y| {
-                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols };
+                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols, tiled: false };
                     vec![norm_half(gpu, mx, (&x).into(), 1e-5, half, None).unwrap()]
                 }),
             ),
             (
                 "activate_half",
                 Box::new(|y| {
-                    let half = HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols: cols / 2 };
+                    let half =
+                        HalfRows { data: y.into(), scales: (&row_scales).into(), rows, cols: cols / 2, tiled: false };
                     vec![activate_half(gpu, Activation::Silu, true, mx, half).unwrap()]
                 }),
             ),

@@ -12,39 +12,53 @@ use super::{Lab, Measured, Rng, Want, compare};
 struct Halves {
     data: Buffer,
     scales: Buffer,
+    words: usize,
     rows: usize,
     cols: usize,
+    tiled: bool,
 }
 
 impl Halves {
-    fn new(lab: &Lab, rows: usize, cols: usize) -> Result<Self> {
+    fn new(lab: &Lab, rows: usize, cols: usize, tiled: bool) -> Result<Self> {
         let words = HalfRows::data_bytes(rows as u64, cols as u32) as usize / 4;
-        Ok(Self { data: lab.blank(words)?, scales: lab.blank(rows)?, rows, cols })
+        Ok(Self { data: lab.blank(words)?, scales: lab.blank(rows)?, words, rows, cols, tiled })
+    }
+
+    /// Where number `c` of a row is, and how many of a row were written.
+    fn place(&self, tiles: usize) -> (usize, impl Fn(usize, usize) -> usize) {
+        // Tiles hold whole steps of four subgroups of two blocks each.
+        let padded = self.cols.next_multiple_of(if self.tiled { 8 * GPU_BLOCK } else { GPU_BLOCK });
+        let tiled = self.tiled;
+        (padded, move |r: usize, c: usize| {
+            if !tiled {
+                return r * padded + c;
+            }
+            // Two blocks a step, each of eight units of four; tiles of two units of both.
+            let (step, block, unit, i) = (c / 64, c / 32 % 2, c % 32 / 4, c % 4);
+            let column = unit % 2 * 8 + block * 4 + i;
+            ((step * 4 + unit / 2) * tiles + r / 16) * 256 + r % 16 * 16 + column
+        })
     }
 
     fn operand(&self) -> HalfRows<'_> {
         let (rows, cols) = (self.rows as u32, self.cols as u32);
-        HalfRows { data: (&self.data).into(), scales: (&self.scales).into(), rows, cols }
+        HalfRows { data: (&self.data).into(), scales: (&self.scales).into(), rows, cols, tiled: self.tiled }
     }
 
     /// Compares with the numbers that were to be written, which are known to `near` of the largest in a row: that one within 2^14 to 2^15, or just
     /// beyond, and each number within half a unit of 11 bits, or of the smallest step; rounding either way is allowed to the device.
     fn compare(&self, lab: &Lab, case: String, want: &[f64], near: f64) -> Result<Measured> {
         let rel = 1.001 / 1024.0 + near;
-        let padded = self.cols.next_multiple_of(GPU_BLOCK);
-        let words = lab.read_words(&self.data, self.rows * padded / 2)?;
+        let (padded, place) = self.place(self.operand().tiles() as usize);
+        let words = lab.read_words(&self.data, self.words)?;
         let scales = lab.read(&self.scales, self.rows)?;
-        let halves: Vec<f32> = words
-            .iter()
-            .flat_map(|&w| [w as u16, (w >> 16) as u16])
-            .map(|h| half::f16::from_bits(h).to_f32())
-            .collect();
+        let half = |at: usize| half::f16::from_bits((words[at / 2] >> (16 * (at % 2))) as u16).to_f32();
         let (mut got, mut bounds) = (Vec::new(), Vec::new());
-        for ((row, halves), scale) in want.chunks_exact(self.cols).zip(halves.chunks_exact(padded)).zip(&scales) {
+        for (r, (row, scale)) in want.chunks_exact(self.cols).zip(&scales).enumerate() {
             let top = row.iter().fold(0.0f64, |m, v| m.max(v.abs()));
             let filled = top == 0.0 || (16383.9..=32768.1).contains(&(top / f64::from(*scale)));
-            for (i, h) in halves.iter().enumerate() {
-                let v = row.get(i).copied().unwrap_or(0.0);
+            for i in 0..padded {
+                let (v, h) = (row.get(i).copied().unwrap_or(0.0), half(place(r, i)));
                 got.push(if filled { h * scale } else { f32::NAN });
                 // A step of 2^-24 at the bottom is 2^-38 of the largest.
                 bounds.push(Want(v, v.abs() + top * (2f64.powi(-27) + near / rel)));
@@ -63,14 +77,14 @@ fn uneven(rng: &mut Rng, rows: usize, cols: usize) -> Vec<f32> {
 }
 
 fn half_rows(lab: &Lab) -> Result<Vec<Measured>> {
-    [(7usize, 36usize), (5, 1024)]
+    [(7usize, 36usize, false), (5, 1024, false), (35, 36, true), (5, 1184, true)]
         .into_iter()
-        .map(|(rows, cols)| {
+        .map(|(rows, cols, tiled)| {
             let x = uneven(&mut Rng::new(cols as u64), rows, cols);
-            let (xb, halves) = (lab.floats(&x)?, Halves::new(lab, rows, cols)?);
+            let (xb, halves) = (lab.floats(&x)?, Halves::new(lab, rows, cols, tiled)?);
             lab.run([kernels::half_rows(&lab.gpu, Matrix::new(&xb, rows as u32, cols as u32), halves.operand())?])?;
             let want: Vec<f64> = x.iter().map(|&v| v.into()).collect();
-            halves.compare(lab, format!("rows to f16, {rows} x {cols}"), &want, 0.0)
+            halves.compare(lab, format!("rows to f16, {rows} x {cols}, in tiles: {tiled}"), &want, 0.0)
         })
         .collect()
 }
@@ -79,11 +93,11 @@ fn half_rows(lab: &Lab) -> Result<Vec<Measured>> {
 fn norm_half(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for v in lab.variants("norm_half") {
-        for (rows, cols) in [(3usize, 36usize), (5, 1184)] {
+        for (rows, cols, tiled) in [(3usize, 36usize, false), (5, 1184, false), (19, 612, true)] {
             let (splits, eps, mut rng) = (3usize, 1e-5, Rng::new(cols as u64));
             let (x, w, parts) = (rng.units(rows * cols), rng.units(cols), rng.units(splits * rows * cols));
             let (xb, wb, pb) = (lab.floats(&x)?, lab.floats(&w)?, lab.floats(&parts)?);
-            let halves = Halves::new(lab, rows, cols)?;
+            let halves = Halves::new(lab, rows, cols, tiled)?;
             let data: BufferSlice<'_> = (&pb).into();
             let added = v.has("PARTS").then_some(Parts { data, splits: splits as u32 });
             let m = Matrix::new(&xb, rows as u32, cols as u32);
@@ -101,7 +115,7 @@ fn norm_half(lab: &Lab) -> Result<Vec<Measured>> {
                 let scale = 1.0 / (mean + f64::from(eps)).sqrt();
                 want.extend(row.iter().zip(&w).map(|(v, &w)| v.0 * scale * f64::from(w)));
             }
-            let case = format!("norm to f16, {rows} x {cols}, {v}");
+            let case = format!("norm to f16, {rows} x {cols}, in tiles: {tiled}, {v}");
             // Where parts cancel, the sum's own rounding shows.
             all.push(halves.compare(lab, case.clone(), &want, 2e-6)?);
             all.push(compare(case, &lab.read(&xb, rows * cols)?, &sums, 1e-9, 1e-6));
@@ -118,11 +132,11 @@ fn activate_half(lab: &Lab) -> Result<Vec<Measured>> {
             (_, true) => Activation::GeluTanh,
             _ => Activation::Silu,
         };
-        for (rows, cols) in [(3usize, 36usize), (5, 1184)] {
+        for (rows, cols, tiled) in [(3usize, 36usize, false), (5, 1184, false), (19, 612, true)] {
             let gated = v.has("GATED");
             let width = cols * (1 + usize::from(gated));
             let x: Vec<f32> = Rng::new(cols as u64).units(rows * width).iter().map(|v| v * 9.0).collect();
-            let (xb, halves) = (lab.floats(&x)?, Halves::new(lab, rows, cols)?);
+            let (xb, halves) = (lab.floats(&x)?, Halves::new(lab, rows, cols, tiled)?);
             let m = Matrix::new(&xb, rows as u32, width as u32);
             lab.run([kernels::activate_half(&lab.gpu, which, gated, m, halves.operand())?])?;
             let mut want = Vec::new();
@@ -137,7 +151,12 @@ fn activate_half(lab: &Lab) -> Result<Vec<Measured>> {
                 }));
             }
             // Far out gelu is a difference of nearly equal numbers: small beside the row's largest.
-            all.push(halves.compare(lab, format!("{which:?} to f16, {rows} x {cols}, {v}"), &want, 5e-6)?);
+            all.push(halves.compare(
+                lab,
+                format!("{which:?} to f16, {rows} x {cols}, in tiles: {tiled}, {v}"),
+                &want,
+                5e-6,
+            )?);
         }
     }
     Ok(all)

@@ -179,7 +179,7 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
                 let bytes = HalfRows::data_bytes(t_rows as u64, k as u32);
                 let (hb, sb) = (lab.blank(bytes as usize / 4)?, lab.blank(t_rows)?);
                 let room = HalfRoom { data: (&hb).into(), scales: (&sb).into(), weights: None, parts: None };
-                let half = room.rows(t_rows as u32, k as u32);
+                let half = HalfRows { tiled: matches!(product, Product::Few(_)), ..room.rows(t_rows as u32, k as u32) };
                 let tile = if v.has("ROWS_64") { CoopTile::Half } else { CoopTile::Whole };
                 lab.run([kernels::half_rows(&lab.gpu, mx, half)?])?;
                 let parts = lab.blank(t_rows * n * 2)?;
