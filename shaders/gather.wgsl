@@ -1,41 +1,85 @@
-// Embedding rows: y[t, :] = scale * W[id, :], for the ids whose row lies in this part of the table
-// (rows row_start .. row_start + part_rows). One thread decodes one block of 32.
-// The id is tokens[t]. POSITIONS: it is the position of row t of a batch, and the table's row is added to y.
+// Embedding rows: y[t, :] = scale * W[id, :], for the ids whose row lies in this part of the table (rows row_start .. row_start + part_rows). A workgroup has a block of 32
+// columns of four rows, eight threads for each. The id is tokens[t]. POSITIONS: it is the position of row t of a batch, and the table's row is added to y.
+// BEGINS: this begins a decode step as well (lib/step_begin.wgsl), and the ids are those of the states.
+// OUT_BYTES, OUT_NUMBERS: y is left ready for the next product, as lib/next_rows.wgsl has it; columns are a multiple of 32.
 #import thread
 override WG: u32 = 64u;
-struct Params { n_tokens: u32, cols: u32, k_blocks: u32, row_start: u32, part_rows: u32, y_stride: u32, scale: f32 }
+struct Params {
+    n_tokens: u32, cols: u32, k_blocks: u32, row_start: u32, part_rows: u32, y_stride: u32, scale: f32, groups: u32, history_cap: u32, words: u32,
+}
+#if BEGINS
+#import step_begin
+#else
 #if POSITIONS
 #import state
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 #else
 @group(0) @binding(auto) var<storage, read> tokens: array<u32>;
 #endif
+#endif
 @group(0) @binding(auto) var<storage, read_write> y: array<f32>;
 #slot weight
+#if OUT_BYTES
+#set NEXT
+#endif
+#if OUT_NUMBERS
+#set NEXT
+#endif
+#if NEXT
+#import next_rows
+#endif
+
+fn id_of(token: u32) -> u32 {
+#if BEGINS
+    return states[slots[token]].token;
+#else
+#if POSITIONS
+    return rows[token].pos;
+#else
+    return tokens[token];
+#endif
+#endif
+}
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
-    let i = group_index(t) * WG + t.lid;
-    let token = i / params.k_blocks;
-    if (token >= params.n_tokens) { return; }
-    let block = i % params.k_blocks;
-#if POSITIONS
-    let id = rows[token].pos;
-#else
-    let id = tokens[token];
+    let g = group_index(t);
+    if (g >= params.groups) { return; }
+#if BEGINS
+    let i = g * WG + t.lid;
+    clear_chains(i, params.groups * WG);
+    if (i < params.n_tokens) { begin_row(i); }
 #endif
+    let block = g % params.k_blocks;
+    let token = g / params.k_blocks * 4u + t.lid / 8u;
+    let mine = t.lid < 32u && token < params.n_tokens;
+    var row = 0xffffffffu;
     // Wraps to a large number for rows before this part.
-    let row = id - params.row_start;
-    if (row >= params.part_rows) { return; }
-    var w = weight_block(row * params.k_blocks + block);
-    let base = token * params.y_stride + block * 32u;
-    let n = min(params.cols - block * 32u, 32u);
-    for (var j = 0u; j < n; j++) {
-        let v = params.scale * w[j >> 2u][j & 3u];
-#if POSITIONS
-        y[base + j] += v;
-#else
-        y[base + j] = v;
+    if (mine) { row = id_of(token) - params.row_start; }
+    let on = row < params.part_rows;
+    let column = block * 32u;
+#if NEXT
+    let next = next_weights(t, on, column);
 #endif
+    if (on) {
+        var w = weight_block(row * params.k_blocks + block);
+        let v = params.scale * w[t.lid % 8u];
+        let at = column + t.lid % 8u * 4u;
+        let base = token * params.y_stride + at;
+        for (var e = 0u; e < 4u; e++) {
+            if (at + e < params.cols) {
+#if POSITIONS
+                y[base + e] += v[e];
+#else
+                y[base + e] = v[e];
+#endif
+            }
+#if NEXT
+            next_values[t.lid * 4u + e] = v[e];
+#endif
+        }
     }
+#if NEXT
+    next_leave(t, on, token, params.k_blocks, column, next);
+#endif
 }

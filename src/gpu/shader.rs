@@ -49,6 +49,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("state", include_str!("../../shaders/lib/state.wgsl")),
     ("order", include_str!("../../shaders/lib/order.wgsl")),
     ("best", include_str!("../../shaders/lib/best.wgsl")),
+    ("step_begin", include_str!("../../shaders/lib/step_begin.wgsl")),
     ("step_end", include_str!("../../shaders/lib/step_end.wgsl")),
     ("places", include_str!("../../shaders/lib/places.wgsl")),
     ("rotation", include_str!("../../shaders/lib/rotation.wgsl")),

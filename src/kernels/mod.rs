@@ -55,7 +55,7 @@ pub use cast::{Cast, cast};
 pub use chain::{ChainWidths, MAX_CHAINS, record_chain};
 pub use chain_attention::{attention_chain_words, record_attention_chain};
 pub use gated_norm::{gated_norm, sigmoid_gate};
-pub use gather::{dequant, gather, gather_positions};
+pub use gather::{Ids, dequant, gather, gather_positions, lookup};
 pub use matmul::{Input, MatmulPath, RowNorm, matmul, matmul_bytes, matmul_with};
 pub use matmul_coop::{CoopTile, HalfRoom, HalfRows, half_rows, matmul_coop, matmul_coop_fits, matmul_fast};
 pub use matmul_decoded::{decoded_bytes, half_weights, matmul_decoded};

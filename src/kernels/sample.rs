@@ -277,37 +277,63 @@ pub fn greedy<'a>(
     end.bind(rows, d)
 }
 
-/// Begins a decode step: rows and input tokens from the slots' states; the history gets the input tokens. With `chain_words`, they are cleared for
-/// the step's chains, but for the first.
+/// What a decode step of some sequences begins with: rows and input tokens from the slots' states; the history gets the input tokens. With `chain_words`,
+/// they are cleared for the step's chains, but for the first.
+#[derive(Debug, Clone, Copy)]
+pub struct StepBegin<'a> {
+    /// The slot of each row.
+    pub slots: BufferSlice<'a>,
+    /// A [`SeqState`] for each slot.
+    pub states: BufferSlice<'a>,
+    /// A [`Row`] for each row is written here.
+    pub rows: BufferSlice<'a>,
+    /// And its token here.
+    pub tokens: BufferSlice<'a>,
+    /// `[slots, history_cap]`.
+    pub history: BufferSlice<'a>,
+    /// Tokens of a slot's history.
+    pub history_cap: u32,
+    /// Words of chains.
+    pub chain_words: Option<BufferSlice<'a>>,
+}
+
+impl<'a> StepBegin<'a> {
+    /// Whether it has `n` rows.
+    pub(super) fn fits(&self, n: u32) -> bool {
+        let n = u64::from(n);
+        self.slots.size >= n * 4 && self.rows.size >= n * 8 && self.tokens.size >= n * 4
+    }
+
+    /// Words to be cleared, and the first.
+    pub(super) fn words(&self) -> u32 {
+        self.chain_words.map_or(0, |w| w.size / 4) as u32
+    }
+
+    /// Binds it, in the order of `lib/step_begin.wgsl`.
+    pub(super) fn bind(self, d: Dispatch<'a>) -> Dispatch<'a> {
+        let d = d
+            .bind("slots", self.slots)
+            .bind("states", self.states)
+            .bind("rows", self.rows)
+            .bind("tokens", self.tokens)
+            .bind("history", self.history);
+        match self.chain_words {
+            Some(words) => d.flag("CHAINS", true).bind("chain_words", words),
+            None => d,
+        }
+    }
+}
+
+/// Begins a decode step of `n` rows.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if a buffer is too small.
-#[allow(clippy::too_many_arguments, reason = "an operation's operands")]
-pub fn step_begin<'a>(
-    n: u32,
-    slots: BufferSlice<'a>,
-    states: BufferSlice<'a>,
-    rows: BufferSlice<'a>,
-    tokens: BufferSlice<'a>,
-    history: BufferSlice<'a>,
-    history_cap: u32,
-    chain_words: Option<BufferSlice<'a>>,
-) -> Result<Dispatch<'a>> {
-    if slots.size < u64::from(n) * 4 || rows.size < u64::from(n) * 8 || tokens.size < u64::from(n) * 4 {
+pub fn step_begin(n: u32, step: StepBegin<'_>) -> Result<Dispatch<'_>> {
+    if !step.fits(n) {
         bail!(InvalidArgument, "step_begin: {n} rows");
     }
-    let words = chain_words.map_or(0, |w| w.size / 4);
-    let params = StepBeginParams { rows: n, history_cap, words: words as u32 };
-    let threads = words.max(n.into());
-    let d = Dispatch::new(&STEP_BEGIN, &params, linear_grid(threads.div_ceil(THREADS_LONG.into())))
-        .constant("WG", THREADS_LONG)
-        .bind("slots", slots)
-        .bind("states", states)
-        .bind("rows", rows)
-        .bind("tokens", tokens)
-        .bind("history", history);
-    Ok(match chain_words {
-        Some(words) => d.flag("CHAINS", true).bind("chain_words", words),
-        None => d,
-    })
+    let params = StepBeginParams { rows: n, history_cap: step.history_cap, words: step.words() };
+    let threads = step.words().max(n);
+    let d = Dispatch::new(&STEP_BEGIN, &params, linear_grid(u64::from(threads.div_ceil(THREADS_LONG))));
+    Ok(step.bind(d.constant("WG", THREADS_LONG)))
 }

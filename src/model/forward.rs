@@ -3,12 +3,12 @@
 use crate::error::Result;
 use crate::gpu::{BufferSlice, Dispatch, Recorder};
 use crate::kernels::constants::{COOP_FROM, FEW_TO, TILE_FROM};
-use crate::kernels::sample::step_begin;
+use crate::kernels::sample::{StepBegin, step_begin};
 use crate::kernels::{
-    Activation, AttentionShape, ByteRows, Fresh, Input, Matrix, Pages, Queries, RopePairs, RopeShape, Segments, Weight,
-    activate, activate_bytes, activate_half, attention_coop, attention_coop_fits, attention_decode,
+    Activation, AttentionShape, ByteRows, Fresh, Ids, Input, Matrix, Pages, Queries, RopePairs, RopeShape, Segments,
+    Weight, activate, activate_bytes, activate_half, attention_coop, attention_coop_fits, attention_decode,
     attention_fresh_fits, attention_prefill, attention_prefill_fits, attention_split, attention_splits, byte_rows,
-    gather, gather_positions, glu, glu_bytes, matmul_fast, matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next,
+    gather_positions, glu, glu_bytes, lookup, matmul_fast, matmul_few_parts, matmul_glu, matmul_glu_fits, matmul_next,
     matmul_next_fits, norm, qk_norm, record_attention_chain, rope, sigmoid_gate, softcap,
 };
 use crate::model::draw::Choice;
@@ -99,16 +99,26 @@ impl<'a> Forward<'a> {
 
     /// Embedding and all blocks, for the first `n` rows of the scratch. What the last block left to the head.
     pub(crate) fn body(&self, r: &mut Recorder<'_>, n: u32, batch: Batch) -> Result<Left> {
+        self.body_of(r, n, batch, Ids::Tokens(self.scratch.tokens.whole()))
+    }
+
+    /// The same for tokens that come as `ids`.
+    fn body_of(&self, r: &mut Recorder<'_>, n: u32, batch: Batch, ids: Ids<'_>) -> Result<Left> {
         let x = Matrix::new(&self.scratch.x, n, self.spec.n_embd);
-        let tokens = self.scratch.tokens.whole();
-        Self::record_all(r, "embed", gather(&self.weights.embedding, tokens, x, self.spec.embedding_scale)?)?;
+        // What the first layer takes, where nothing else is added to rows before.
+        let plain = self.weights.positions.is_none() && self.lora.is_none();
+        let first = self.spec.layers.first().zip(self.weights.layers.first()).filter(|_| plain);
+        let next = first
+            .and_then(|(spec, w)| self.next(x, After::of(w.attn_norm.as_ref().filter(|_| !spec.parallel), &w.qkv)));
+        let embedding = &self.weights.embedding;
+        Self::record_all(r, "embed", lookup(embedding, ids, x, self.spec.embedding_scale, next)?)?;
         self.adapt_embedding(r, x)?;
         if let Some(positions) = &self.weights.positions {
             Self::record_all(r, "embed.positions", gather_positions(positions, self.scratch.row_data.whole(), x)?)?;
         }
         self.look(r, "embed", None, x)?;
         let layers = &self.weights.layers;
-        let mut left = Left::Nothing;
+        let mut left = if next.is_some() { Left::Rows } else { Left::Nothing };
         for (i, (spec, weights)) in self.spec.layers.iter().zip(layers).enumerate() {
             r.set_layer(Some(i as u32));
             let after = match self.spec.layers.get(i + 1).zip(layers.get(i + 1)) {
@@ -453,9 +463,16 @@ impl<'a> Forward<'a> {
         let (states, history) = (self.slots.states.whole(), self.slots.history.whole());
         let (rows, tokens) = (s.row_data.whole(), s.tokens.whole());
         let cap = self.slots.history_cap();
-        let words = self.cleared_words(batch, n);
-        r.record(step_begin(n, s.batch_slots.whole(), states, rows, tokens, history, cap, words)?)?;
-        let left = self.body(r, n, batch)?;
+        let slots = s.batch_slots.whole();
+        let chain_words = self.cleared_words(batch, n);
+        let step = StepBegin { slots, states, rows, tokens, history, history_cap: cap, chain_words };
+        let left = match self.weights.embedding.parts() {
+            [_] => self.body_of(r, n, batch, Ids::Begin(step))?,
+            _ => {
+                r.record(step_begin(n, step)?)?;
+                self.body(r, n, batch)?
+            }
+        };
         self.logits(r, 0, n, left)?;
         self.sample(r, n, rows, choice)?;
         self.end_recurrent_step(r, n)

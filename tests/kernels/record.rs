@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use doppler::gpu::{Buffer, BufferSlice, Dispatch, Gpu, Phase};
 use doppler::kernels::sample::{
-    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, StepEnd, argmax, check_stop, greedy, penalize, pick, step_begin,
+    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, StepBegin, StepEnd, argmax, check_stop, greedy, penalize, pick,
+    step_begin,
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
@@ -82,8 +83,17 @@ impl Step {
         let (sampling, bias) = ((&self.sampling).into(), (&self.bias).into());
         let b = SamplingBuffers { rows, sampling, history, history_cap: 32, bias };
         let end = StepEnd { rows, states, stop_ids: (&self.stop_ids).into(), ring: (&self.ring).into(), out_offset: 0 };
+        let begin = StepBegin {
+            slots: (&self.slots).into(),
+            states,
+            rows,
+            tokens: (&self.tokens).into(),
+            history,
+            history_cap: 32,
+            chain_words: None,
+        };
         vec![
-            step_begin(3, (&self.slots).into(), states, rows, (&self.tokens).into(), history, 32, None).unwrap(),
+            step_begin(3, begin).unwrap(),
             penalize(3, vocab, logits, b).unwrap(),
             argmax(3, vocab, cut, logits, partial).unwrap(),
             pick(3, vocab, cut, logits, b, partial, picked).unwrap(),

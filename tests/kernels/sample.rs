@@ -4,8 +4,8 @@
 
 use doppler::gpu::{Buffer, Dispatch, Gpu, linear_grid};
 use doppler::kernels::sample::{
-    Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepEnd, argmax, check_stop, greedy, penalize,
-    pick, step_begin,
+    Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepBegin, StepEnd, argmax, check_stop, greedy,
+    penalize, pick, step_begin,
 };
 use doppler::sample::{MAX_LOGIT_BIAS, SampleParams, Sampled, SamplingOptions, penalties, sample_reference};
 
@@ -482,7 +482,16 @@ fn steps(gpu: &Gpu, largest: bool) {
         let (drawn, partial) = (upload_words(gpu, drawn), upload_words(gpu, partial.as_flattened()));
         let picked = untouched(gpu, 4);
         let (st, ro) = ((&states).into(), (&rows).into());
-        let begin = step_begin(4, (&slots).into(), st, ro, (&tokens).into(), (&history).into(), cap, None).unwrap();
+        let begin = StepBegin {
+            slots: (&slots).into(),
+            states: st,
+            rows: ro,
+            tokens: (&tokens).into(),
+            history: (&history).into(),
+            history_cap: cap,
+            chain_words: None,
+        };
+        let begin = step_begin(4, begin).unwrap();
         let out = 4 * i as u32;
         let (stop_ids, ring) = ((&stop_ids).into(), (&ring).into());
         let end = StepEnd { rows: ro, states: st, stop_ids, ring, out_offset: out };
@@ -531,5 +540,7 @@ fn shapes_that_disagree_are_refused() {
     assert!(greedy(2, Chunks::of(64), s(), s(), end).is_err(), "ring too small");
     let end = StepEnd { out_offset: 0, ..end };
     assert!(greedy(2, Chunks { chunk: 256, chunks: 33 }, s(), s(), end).is_err(), "partial results too small");
-    assert!(step_begin(33, s(), s(), s(), s(), s(), 1, None).is_err(), "rows too small");
+    let begin =
+        StepBegin { slots: s(), states: s(), rows: s(), tokens: s(), history: s(), history_cap: 1, chain_words: None };
+    assert!(step_begin(33, begin).is_err(), "rows too small");
 }

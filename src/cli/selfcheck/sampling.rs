@@ -1,6 +1,7 @@
 //! The choice of tokens against the sampler's reference, and the bookkeeping of decode steps.
 
 use doppler::Result;
+use doppler::gpu::Buffer;
 use doppler::kernels::sample::{
     self as kernel, BIAS_ENTRIES, Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepEnd,
 };
@@ -163,46 +164,79 @@ fn step_end(lab: &Lab, n: usize, chunks: Option<u32>) -> Result<Measured> {
     Ok(Measured::exact(format!("{n} rows, {chunks:?} chunks"), wrong))
 }
 
+/// The beginning of a decode step, on the device and as it should be.
+pub(super) struct Begun {
+    slots: Buffer,
+    states: Buffer,
+    rows: Buffer,
+    tokens: Buffer,
+    history: Buffer,
+    words: Buffer,
+    clears: bool,
+    cap: usize,
+    want: [Vec<u32>; 4],
+}
+
+impl Begun {
+    /// A row for each of `tokens`.
+    pub(super) fn new(lab: &Lab, tokens: &[u32], clears: bool) -> Result<Self> {
+        let (n, cap) = (tokens.len(), 64usize);
+        let slots = Rng::new(n as u64).permutation(n as u32);
+        let mut states: Vec<SeqState> = states(n).into_iter().map(|s| SeqState { pos: s.pos % 64, ..s }).collect();
+        let (mut rows, mut history) = (Vec::new(), vec![0u32; n * cap]);
+        for (&slot, &token) in slots.iter().zip(tokens) {
+            let s = &mut states[slot as usize];
+            s.token = token;
+            rows.extend([slot, s.pos]);
+            if s.stop == 0 {
+                history[slot as usize * cap + s.pos as usize] = token;
+            }
+        }
+        // More words than rows; the first stays.
+        let mut words = vec![if clears { 0 } else { 7 }; 1000];
+        words[0] = 7;
+        Ok(Self {
+            slots: lab.words(&slots)?,
+            states: lab.words(bytemuck::cast_slice(&states))?,
+            rows: lab.words(&vec![0; 2 * n])?,
+            tokens: lab.words(&vec![0; n])?,
+            history: lab.words(&vec![0; n * cap])?,
+            words: lab.words(&[7; 1000])?,
+            clears,
+            cap,
+            want: [rows, tokens.to_vec(), history, words],
+        })
+    }
+
+    pub(super) fn operand(&self) -> kernel::StepBegin<'_> {
+        kernel::StepBegin {
+            slots: (&self.slots).into(),
+            states: (&self.states).into(),
+            rows: (&self.rows).into(),
+            tokens: (&self.tokens).into(),
+            history: (&self.history).into(),
+            history_cap: self.cap as u32,
+            chain_words: self.clears.then(|| (&self.words).into()),
+        }
+    }
+
+    pub(super) fn compare(&self, lab: &Lab, case: String) -> Result<Measured> {
+        let mut wrong = 0;
+        for (buffer, want) in [&self.rows, &self.tokens, &self.history, &self.words].into_iter().zip(&self.want) {
+            wrong += differences(&lab.read_words(buffer, want.len())?, want);
+        }
+        Ok(Measured::exact(case, wrong))
+    }
+}
+
 pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {
     [3usize, 301]
         .into_iter()
         .map(|n| {
-            let cap = 64usize;
-            let slots = Rng::new(n as u64).permutation(n as u32);
-            let states: Vec<SeqState> = states(n).into_iter().map(|s| SeqState { pos: s.pos % 64, ..s }).collect();
-            let mut want_history = vec![0u32; n * cap];
-            let (sb, tb) = (lab.words(&slots)?, lab.words(bytemuck::cast_slice(&states))?);
-            let (rb, kb) = (lab.words(&vec![0; 2 * n])?, lab.words(&vec![0; n])?);
-            let hb = lab.words(&want_history)?;
-            // Both forms, and more words than rows.
-            let words = lab.words(&vec![7; 1000])?;
-            let clear = (n > 3).then(|| (&words).into());
-            lab.run([kernel::step_begin(
-                n as u32,
-                (&sb).into(),
-                (&tb).into(),
-                (&rb).into(),
-                (&kb).into(),
-                (&hb).into(),
-                cap as u32,
-                clear,
-            )?])?;
-            let (mut want_rows, mut want_tokens) = (Vec::new(), Vec::new());
-            for &slot in &slots {
-                let s = &states[slot as usize];
-                want_rows.extend([slot, s.pos]);
-                want_tokens.push(s.token);
-                if s.stop == 0 {
-                    want_history[slot as usize * cap + s.pos as usize] = s.token;
-                }
-            }
-            let wrong = differences(&lab.read_words(&rb, 2 * n)?, &want_rows)
-                + differences(&lab.read_words(&kb, n)?, &want_tokens)
-                + differences(&lab.read_words(&hb, want_history.len())?, &want_history);
-            let mut want_words = vec![if clear.is_some() { 0 } else { 7 }; 1000];
-            want_words[0] = 7;
-            let wrong = wrong + differences(&lab.read_words(&words, 1000)?, &want_words);
-            Ok(Measured::exact(format!("{n} rows"), wrong))
+            // Both forms.
+            let begun = Begun::new(lab, &Rng::new(7).permutation(n as u32), n > 3)?;
+            lab.run([kernel::step_begin(n as u32, begun.operand())?])?;
+            begun.compare(lab, format!("{n} rows"))
         })
         .collect()
 }

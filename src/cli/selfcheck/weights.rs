@@ -3,11 +3,13 @@
 use doppler::Result;
 use doppler::gpu::Variant;
 use doppler::kernels::{
-    self, CoopTile, FewSplits, HalfRoom, HalfRows, MatmulPath, Matrix, Parts, RowSource, Weight, WeightUploader,
+    self, CoopTile, FewSplits, HalfRoom, HalfRows, Ids, MatmulPath, Matrix, Parts, RowSource, Weight, WeightUploader,
 };
 use doppler::quant::{Format, GPU_BLOCK, by_name};
 
+use super::fused::{Left, left_for_next};
 use super::input::InputRows;
+use super::sampling::Begun;
 use super::{BLANK, Lab, Measured, Rng, Want, compare};
 
 /// Rows of a format with ordinary values, and what they decode to. Blocks of random bits are drawn until one is ordinary,
@@ -65,29 +67,45 @@ pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for v in lab.variants("gather") {
         let format = format_of(&v)?;
+        let outs = ["OUT_BYTES", "OUT_NUMBERS"].map(|f| v.has(f));
+        let next = outs.contains(&true);
         for k in widths(format) {
-            let rows = 37;
+            // What is left for a product is whole blocks.
+            let (rows, k) = (37, if next { k.next_multiple_of(GPU_BLOCK) } else { k });
             let (w, values) = weight(lab, format, rows, k, None)?;
-            let tokens = [36u32, 0, 7, 7, 99];
-            let added = v.has("POSITIONS");
-            let ids = if added { super::row_words(&tokens) } else { tokens.to_vec() };
-            let (ib, yb) = (lab.words(&ids)?, lab.blank(tokens.len() * k)?);
+            // An id beyond the table leaves its row as it was.
+            let tokens = [36u32, 0, 7, 7, if next { 12 } else { 99 }];
+            let (added, scale) = (v.has("POSITIONS"), if v.has("POSITIONS") { 1.0 } else { 1.5 });
+            let ids = lab.words(&if added { super::row_words(&tokens) } else { tokens.to_vec() })?;
+            let begun = v.has("BEGINS").then(|| Begun::new(lab, &tokens, v.has("CHAINS"))).transpose()?;
+            let ids = match &begun {
+                Some(begun) => Ids::Begin(begun.operand()),
+                None if added => Ids::Positions((&ids).into()),
+                None => Ids::Tokens((&ids).into()),
+            };
+            let next_w = Rng::new(k as u64).units(k);
+            let (yb, wb) = (lab.blank(tokens.len() * k)?, lab.floats(&next_w)?);
             let y = Matrix::new(&yb, tokens.len() as u32, k as u32);
-            lab.run(match added {
-                true => kernels::gather_positions(&w, (&ib).into(), y)?,
-                false => kernels::gather(&w, (&ib).into(), y, 1.5)?,
-            })?;
+            let left = next.then(|| Left::new(lab, outs, tokens.len(), k)).transpose()?;
+            lab.run(kernels::lookup(&w, ids, y, scale, left.as_ref().map(|l| l.operand(&wb)))?)?;
             let mut want = Vec::new();
             for &t in &tokens {
                 let old = Want::from(f64::from(BLANK));
                 match values.chunks_exact(k).nth(t as usize) {
                     Some(row) if added => want.extend(row.iter().map(|&v| Want(old.0 + f64::from(v), old.1))),
                     Some(row) => want.extend(row.iter().map(|&v| Want::from(1.5 * f64::from(v)))),
-                    // An id beyond the table leaves its row as it was.
                     None => want.extend(vec![old; k]),
                 }
             }
-            all.push(compare(format!("{rows} x {k}, {v}"), &lab.read(&yb, want.len())?, &want, 1e-9, 3e-7));
+            let case = format!("{rows} x {k}, {v}");
+            let got = lab.read(&yb, want.len())?;
+            all.push(compare(case.clone(), &got, &want, 1e-9, 3e-7));
+            if let Some(left) = &left {
+                all.extend(left_for_next(lab, &case, &got, &next_w, left)?);
+            }
+            if let Some(begun) = begun {
+                all.push(begun.compare(lab, format!("{case}, the step"))?);
+            }
         }
     }
     Ok(all)
