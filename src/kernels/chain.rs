@@ -116,10 +116,12 @@ fn beside(gpu: &Gpu, held: &Held) -> [u32; 2] {
     let [wg, team, reduce, nt] = ["WG", "TEAM", "REDUCE", "NT"].map(|n| held.variant.constant(n).unwrap_or(1));
     let joined = if gpu.features().subgroups { reduce } else { 1 };
     let pair = is(held, &MATMUL_GLU) || is(held, &MOE_GLU);
-    let values = 1 + u32::from(pair) + u32::from(held.variant.has("NORM"));
+    let quad = held.variant.has("QUAD");
+    let values = if quad { 4 } else { 1 + u32::from(pair) } + u32::from(held.variant.has("NORM"));
     let teams = wg / team;
     // Collected results, largest numbers and bytes.
-    let made = if is(held, &MATMUL_VEC) { 0 } else { 192 * (teams / GPU_BLOCK as u32).max(1) };
+    let made =
+        if is(held, &MATMUL_VEC) { 0 } else { 192 * (teams * if quad { 4 } else { 1 } / GPU_BLOCK as u32).max(1) };
     [teams * ((team / joined) | 1) * nt * values, made]
 }
 
@@ -201,8 +203,9 @@ impl Joining {
             return Some(());
         }
         let known = [&MATMUL_NEXT, &MATMUL_GLU, &MATMUL_VEC, &MOE_GLU, &MOE_DOWN].iter().any(|k| is(h, k));
-        // Tall teams have workgroups of their own sizes, and more parts than stages have room for.
-        if !known || ["ACCUMULATE", "TAIL", "QUAD"].iter().any(|f| h.variant.has(f)) {
+        // Tall teams of bytes have workgroups of their own sizes.
+        let tall = h.variant.has("QUAD") && h.variant.has("BYTES");
+        if !known || tall || ["ACCUMULATE", "TAIL"].iter().any(|f| h.variant.has(f)) {
             return None;
         }
         let mut stage = Stage { held: h.clone(), flags: Vec::new(), constants: Vec::new() };

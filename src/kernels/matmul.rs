@@ -37,11 +37,12 @@ pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
 }
 
 /// As [`tail_only_without_blocks`], products with bytes are of whole blocks, and rows come scaled to single elements only, in whole blocks, and to be
-/// normalised. Tall teams are for bytes of several rows.
+/// normalised. Tall teams are for bytes of several rows, and for single elements that are not gate and up.
 pub(super) fn takes_rows(v: &Variant) -> bool {
-    let bytes = v.fragment("weight").and_then(by_name).is_some_and(|f| f.has_bytes());
+    let format = v.fragment("weight").and_then(by_name);
+    let bytes = format.is_some_and(|f| f.has_bytes());
     let scaled = v.has("NORM") && !bytes && !v.has("TAIL");
-    let tall = v.has("BYTES") && v.constant("NT") == Some(4);
+    let tall = if v.has("BYTES") { v.constant("NT") == Some(4) } else { !bytes && !v.has("TAIL") };
     tail_only_without_blocks(v)
         && (!v.has("BYTES") || bytes)
         && (!v.has("SCALED") || scaled)
@@ -229,6 +230,18 @@ impl Team {
         if fits && several { tall } else { self }
     }
 
+    /// Teams four times as large that make four rows of weights each, in workgroups that make as many rows as before, for weights of single elements: a row
+    /// of `x` takes as long to read as one of those, and stages have four times as many on their way when `x` comes. By the weight alone, as all teams.
+    pub(super) fn stacked(self, gpu: &Gpu, x: Input<'_>, w: &Weight) -> Self {
+        let (team, values) = (self.team * 4, 4 + u32::from(x.norm.is_some()));
+        let together = team.min(gpu.adapter().least_subgroup());
+        let stacked = Self { team, together, high: 4, ..self }.with_columns(gpu, x.x.rows, values);
+        // Each thread has a step of eight.
+        let even = w.k().is_multiple_of(GPU_BLOCK as u32) && team <= w.k() / 8;
+        let fits = team <= THREADS_LONG.min(self.threads) && stacked.bytes(gpu, values, 1) <= gpu.workgroup_bytes();
+        if w.has_elements() && even && fits { stacked } else { self }
+    }
+
     /// Threads of a workgroup of any stage.
     pub(super) fn stage_threads(gpu: &Gpu) -> u32 {
         let least = GPU_BLOCK as u32;
@@ -379,6 +392,7 @@ pub fn matmul_with<'a>(
         true => Team::of_stage(gpu, n, k, rows, values, StageRows::Any),
         false => Team::of(gpu, n, k, rows, values),
     }
+    .stacked(gpu, x, w)
     .tall(gpu, x, w, false);
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {

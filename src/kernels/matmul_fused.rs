@@ -47,9 +47,9 @@ params!(NextParams {
 /// Rows that a workgroup makes where its results are written as bytes: a block.
 const BLOCK: u32 = GPU_BLOCK as u32;
 
-/// The tail is tried with plain results only: bytes do not change how it is read.
+/// The tail is tried with plain results only: bytes do not change how it is read. Teams that make gate and up take two rows already.
 fn glu_exists(v: &Variant) -> bool {
-    takes_rows(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
+    takes_rows(v) && (!v.has("QUAD") || v.has("BYTES")) && !(v.has("TAIL") && v.has("OUT_BYTES"))
 }
 
 /// Rows are left in some form. Both of them, and the tail, do not change how others are made.
@@ -184,7 +184,8 @@ pub fn matmul_next<'a>(
         );
     }
     // The team does not depend on how a weight is split.
-    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true)).tall(gpu, x, w, false);
+    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true));
+    let team = team.stacked(gpu, x, w).tall(gpu, x, w, false);
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {

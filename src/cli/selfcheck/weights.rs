@@ -140,7 +140,7 @@ enum Product {
 /// Rows of `x` by which an operation asks for a variant of the matrix-vector product.
 pub(super) fn vec_rows(v: &Variant) -> Option<usize> {
     let nt = v.constant("NT")? as usize;
-    Some(if v.has("QUAD") { 7 } else { nt.min(3) })
+    Some(if v.has("QUAD") && v.has("BYTES") { 7 } else { nt.min(3) })
 }
 
 /// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup. Tall teams
@@ -150,7 +150,11 @@ pub(super) fn width(v: &Variant, i: usize) -> Result<usize> {
     Ok(match v.has("TAIL") {
         true => [36, 420][i % 2],
         false => {
+            let elements = format.block_len == 1;
             let blocks = match (v.has("QUAD"), v.has("BYTES") && v.constant("NT") == Some(4)) {
+                // Single elements are for teams four times as large if each thread has eight.
+                (true, _) if elements => [33, 40],
+                _ if elements => [1, 3],
                 (true, _) => [17, 24],
                 // Of super-blocks two would be 16 blocks.
                 (_, true) if format.block_len > GPU_BLOCK => [1, 8],
