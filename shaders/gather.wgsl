@@ -4,6 +4,7 @@
 // OUT_BYTES, OUT_NUMBERS: y is left ready for the next product, as lib/next_rows.wgsl has it; columns are a multiple of 32.
 #import thread
 override WG: u32 = 64u;
+const BYTE_TOGETHER: u32 = 1u;
 struct Params {
     n_tokens: u32, cols: u32, k_blocks: u32, row_start: u32, part_rows: u32, y_stride: u32, scale: f32, groups: u32, history_cap: u32, words: u32,
 }
@@ -51,8 +52,9 @@ fn main(t: Thread) {
     if (i < params.n_tokens) { begin_row(i); }
 #endif
     let block = g % params.k_blocks;
-    let token = g / params.k_blocks * 4u + t.lid / 8u;
-    let mine = t.lid < 32u && token < params.n_tokens;
+    let place = place_of(t);
+    let token = g / params.k_blocks * 4u + place / 8u;
+    let mine = place < 32u && token < params.n_tokens;
     var row = 0xffffffffu;
     // Wraps to a large number for rows before this part.
     if (mine) { row = id_of(token) - params.row_start; }
@@ -63,8 +65,8 @@ fn main(t: Thread) {
 #endif
     if (on) {
         var w = weight_block(row * params.k_blocks + block);
-        let v = params.scale * w[t.lid % 8u];
-        let at = column + t.lid % 8u * 4u;
+        let v = params.scale * w[place % 8u];
+        let at = column + place % 8u * 4u;
         let base = token * params.y_stride + at;
         for (var e = 0u; e < 4u; e++) {
             if (at + e < params.cols) {
@@ -75,7 +77,7 @@ fn main(t: Thread) {
 #endif
             }
 #if NEXT
-            next_values[t.lid * 4u + e] = v[e];
+            next_values[place * 4u + e] = v[e];
 #endif
         }
     }

@@ -14,6 +14,8 @@ override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+override BYTE_TOGETHER: u32 = REDUCE;
+#set NEIGHBOURS
 // Results of a workgroup for each row of x.
 override MADE: u32 = WG / TEAM * TEAM_ROWS / 2u;
 #if BLOCKS
@@ -74,8 +76,8 @@ fn main(t: Thread) {
     }
 #if BLOCKS
     workgroupBarrier();
-    let c = t.lid / 8u / BLOCKS;
-    let j = t.lid % (8u * BLOCKS) * 4u;
+    let c = place_of(t) / 8u / BLOCKS;
+    let j = place_of(t) % (8u * BLOCKS) * 4u;
     var v = vec4<f32>(0.0);
     if (c < NT) {
         let i = c * MADE + j;

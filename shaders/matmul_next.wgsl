@@ -6,6 +6,7 @@ override TEAM: u32 = 2u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+override BYTE_TOGETHER: u32 = REDUCE;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, out_column: u32, out_blocks: u32,
@@ -49,7 +50,7 @@ fn main(t: Thread) {
 #endif
     }
     let column = params.out_column + row0;
-    let c = t.lid / 8u;
+    let c = place_of(t) / 8u;
     let on = c < NT && t0 + c < params.t_rows;
     let next = next_weights(t, on, column);
     team_products(t, team_rows(t, row0), t0, params.t_rows - 1u);

@@ -7,6 +7,7 @@ override WG: u32 = 64u;
 override TEAM: u32 = 2u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+override BYTE_TOGETHER: u32 = REDUCE;
 override N_USED: u32 = 1u;
 const NT: u32 = 1u;
 struct Params {
@@ -88,7 +89,7 @@ fn main(t: Thread) {
 #endif
     }
 #if NEXT
-    let on = t.lid < 8u;
+    let on = place_of(t) < 8u;
     next_leave(t, on, row, params.row_groups, row0, next_weights(t, on, row0));
 #endif
 }

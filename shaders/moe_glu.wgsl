@@ -7,6 +7,8 @@ override WG: u32 = 64u;
 override TEAM: u32 = 2u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+override BYTE_TOGETHER: u32 = REDUCE;
+#set NEIGHBOURS
 const NT: u32 = 1u;
 struct Params { groups: u32, row_groups: u32, n: u32, k4: u32, share: u32, eps: f32 }
 #if ROUTE_IN
@@ -52,7 +54,8 @@ fn main(t: Thread) {
 #endif
     }
     workgroupBarrier();
-    let i = t.lid % 8u * 4u;
+    let place = place_of(t);
+    let i = place % 8u * 4u;
     let v = vec4<f32>(block_values[i], block_values[i + 1u], block_values[i + 2u], block_values[i + 3u]);
-    byte_store(t, t.lid < 8u, entry, params.n / 32u, row0 / 4u + t.lid % 8u, v);
+    byte_store(t, place < 8u, entry, params.n / 32u, row0 / 4u + place % 8u, v);
 }

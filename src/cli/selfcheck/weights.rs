@@ -153,7 +153,7 @@ pub(super) fn width(v: &Variant, i: usize) -> Result<usize> {
             let elements = format.block_len == 1;
             let blocks = match (v.has("QUAD"), v.has("BYTES") && v.constant("NT") == Some(4)) {
                 // Single elements are for teams four times as large if each thread has eight.
-                (true, _) if elements => [33, 40],
+                (true, _) if elements => [8, 9],
                 _ if elements => [1, 3],
                 (true, _) => [17, 24],
                 // Of super-blocks two would be 16 blocks.
