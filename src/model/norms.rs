@@ -8,6 +8,7 @@ use crate::kernels::{
 };
 use crate::model::forward::Forward;
 use crate::model::weights::NormWeights;
+use crate::quant::GPU_BLOCK;
 
 /// What a block has left to the norm after it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,6 +122,8 @@ impl<'a> Forward<'a> {
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes);
         let numbers = after.wants_numbers.then(|| self.scratch.normed.whole());
         let complete = bytes.is_some() == after.wants_bytes && (bytes.is_some() || numbers.is_some());
+        // Squares are left for whole blocks.
+        let complete = complete && x.cols.is_multiple_of(GPU_BLOCK as u32);
         complete.then(|| Next { w: norm.w.whole(), bytes, numbers, sums: self.scratch.block_sums.whole() })
     }
 }

@@ -24,3 +24,4 @@ mod sampling;
 mod score;
 mod speculation;
 mod together;
+mod widths;
