@@ -41,8 +41,8 @@ var<workgroup> ws: array<array<Row, TILE_R>, 4>;
 var<workgroup> strip: array<array<vec4<f32>, 64>, 4>;
 
 // Between what the threads of a subgroup write and what they read of it as matrices. Its memory is no other subgroup's, so none has to wait for another, as they
-// would at a barrier of the workgroup (a fifth slower). naga orders a subgroup's memory by this, and does not name the workgroup's; where there are such
-// matrices, threads of a subgroup go through one access after another. The self-check compares what comes of it on the device it runs on.
+// would at a barrier of the workgroup (a fifth slower). As naga writes it, this names the subgroup's memory and not the workgroup's: what keeps the order there is that
+// each thread's writes and the matrices that it reads overlap. The self-check compares what comes of several rounds on the device it runs on.
 fn own_barrier() { subgroupBarrier(); }
 
 #if ELEMENTS

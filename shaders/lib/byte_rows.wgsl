@@ -4,8 +4,8 @@
 // the scale's bits and the sums of the bytes of both halves, as two i16. The caller declares
 // `override BYTE_THREADS`, a multiple of 8: threads from there on have nothing to write.
 // CHAIN_OUT: they go to a later stage of a chain instead, as lib/chain.wgsl has it. The host declares CHAIN_OUT_AT, the first of their words.
-// NEIGHBOURS: the caller counts threads as place_of does, and declares `override BYTE_TOGETHER`: as many neighbours as are sure to be of one subgroup. Eight need no
-// workgroup memory and no barrier between them.
+// NEIGHBOURS: the caller counts threads as place_of does, and declares BYTE_TOGETHER: as many neighbours as are sure to be of one subgroup. Eight need no
+// barrier between them.
 #import thread
 #if CHAIN_OUT
 #import chain

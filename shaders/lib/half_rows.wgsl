@@ -1,8 +1,8 @@
 // Rows as f16 for cooperative products: h[r, k] = x[r, k] * 2^e, scales[r] = 2^-e, with the row's largest magnitude brought to 2^14..2^15,
 // so that no row leaves the range of f16 and what is lost is far below its sums. h is padded with zeros to whole blocks of 32.
 // A row with an infinity or a NaN keeps it.
-// With params.x_tiles tiles of 16 rows (0: none) h is in tiles for matmul_few.wgsl: [cols padded to whole steps of 64, 4, x_tiles, 16 rows,
-// 16 columns], where a tile has two units of four of each of a step's two blocks: the j-th of both before the next of either.
+// With params.x_tiles tiles of 16 rows (0: none) h is in tiles for matmul_few.wgsl: [steps of 64 columns, 4, x_tiles, 16 rows, 16
+// columns], padded with zeros to whole rounds of 256 columns, where a tile has two units of four of each of a step's two blocks: the j-th of both before the next of either.
 @group(0) @binding(auto) var<storage, read_write> h: array<vec2<u32>>;
 @group(0) @binding(auto) var<storage, read_write> scales: array<f32>;
 

@@ -146,7 +146,7 @@ fn experimental(features: Features) -> wgpu::ExperimentalFeatures {
         return wgpu::ExperimentalFeatures::disabled();
     }
     // SAFETY: wgpu warns of defects that its validation does not catch. Used are cooperative matrices alone, in the one shape that the
-    // adapter lists, on workgroup memory, in uniform control flow, in this library's own shaders, each checked against a reference.
+    // adapter lists, on workgroup memory and storage, in uniform control flow, in this library's own shaders, each checked against a reference.
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 

@@ -238,7 +238,7 @@ impl Team {
         let stacked = Self { team, together, high: 4, ..self }.with_columns(gpu, x.x.rows, values);
         // Each thread has a step of eight.
         let even = w.k().is_multiple_of(GPU_BLOCK as u32) && team <= w.k() / 8;
-        let fits = team <= THREADS_LONG.min(self.threads) && stacked.bytes(gpu, values, 1) <= gpu.workgroup_bytes();
+        let fits = team <= THREADS_LONG.min(self.threads) && stacked.bytes(gpu, values, 4) <= gpu.workgroup_bytes();
         if w.has_elements() && even && fits { stacked } else { self }
     }
 

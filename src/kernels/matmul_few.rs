@@ -54,7 +54,7 @@ params!(SumParams { rows: u32, cols: u32, splits: u32, y_stride: u32, y_offset: 
 pub enum FewSplits {
     /// As many as fill a large device.
     Auto,
-    /// So many, or as many as there are steps (tests force each way).
+    /// So many, or as many as there are rounds of [`FEW_ROUND`] blocks (tests force each way).
     Most(u32),
 }
 

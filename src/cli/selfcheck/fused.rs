@@ -11,8 +11,8 @@ use super::weights::{format_of, vec_rows, weight, width};
 use super::{Lab, Measured, Rng, Want, compare};
 
 /// Width, and rows of `x`, for the `i`-th variant.
-fn shape(v: &Variant, i: usize) -> Result<[usize; 2]> {
-    Ok([width(v, i)?, vec_rows(v).unwrap_or(1)])
+fn shape(lab: &Lab, v: &Variant, i: usize) -> Result<[usize; 2]> {
+    Ok([width(lab, v, i)?, vec_rows(v).unwrap_or(1)])
 }
 
 /// `Σ x · w` for each row of `x` and of `w`, and the size of its terms. Of bytes, offsets and quants cancel in part, so that terms are larger.
@@ -28,7 +28,7 @@ fn products(v: &Variant, x: &InputRows, w: &[f32], k: usize) -> Vec<Vec<Want>> {
 pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants("matmul_glu").into_iter().enumerate() {
-        let [k, t_rows] = shape(&v, i)?;
+        let [k, t_rows] = shape(lab, &v, i)?;
         let n = if v.has("OUT_BYTES") { 96 } else { 67 };
         let mut rng = Rng::new((k * t_rows) as u64);
         let (w, values) = weight(lab, format_of(&v)?, 2 * n, k, None)?;
@@ -101,7 +101,7 @@ pub(super) fn left_for_next(lab: &Lab, case: &str, rows: &[f32], next_w: &[f32],
 pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants("matmul_next").into_iter().enumerate() {
-        let [k, t_rows] = shape(&v, i)?;
+        let [k, t_rows] = shape(lab, &v, i)?;
         let n = 96;
         let mut rng = Rng::new((k * t_rows) as u64);
         let (bias, next_w, old) = (rng.units(n), rng.units(n), rng.units(t_rows * n));

@@ -28,7 +28,7 @@ fn dot<'w>(x: &[f64], w: impl IntoIterator<Item = &'w f32>) -> Want {
 pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants("moe_glu").into_iter().enumerate() {
-        let (k, rows, n) = (width(&v, i)?, [1, 4, 7][i % 3], 96);
+        let (k, rows, n) = (width(lab, &v, i)?, [1, 4, 7][i % 3], 96);
         let mut rng = Rng::new((k * rows) as u64);
         let (w, values) = expert_weight(lab, format_of(&v)?, (EXPERTS, 2 * n, k), None)?;
         let x = InputRows::with(lab, true, v.has("NORM"), false, &rng.units(rows * k), k)?;
@@ -63,7 +63,7 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
 pub(super) fn down(lab: &Lab) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for (i, v) in lab.variants("moe_down").into_iter().enumerate() {
-        let (k, rows, n) = (width(&v, i)?, [1, 7, 4][i % 3], 96);
+        let (k, rows, n) = (width(lab, &v, i)?, [1, 7, 4][i % 3], 96);
         let mut rng = Rng::new((k * rows) as u64);
         let (w, values) = expert_weight(lab, format_of(&v)?, (EXPERTS, n, k), None)?;
         let xb = lab.floats(&rng.units(rows * USED * k))?;

@@ -143,18 +143,19 @@ pub(super) fn vec_rows(v: &Variant) -> Option<usize> {
     Some(if v.has("QUAD") && v.has("BYTES") { 7 } else { nt.min(3) })
 }
 
-/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a workgroup. Tall teams
-/// have 16 threads at least, and a block for each; more have no room on a device without subgroups. With fewer blocks teams are not tall.
-pub(super) fn width(v: &Variant, i: usize) -> Result<usize> {
+/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a team. Tall teams of
+/// bytes have 16 threads at least, and a block for each; more have no room on a device without subgroups. With fewer blocks teams are not tall. Those of single
+/// elements have eight for each thread, of which stages of chains have many.
+pub(super) fn width(lab: &Lab, v: &Variant, i: usize) -> Result<usize> {
     let format = format_of(v)?;
     Ok(match v.has("TAIL") {
         true => [36, 420][i % 2],
         false => {
-            let elements = format.block_len == 1;
+            let by_teams_of_elements = format.block_len == 1 && v.constant("NT").is_some();
             let blocks = match (v.has("QUAD"), v.has("BYTES") && v.constant("NT") == Some(4)) {
-                // Single elements are for teams four times as large if each thread has eight.
-                (true, _) if elements => [8, 9],
-                _ if elements => [1, 3],
+                (true, _) if by_teams_of_elements && lab.gpu.features().chains => [32, 33],
+                (true, _) if by_teams_of_elements => [8, 9],
+                _ if by_teams_of_elements => [1, 3],
                 (true, _) => [17, 24],
                 // Of super-blocks two would be 16 blocks.
                 (_, true) if format.block_len > GPU_BLOCK => [1, 8],
@@ -170,7 +171,11 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
     let mut all = Vec::new();
     for (i, v) in lab.variants(kernel).into_iter().enumerate() {
         let format = format_of(&v)?;
-        let k = width(&v, i)?;
+        let k = match product {
+            // Less than a round of the subgroups, or several in each part of k.
+            Product::Few(_) => ([3, 37][i % 2] * GPU_BLOCK).next_multiple_of(format.block_len),
+            _ => width(lab, &v, i)?,
+        };
         let t_rows = match vec_rows(&v) {
             Some(rows) => rows,
             None if v.has("ROWS_16") => [16, 5, 11][i % 3],
@@ -208,7 +213,7 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
                 lab.run(match product {
                     Product::Few(_) => {
                         // Sums of parts are added to y by another kernel.
-                        let most = FewSplits::Most(if accumulate { 1 } else { 1 + i as u32 % 2 });
+                        let most = FewSplits::Most(if accumulate { 1 } else { 1 + i as u32 / 2 % 2 });
                         kernels::matmul_few(&lab.gpu, most, half, &w, my, accumulate, (&parts).into())?
                     }
                     _ => kernels::matmul_coop(&lab.gpu, tile, half, &w, my, accumulate)?,
