@@ -298,7 +298,8 @@ fn check_shader(what: &str, kernel: &Kernel, assembled: &Assembled, flags: &[&st
     capabilities.set(Capabilities::SUBGROUP, flags.contains(&"SUBGROUPS"));
     capabilities.set(Capabilities::SHADER_FLOAT16, flags.contains(&"F16"));
     capabilities.set(Capabilities::IMMEDIATES, immediates);
-    capabilities.set(Capabilities::COOPERATIVE_MATRIX, kernel.is_cooperative());
+    // Devices for kernels with matrices have barriers of a subgroup.
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP_BARRIER, kernel.is_cooperative());
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
