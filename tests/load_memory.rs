@@ -2,11 +2,15 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "common/llama_file.rs"]
+mod llama_file;
+
 use std::path::Path;
 
-use doppler::format::GgufWriter;
 use doppler::gpu::{AdapterChoice, GpuOptions};
 use doppler::session::{Context, ModelOptions};
+
+use llama_file::one_layer;
 
 /// Anonymous and shared memory of this process; mapped files do not count.
 fn own_memory() -> u64 {
@@ -22,33 +26,8 @@ fn own_memory() -> u64 {
 fn big_file(path: &Path, n_embd: u64, n_ff: u64, vocab: u64) {
     use std::io::Write as _;
     let tokens: Vec<String> = ["a", "b", "ab", "c"].map(str::to_string).to_vec();
-    let layer: [(&str, u64, u64); 7] = [
-        ("attn_q", n_embd, n_embd),
-        ("attn_k", n_embd, n_embd),
-        ("attn_v", n_embd, n_embd),
-        ("attn_output", n_embd, n_embd),
-        ("ffn_gate", n_embd, n_ff),
-        ("ffn_up", n_embd, n_ff),
-        ("ffn_down", n_ff, n_embd),
-    ];
     // The table comes last and is written as a hole: zeros that take no room on most file systems.
-    let mut w = GgufWriter::new()
-        .key("general.architecture", "llama")
-        .key("llama.block_count", 1u32)
-        .key("llama.embedding_length", n_embd as u32)
-        .key("llama.feed_forward_length", n_ff as u32)
-        .key("llama.context_length", 64u32)
-        .key("llama.attention.head_count", 4u32)
-        .key("llama.attention.layer_norm_rms_epsilon", 1e-5f32)
-        .key("tokenizer.ggml.model", "gpt2")
-        .key("tokenizer.ggml.tokens", tokens)
-        .key("tokenizer.ggml.merges", vec!["a b".to_string()]);
-    for (name, k, rows) in layer {
-        w = w.tensor(&format!("blk.0.{name}.weight"), &[k, rows], 1, vec![0; (k * rows * 2) as usize]);
-    }
-    for norm in ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"] {
-        w = w.tensor(norm, &[n_embd], 0, 1f32.to_le_bytes().repeat(n_embd as usize));
-    }
+    let w = one_layer(n_embd, n_ff, tokens, "a b", |n| vec![0; (n * 2) as usize]);
     // A table of one row stands for the big one in the writer; its shape is set in the bytes.
     let one = w.tensor("token_embd.weight", &[n_embd, 1], 1, vec![0; (n_embd * 2) as usize]).to_bytes();
     let name = b"token_embd.weight";

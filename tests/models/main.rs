@@ -12,6 +12,8 @@ mod golden;
 mod hearth;
 mod kv_sharing;
 mod kv_windows;
+#[path = "../common/llama_file.rs"]
+mod llama_file;
 mod loading;
 mod lora;
 mod lora_files;

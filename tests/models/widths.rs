@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use doppler::format::GgufWriter;
 use doppler::gpu::{Features, Guard};
 use doppler::model::KvType;
 
 use crate::common::{context, generate, greedy, load, logits, session};
+use crate::llama_file::one_layer;
 
 /// A llama of one layer with random weights in f16, in rows of 48 and 72.
 fn narrow_file(path: &Path) {
@@ -20,26 +20,8 @@ fn narrow_file(path: &Path) {
     };
     let (n_embd, n_ff, vocab) = (48u64, 72u64, 300u64);
     let tokens: Vec<String> = (0..vocab).map(|i| format!("t{i}")).collect();
-    let mut w = GgufWriter::new()
-        .key("general.architecture", "llama")
-        .key("llama.block_count", 1u32)
-        .key("llama.embedding_length", n_embd as u32)
-        .key("llama.feed_forward_length", n_ff as u32)
-        .key("llama.context_length", 64u32)
-        .key("llama.attention.head_count", 4u32)
-        .key("llama.attention.layer_norm_rms_epsilon", 1e-5f32)
-        .key("tokenizer.ggml.model", "gpt2")
-        .key("tokenizer.ggml.tokens", tokens)
-        .key("tokenizer.ggml.merges", vec!["t 1".to_string()]);
-    let layer = [("attn_q", n_embd, n_embd), ("attn_k", n_embd, n_embd), ("attn_v", n_embd, n_embd)];
-    let rest = [("attn_output", n_embd, n_embd), ("ffn_gate", n_embd, n_ff), ("ffn_up", n_embd, n_ff)];
-    for (name, k, rows) in layer.into_iter().chain(rest).chain([("ffn_down", n_ff, n_embd)]) {
-        w = w.tensor(&format!("blk.0.{name}.weight"), &[k, rows], 1, halves(k * rows));
-    }
-    for norm in ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"] {
-        w = w.tensor(norm, &[n_embd], 0, 1f32.to_le_bytes().repeat(n_embd as usize));
-    }
-    w = w.tensor("token_embd.weight", &[n_embd, vocab], 1, halves(n_embd * vocab));
+    let w = one_layer(n_embd, n_ff, tokens, "t 1", &mut halves);
+    let w = w.tensor("token_embd.weight", &[n_embd, vocab], 1, halves(n_embd * vocab));
     std::fs::write(path, w.to_bytes()).expect("write");
 }
 
