@@ -15,11 +15,6 @@ const BYTE_THREADS: u32 = 32u;
 #if OUT_NUMBERS
 #import number_rows
 #endif
-#if SUBGROUPS
-const SHUFFLES: bool = true;
-#else
-const SHUFFLES: bool = false;
-#endif
 // The block's columns of each row, from the caller.
 var<workgroup> next_values: array<f32, 128>;
 
@@ -43,13 +38,16 @@ fn next_leave(t: Thread, on: bool, row: u32, blocks: u32, column: u32, next: vec
         v *= next;
     }
 #if SUBGROUPS
-    if (BYTE_TOGETHER >= 8u) {
+    let together = BYTE_TOGETHER >= 8u;
+    if (together) {
         for (var apart = 1u; apart < 8u; apart *= 2u) { squares += subgroupShuffleXor(squares, apart); }
     }
+#else
+    const together = false;
 #endif
     if (on) {
         if (place % 8u == 0u) {
-            if (BYTE_TOGETHER < 8u || !SHUFFLES) {
+            if (!together) {
                 squares = 0.0;
                 for (var e = first; e < first + 32u; e++) { squares += next_values[e] * next_values[e]; }
             }

@@ -75,7 +75,8 @@ pub(super) fn gather(lab: &Lab) -> Result<Vec<Measured>> {
             let (w, values) = weight(lab, format, rows, k, None)?;
             // An id beyond the table leaves its row as it was.
             let tokens = [36u32, 0, 7, 7, if next { 12 } else { 99 }];
-            let (added, scale) = (v.has("POSITIONS"), if v.has("POSITIONS") { 1.0 } else { 1.5 });
+            let added = v.has("POSITIONS");
+            let scale = if added { 1.0 } else { 1.5 };
             let ids = lab.words(&if added { super::row_words(&tokens) } else { tokens.to_vec() })?;
             let begun = v.has("BEGINS").then(|| Begun::new(lab, &tokens, v.has("CHAINS"))).transpose()?;
             let ids = match &begun {
