@@ -27,6 +27,7 @@ struct Params {
 #set NEXT
 #endif
 #if NEXT
+const BYTE_THREADS: u32 = 32u;
 #import next_rows
 #endif
 

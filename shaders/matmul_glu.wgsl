@@ -21,7 +21,7 @@ override MADE: u32 = WG / TEAM * TEAM_ROWS / 2u;
 #if BLOCKS
 // Blocks of 32 results, for each of them and each row of x eight threads, and four results a thread.
 override BLOCKS: u32 = MADE / 32u;
-override BYTE_THREADS: u32 = 32u * BLOCKS;
+override BYTE_THREADS: u32 = 8u * NT * BLOCKS;
 override BLOCK_VALUES: u32 = 4u * BYTE_THREADS;
 #endif
 struct Params {
@@ -52,7 +52,7 @@ fn main(t: Thread) {
     let tile = team_tile(g);
     let row0 = tile.x * MADE;
     let t0 = tile.y * NT;
-    let gate = min(row0 + team_of(t, TEAM).x, params.n - 1u);
+    let gate = min(row0 + team_at(t).x, params.n - 1u);
     let other = min(gate + TEAMS, params.n - 1u);
     team_products(t, vec4<u32>(gate, params.n + gate, other, params.n + other), t0, params.t_rows - 1u);
     if (t.lid < MADE * NT) {

@@ -7,6 +7,7 @@ override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
 override BYTE_TOGETHER: u32 = REDUCE;
+override BYTE_THREADS: u32 = 8u * NT;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,
     x_stride4: u32, x_offset4: u32, y_stride: u32, y_offset: u32, out_column: u32, out_blocks: u32,

@@ -6,3 +6,7 @@ struct Bytes { lo: vec4<u32>, hi: vec4<u32>, scale: vec2<f32>, offset: vec2<f32>
 fn bytes_dot(a: vec4<u32>, b: vec4<u32>) -> i32 {
     return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
 }
+// The same added to others, one after another: a device adds three numbers at a time.
+fn bytes_dot_add(sum: i32, a: vec4<u32>, b: vec4<u32>) -> i32 {
+    return sum + dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
+}

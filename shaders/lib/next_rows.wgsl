@@ -1,6 +1,6 @@
 // What the last product of a block leaves for the next one: rows of y * next_w, with OUT_BYTES as signed bytes, with OUT_NUMBERS as they are, and for
 // each 32 columns of y their sum of squares, from which who reads the rows has the root mean square. CHAIN_OUT: they go to a later stage of a chain.
-// A workgroup has a block of 32 columns of up to four rows. The caller declares BYTE_TOGETHER (lib/byte_rows.wgsl); threads count as place_of says.
+// A workgroup has a block of 32 columns of some rows, BYTE_THREADS / 8. The caller declares that and BYTE_TOGETHER (lib/byte_rows.wgsl); threads count as place_of says.
 #import thread
 @group(0) @binding(auto) var<storage, read> next_w: array<f32>;
 #if !CHAIN_OUT
@@ -8,15 +8,13 @@
 #endif
 #set NEIGHBOURS
 #if OUT_BYTES
-// Eight for each row.
-const BYTE_THREADS: u32 = 32u;
 #import byte_rows
 #endif
 #if OUT_NUMBERS
 #import number_rows
 #endif
 // The block's columns of each row, from the caller.
-var<workgroup> next_values: array<f32, 128>;
+var<workgroup> next_values: array<f32, 4u * BYTE_THREADS>;
 
 // The norm's weights of a thread's columns, of a block that begins with `column`; eight threads have a row. Those without a row are not on.
 fn next_weights(t: Thread, on: bool, column: u32) -> vec4<f32> {

@@ -33,7 +33,8 @@ fn products(t: Thread, w_row0: u32, w_last: u32, x_row: u32) {
         let d = bitcast<f32>(scales.x);
         let sums = d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
         for (var r = 0u; r < NR; r++) {
-            let w = weight_bytes(min(w_row0 + r, w_last) * params.k_blocks + b);
+            let i = min(w_row0 + r, w_last) * params.k_blocks + b;
+            let w = weight_bytes_of(weight_raw(i), i);
             let whole = vec2<f32>(f32(bytes_dot(w.lo, lo)), f32(bytes_dot(w.hi, hi)));
             acc[r] += d * dot(w.scale, whole) + dot(w.offset, sums);
         }

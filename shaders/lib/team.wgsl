@@ -1,5 +1,5 @@
 // Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR, four with QUAD) times NT rows of x,
-// NT 1, 2 or 4. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
+// NT 1, 2, 4 or 8. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
 // it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
 // CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
@@ -29,6 +29,9 @@
 #endif
 #slot weight
 
+#if STAGED
+#set PAIR
+#endif
 #if QUAD
 #set TWO
 const TEAM_ROWS: u32 = 4u;
@@ -41,11 +44,20 @@ const TEAM_ROWS: u32 = 1u;
 #endif
 #endif
 #if NORM
+#if STAGED
+// Each team has the squares of one row of x.
 const TEAM_NORMS: u32 = 1u;
+#else
+override TEAM_NORMS: u32 = NT;
+#endif
 #else
 const TEAM_NORMS: u32 = 0u;
 #endif
 override TEAMS: u32 = WG / TEAM;
+// Teams that lie beside each other in a subgroup, JOINED threads of each at a time; 1: a team's threads are neighbours.
+override SPREAD: u32 = 1u;
+// Parts of a team that threads of one subgroup would have put together, were it not spread: so results are the same. 1, 2 or 4.
+override SPLIT: u32 = 1u;
 // Steps of a team along a row: blocks of bytes; eight single elements, so that neighbouring threads read neighbouring bytes; blocks of 32 of what else
 // there is. (Before arrays of overridden size: naga 30 asserts in vain where a constant that only functions use follows one.)
 #if ELEMENTS
@@ -58,6 +70,7 @@ override JOINED: u32 = REDUCE;
 #else
 const JOINED: u32 = 1u;
 #endif
+override STAGED_HALVES: u32 = 2u * NT;
 // What is left of a team where JOINED threads have put their parts together; a team's parts begin in different banks.
 override TEAM_LEFT: u32 = TEAM / JOINED;
 override TEAM_STRIDE: u32 = TEAM_LEFT | 1u;
@@ -66,8 +79,28 @@ override TEAM_PARTS: u32 = TEAMS * TEAM_STRIDE;
 #if CHAINED
 var<workgroup> team_parts: array<f32, CHAIN_PARTS>;
 #else
-var<workgroup> team_parts: array<f32, TEAM_PARTS * NT * (TEAM_ROWS + TEAM_NORMS)>;
+var<workgroup> team_parts: array<f32, TEAM_PARTS * (NT * TEAM_ROWS + TEAM_NORMS)>;
 #endif
+
+#if STAGED
+// Blocks of each row that are staged at a time, a multiple of TEAM. Two dimensions, so that naga's check of an index is one for all rows.
+const STAGED_BLOCKS: u32 = 64u;
+var<workgroup> staged_x: array<array<vec4<u32>, STAGED_BLOCKS>, STAGED_HALVES>;
+// ONE_SCALE: the scale, and the scale times the sum; else as they lie in memory.
+var<workgroup> staged_terms: array<array<vec2<f32>, STAGED_BLOCKS>, NT>;
+#endif
+
+// A thread's team, and its place in that.
+fn team_at(t: Thread) -> vec2<u32> {
+    let i = place_of(t);
+    let k = i % (SPREAD * TEAM);
+    return vec2<u32>(
+        i / (SPREAD * TEAM) * SPREAD + k % (SPREAD * JOINED) / JOINED,
+        k / (SPREAD * JOINED) * JOINED + k % JOINED);
+}
+
+// A number for each row of x.
+alias Columns = array<vec4<f32>, 2>;
 
 // Leaves a thread's part of number i of its team.
 fn team_leave(at: vec2<u32>, i: u32, part: f32) {
@@ -79,12 +112,18 @@ fn team_leave(at: vec2<u32>, i: u32, part: f32) {
     team_parts[i * TEAM_PARTS + at.x * TEAM_STRIDE + at.y] = s;
 #endif
 }
-fn team_leave_columns(at: vec2<u32>, i: u32, parts: vec4<f32>) {
-    team_leave(at, i, parts.x);
-    if (NT > 1u) { team_leave(at, i + 1u, parts.y); }
+fn team_leave_columns(at: vec2<u32>, i: u32, parts: Columns) {
+    team_leave(at, i, parts[0].x);
+    if (NT > 1u) { team_leave(at, i + 1u, parts[0].y); }
     if (NT > 2u) {
-        team_leave(at, i + 2u, parts.z);
-        team_leave(at, i + 3u, parts.w);
+        team_leave(at, i + 2u, parts[0].z);
+        team_leave(at, i + 3u, parts[0].w);
+    }
+    if (NT > 4u) {
+        team_leave(at, i + 4u, parts[1].x);
+        team_leave(at, i + 5u, parts[1].y);
+        team_leave(at, i + 6u, parts[1].z);
+        team_leave(at, i + 7u, parts[1].w);
     }
 }
 
@@ -92,24 +131,80 @@ fn team_leave_columns(at: vec2<u32>, i: u32, parts: vec4<f32>) {
 // have them.
 #if BYTES
 alias TeamW = Bytes;
-// A block: its bytes, the scale, the scale times the sum of either half, and the sum of squares.
+fn team_w(i: u32) -> TeamW { return weight_bytes_of(weight_raw(i), i); }
+// A block: its bytes, the scale, the scale times the sum (ONE_SCALE) or that of either half, and the sum of squares.
 struct TeamX { lo: vec4<u32>, hi: vec4<u32>, d: f32, sums: vec2<f32>, squares: f32 }
-fn team_w(i: u32) -> TeamW { return weight_bytes(i); }
+// What an entry of a row's scales has: the scale, and the scale times the sum or those of both halves.
+fn team_terms(scales: vec2<u32>) -> vec3<f32> {
+    let d = bitcast<f32>(scales.x);
+    let sums = bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u);
+#if ONE_SCALE
+    return vec3<f32>(d, d * f32(sums.x + sums.y), 0.0);
+#else
+    return vec3<f32>(d, d * vec2<f32>(sums));
+#endif
+}
+#if STAGED
+// What a thread takes of the blocks of rows of x that are staged next. No load stands under a condition: a driver waits for it where that ends.
+struct Taken { lo: vec4<u32>, hi: vec4<u32>, scales: vec2<u32> }
+fn taken_at(i: u32, x_row0: u32, x_last: u32, first: u32) -> Taken {
+    let e = min(i, NT * STAGED_BLOCKS - 1u);
+    let row = min(x_row0 + e / STAGED_BLOCKS, x_last);
+    let b = min(first + e % STAGED_BLOCKS, K_BLOCKS - 1u);
+    return Taken(x[row * (2u * K_BLOCKS) + b], x[row * (2u * K_BLOCKS) + K_BLOCKS + b], x_scales[row * K_BLOCKS + b]);
+}
+// One or two, since workgroups have 32 threads or more for each row of x.
+struct Takens { a: Taken, b: Taken }
+fn take_rows(t: Thread, x_row0: u32, x_last: u32, first: u32) -> Takens {
+    var taken: Takens;
+    taken.a = taken_at(t.lid, x_row0, x_last, first);
+    if (NT * STAGED_BLOCKS > WG) { taken.b = taken_at(t.lid + WG, x_row0, x_last, first); }
+    return taken;
+}
+fn stage(i: u32, taken: Taken) {
+    if (i < NT * STAGED_BLOCKS) {
+        let c = i / STAGED_BLOCKS;
+        let b = i % STAGED_BLOCKS;
+        staged_x[2u * c][b] = taken.lo;
+        staged_x[2u * c + 1u][b] = taken.hi;
+#if ONE_SCALE
+        staged_terms[c][b] = team_terms(taken.scales).xy;
+#else
+        staged_terms[c][b] = bitcast<vec2<f32>>(taken.scales);
+#endif
+    }
+}
+// Leaves it for all threads.
+fn stage_rows(t: Thread, taken: Takens) {
+    stage(t.lid, taken.a);
+    if (NT * STAGED_BLOCKS > WG) { stage(t.lid + WG, taken.b); }
+}
+// Block i of those that are staged of row c.
+fn team_x(c: u32, i: u32) -> TeamX {
+#if ONE_SCALE
+    let terms = staged_terms[c][i];
+    return TeamX(staged_x[2u * c][i], staged_x[2u * c + 1u][i], terms.x, vec2<f32>(terms.y), 0.0);
+#else
+    let terms = team_terms(bitcast<vec2<u32>>(staged_terms[c][i]));
+    return TeamX(staged_x[2u * c][i], staged_x[2u * c + 1u][i], terms.x, terms.yz, 0.0);
+#endif
+}
+#else
 // Where a row of x begins.
-fn team_row(row: u32) -> u32 { return row * K_BLOCKS; }
+fn team_row(row: vec4<u32>) -> vec4<u32> { return row * K_BLOCKS; }
 fn team_x(row: u32, i: u32) -> TeamX {
     var v: TeamX;
 #if CHAIN_IN
     v.lo = chain_x[row * 2u + i];
     v.hi = chain_x[row * 2u + K_BLOCKS + i];
-    let scales = chain_scales[row + i];
+    let terms = team_terms(chain_scales[row + i]);
 #else
     v.lo = x[row * 2u + i];
     v.hi = x[row * 2u + K_BLOCKS + i];
-    let scales = x_scales[row + i];
+    let terms = team_terms(x_scales[row + i]);
 #endif
-    v.d = bitcast<f32>(scales.x);
-    v.sums = v.d * vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(scales.y << 16u, scales.y)) >> vec2<u32>(16u));
+    v.d = terms.x;
+    v.sums = terms.yz;
 #if NORM
 #if CHAIN_IN
     v.squares = chain_squares[row + i];
@@ -119,15 +214,29 @@ fn team_x(row: u32, i: u32) -> TeamX {
 #endif
     return v;
 }
-fn team_product(w: TeamW, v: TeamX) -> f32 {
-    return v.d * dot(w.scale, vec2<f32>(f32(bytes_dot(w.lo, v.lo)), f32(bytes_dot(w.hi, v.hi)))) + dot(w.offset, v.sums);
+#endif
+// In this order everywhere: results do not depend on how many rows are made together.
+fn team_add_product(sum: f32, w: TeamW, v: TeamX) -> f32 {
+#if ONE_SCALE
+    let whole = f32(bytes_dot_add(bytes_dot(w.lo, v.lo), w.hi, v.hi));
+#if UNSHIFTED
+    return fma(w.scale.x * v.d, whole, sum);
+#else
+    return fma(w.scale.x * v.d, whole, fma(w.offset.x, v.sums.x, sum));
+#endif
+#else
+    let lo = bytes_dot(w.lo, v.lo);
+    let hi = bytes_dot(w.hi, v.hi);
+    let product = fma(w.scale.y, f32(hi), w.scale.x * f32(lo));
+    return fma(v.d, product, fma(w.offset.y, v.sums.y, fma(w.offset.x, v.sums.x, sum)));
+#endif
 }
 #else
 #if CHAIN_IN
-fn team_row(row: u32) -> u32 { return row * K_BLOCKS * 8u; }
+fn team_row(row: vec4<u32>) -> vec4<u32> { return row * K_BLOCKS * 8u; }
 fn team_four(row: u32, k: u32) -> vec4<f32> { return bitcast<vec4<f32>>(chain_x[row + k % 2u * (K_BLOCKS * 4u) + k / 2u]); }
 #else
-fn team_row(row: u32) -> u32 { return row * params.x_stride4 + params.x_offset4; }
+fn team_row(row: vec4<u32>) -> vec4<u32> { return row * params.x_stride4 + params.x_offset4; }
 fn team_four(row: u32, k: u32) -> vec4<f32> {
 #if TAIL
     if (k >= params.k4) { return vec4<f32>(0.0); }
@@ -162,7 +271,7 @@ fn team_x(row: u32, i: u32) -> TeamX {
 #endif
     return v;
 }
-fn team_product(w: TeamW, v: TeamX) -> f32 { return dot(w[0], v.a) + dot(w[1], v.b); }
+fn team_add_product(sum: f32, w: TeamW, v: TeamX) -> f32 { return sum + (dot(w[0], v.a) + dot(w[1], v.b)); }
 #else
 alias TeamW = array<vec4<f32>, 8>;
 struct TeamX { v: array<vec4<f32>, 8>, squares: f32 }
@@ -179,8 +288,8 @@ fn team_x(row: u32, i: u32) -> TeamX {
     }
     return x;
 }
-fn team_product(w: TeamW, x: TeamX) -> f32 {
-    return dot(w[0], x.v[0]) + dot(w[1], x.v[1]) + dot(w[2], x.v[2]) + dot(w[3], x.v[3])
+fn team_add_product(sum: f32, w: TeamW, x: TeamX) -> f32 {
+    return sum + dot(w[0], x.v[0]) + dot(w[1], x.v[1]) + dot(w[2], x.v[2]) + dot(w[3], x.v[3])
         + dot(w[4], x.v[4]) + dot(w[5], x.v[5]) + dot(w[6], x.v[6]) + dot(w[7], x.v[7]);
 }
 #endif
@@ -188,16 +297,32 @@ fn team_product(w: TeamW, x: TeamX) -> f32 {
 
 // Of each row of x: sums with the team's rows of weights, and the squares.
 struct TeamSums {
-    a: vec4<f32>,
+    a: Columns,
 #if TWO
-    b: vec4<f32>,
+    b: Columns,
 #endif
 #if QUAD
-    c: vec4<f32>,
-    d: vec4<f32>,
+    c: Columns,
+    d: Columns,
 #endif
-    squares: vec4<f32>,
+    squares: Columns,
 }
+#if STAGED
+// A step of the team's rows of weights as it lies in memory, so that what is asked for ahead takes few registers.
+struct TeamRaws { a: WeightRaw, b: WeightRaw }
+fn team_raws(w_rows: vec4<u32>, i: u32) -> TeamRaws {
+    var r: TeamRaws;
+    r.a = weight_raw(w_rows.x * TEAM_STEPS + i);
+    r.b = weight_raw(w_rows.y * TEAM_STEPS + i);
+    return r;
+}
+fn team_ws_of(r: TeamRaws, w_rows: vec4<u32>, i: u32) -> TeamWs {
+    var w: TeamWs;
+    w.a = weight_bytes_of(r.a, w_rows.x * TEAM_STEPS + i);
+    w.b = weight_bytes_of(r.b, w_rows.y * TEAM_STEPS + i);
+    return w;
+}
+#endif
 // A step of the team's rows of weights.
 struct TeamWs {
     a: TeamW,
@@ -224,35 +349,45 @@ fn team_ws(w_rows: vec4<u32>, i: u32) -> TeamWs {
 // Adds the products of a step with what there is of row c of x.
 fn team_add_row(sums: TeamSums, w: TeamWs, c: u32, x: TeamX) -> TeamSums {
     var s = sums;
-    s.a[c] += team_product(w.a, x);
+    s.a[c / 4u][c % 4u] = team_add_product(s.a[c / 4u][c % 4u], w.a, x);
 #if TWO
-    s.b[c] += team_product(w.b, x);
+    s.b[c / 4u][c % 4u] = team_add_product(s.b[c / 4u][c % 4u], w.b, x);
 #endif
 #if QUAD
-    s.c[c] += team_product(w.c, x);
-    s.d[c] += team_product(w.d, x);
+    s.c[c / 4u][c % 4u] = team_add_product(s.c[c / 4u][c % 4u], w.c, x);
+    s.d[c / 4u][c % 4u] = team_add_product(s.d[c / 4u][c % 4u], w.d, x);
 #endif
-    s.squares[c] += x.squares;
+#if !STAGED
+    s.squares[c / 4u][c % 4u] += x.squares;
+#endif
     return s;
 }
+// Where NT rows of x begin.
+alias TeamRows = array<vec4<u32>, 2>;
 // Step i of weights, and of the rows of x that begin at x_at.
-fn team_add(sums: TeamSums, w: TeamWs, x_at: vec4<u32>, i: u32) -> TeamSums {
-    var s = team_add_row(sums, w, 0u, team_x(x_at.x, i));
-    if (NT > 1u) { s = team_add_row(s, w, 1u, team_x(x_at.y, i)); }
+fn team_add(sums: TeamSums, w: TeamWs, x_at: TeamRows, i: u32) -> TeamSums {
+    var s = team_add_row(sums, w, 0u, team_x(x_at[0].x, i));
+    if (NT > 1u) { s = team_add_row(s, w, 1u, team_x(x_at[0].y, i)); }
     if (NT > 2u) {
-        s = team_add_row(s, w, 2u, team_x(x_at.z, i));
-        s = team_add_row(s, w, 3u, team_x(x_at.w, i));
+        s = team_add_row(s, w, 2u, team_x(x_at[0].z, i));
+        s = team_add_row(s, w, 3u, team_x(x_at[0].w, i));
+    }
+    if (NT > 4u) {
+        s = team_add_row(s, w, 4u, team_x(x_at[1].x, i));
+        s = team_add_row(s, w, 5u, team_x(x_at[1].y, i));
+        s = team_add_row(s, w, 6u, team_x(x_at[1].z, i));
+        s = team_add_row(s, w, 7u, team_x(x_at[1].w, i));
     }
     return s;
 }
 // The same with the team's rows of weights w_rows.
-fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: vec4<u32>, i: u32) -> TeamSums {
+fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: TeamRows, i: u32) -> TeamSums {
     return team_add(sums, team_ws(w_rows, i), x_at, i);
 }
 
 // The rows of weights of a thread's team in a workgroup whose rows begin with row0, as many as TEAM_ROWS: so that number i of them is row i / TEAMS of
 // team i % TEAMS.
-fn team_rows(t: Thread, row0: u32) -> vec4<u32> { return row0 + team_of(t, TEAM).x + TEAMS * vec4<u32>(0u, 1u, 2u, 3u); }
+fn team_rows(t: Thread, row0: u32) -> vec4<u32> { return row0 + team_at(t).x + TEAMS * vec4<u32>(0u, 1u, 2u, 3u); }
 
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
 fn team_products(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32) {
@@ -260,18 +395,49 @@ fn team_products(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32) {
 }
 // The same where a workgroup of a later stage has still to receive so many rows, or none.
 fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, missing: u32) {
-    let at = team_of(t, TEAM);
-    let x_rows = min(vec4<u32>(x_row0) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
+    let at = team_at(t);
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
     var sums: TeamSums;
+#if STAGED
+    // Asked for before x is there, as later ones are before those before them are used.
+    var next = team_raws(w_rows, min(at.y, K_BLOCKS - 1u));
+    var taken = take_rows(t, x_row0, x_last, 0u);
+#if NORM
+    // Teams know the squares of a row of x each.
+    let row = min(x_row0 + at.x % NT, x_last) * K_BLOCKS;
+    var squares = 0.0;
+    for (var n = 0u; n < K_BLOCKS / TEAM; n++) { squares += row_sums[row + n * TEAM + at.y]; }
+    if (at.y < K_BLOCKS % TEAM) { squares += row_sums[row + K_BLOCKS / TEAM * TEAM + at.y]; }
+#endif
+    for (var first = 0u; first < K_BLOCKS; first += STAGED_BLOCKS) {
+        if (first > 0u) { workgroupBarrier(); }
+        stage_rows(t, taken);
+        workgroupBarrier();
+        taken = take_rows(t, x_row0, x_last, first + STAGED_BLOCKS);
+        for (var n = 0u; n < STAGED_BLOCKS / TEAM; n++) {
+            let i = n * TEAM + at.y;
+            if (K_BLOCKS % STAGED_BLOCKS == 0u || first + i < K_BLOCKS) {
+                let w = team_ws_of(next, w_rows, first + i);
+                next = team_raws(w_rows, min(first + i + TEAM, K_BLOCKS - 1u));
+                sums = team_add(sums, w, TeamRows(four, four + 4u), i);
+            }
+        }
+    }
+#if NORM
+    team_leave(at, TEAM_ROWS * NT, squares);
+#endif
+#else
+    let first = min(x_row0 + four, vec4<u32>(x_last));
+    let second = min(x_row0 + 4u + four, vec4<u32>(x_last));
 #if CHAIN_IN
     // The first weights are asked for before x is there.
     let ahead = team_ws(w_rows, min(at.y, TEAM_STEPS - 1u));
     chain_receive(t, x_row0, missing, K_BLOCKS);
-    let taken = x_rows - x_row0;
+    let taken = TeamRows(first - x_row0, second - x_row0);
 #else
-    let taken = x_rows;
+    let taken = TeamRows(first, second);
 #endif
-    let x_at = vec4<u32>(team_row(taken.x), team_row(taken.y), team_row(taken.z), team_row(taken.w));
+    let x_at = TeamRows(team_row(taken[0]), team_row(taken[1]));
 #if CHAIN_IN
     if (at.y < TEAM_STEPS) { sums = team_add(sums, ahead, x_at, at.y); }
     for (var i = 1u; i < TEAM_STEPS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
@@ -280,15 +446,16 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
     for (var i = 0u; i < TEAM_STEPS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
     if (at.y < TEAM_STEPS % TEAM) { sums = team_step(sums, w_rows, x_at, TEAM_STEPS / TEAM * TEAM + at.y); }
 #endif
+#endif
 #if NORM
 #if !BYTES
 #if SCALED
     // Every thread adds up some of the blocks' sums.
     for (var b = at.y; b < K_BLOCKS; b += TEAM) {
 #if CHAIN_IN
-        for (var c = 0u; c < NT; c++) { sums.squares[c] += chain_squares[taken[c] * K_BLOCKS + b]; }
+        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += chain_squares[taken[c / 4u][c % 4u] * K_BLOCKS + b]; }
 #else
-        for (var c = 0u; c < NT; c++) { sums.squares[c] += row_sums[taken[c] * K_BLOCKS + b]; }
+        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += row_sums[taken[c / 4u][c % 4u] * K_BLOCKS + b]; }
 #endif
     }
 #endif
@@ -303,14 +470,22 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
     team_leave_columns(at, 3u * NT, sums.d);
 #endif
 #if NORM
+#if !STAGED
     team_leave_columns(at, TEAM_ROWS * NT, sums.squares);
+#endif
 #endif
     workgroupBarrier();
 }
 
 fn team_total(team: u32, i: u32) -> f32 {
+    let at = i * TEAM_PARTS + team * TEAM_STRIDE;
     var s = 0.0;
-    for (var j = 0u; j < TEAM_LEFT; j++) { s += team_parts[i * TEAM_PARTS + team * TEAM_STRIDE + j]; }
+    for (var j = 0u; j < TEAM_LEFT; j += SPLIT) {
+        var part = team_parts[at + j];
+        if (SPLIT > 1u) { part += team_parts[at + j + 1u]; }
+        if (SPLIT > 2u) { part += team_parts[at + j + 2u] + team_parts[at + j + 3u]; }
+        s += part;
+    }
     return s;
 }
 
@@ -323,7 +498,12 @@ fn team_scale(team: u32, c: u32) -> f32 {
     // A constant here as in a chain, so that a driver divides in the same way.
     let k = f32(K_BLOCKS * 32u);
 #endif
-    return 1.0 / sqrt(team_total(team, TEAM_ROWS * NT + c) / k + params.eps);
+#if STAGED
+    let squares = team_total(c, TEAM_ROWS * NT);
+#else
+    let squares = team_total(team, TEAM_ROWS * NT + c);
+#endif
+    return 1.0 / sqrt(squares / k + params.eps);
 #else
     return 1.0;
 #endif

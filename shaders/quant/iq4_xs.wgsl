@@ -12,8 +12,8 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
     return codebook_weights(r.q, d);
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+#set ONE_SCALE
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let s = bitcast<i32>(r.s << (24u - (b & 3u) * 8u)) >> 24u;
     let d = bitcast<f32>(r.d) * f32(s);
     return codebook_bytes_of(r.q, d);

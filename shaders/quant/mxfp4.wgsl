@@ -27,8 +27,8 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
         weight_floats(h.x, d), weight_floats(h.y, d), weight_floats(h.z, d), weight_floats(h.w, d));
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+#set ONE_SCALE
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let q = r.q;
     let h = q >> vec4<u32>(4u);
     let d = vec2<f32>(weight_scale(r.s, b));

@@ -14,8 +14,7 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
     return weights_above(quants_of_pairs(r.q), d.x * scales, -d.y * mins);
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let d = unpack2x16float(r.d);
     let s = vec2<u32>(r.s) >> vec2<u32>((b & 1u) * 16u, (b & 1u) * 16u + 8u);
     let scales = vec2<f32>(s & vec2<u32>(15u));

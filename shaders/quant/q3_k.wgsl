@@ -14,8 +14,7 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
     return weights_around(q, 4.0, d);
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let d = bitcast<f32>(r.s.x) * (sub_scales(r.s, b & 7u) - 32.0);
     let q = quants_join(quants_of_pairs(r.q), quants_of_bits(r.h), 2u);
     return bytes_around(q, 4.0, d);

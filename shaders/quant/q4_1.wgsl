@@ -11,8 +11,8 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
     return weights_above(quants_of_nibbles(r.q), s.xx, s.yy);
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+#set ONE_SCALE
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let s = unpack2x16float(r.s);
     return bytes_above(quants_of_nibbles(r.q), s.xx, s.yy);
 }

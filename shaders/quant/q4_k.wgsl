@@ -12,8 +12,8 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
     return weights_above(quants_of_nibbles(r.q), d.xx, -d.yy);
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+#set ONE_SCALE
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let d = unpack2x16float(r.s.x) * sub_scales(r.s, b & 7u);
     return bytes_above(quants_of_nibbles(r.q), d.xx, -d.yy);
 }

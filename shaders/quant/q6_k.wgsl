@@ -14,8 +14,7 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
     return weights_around(q, 32.0, bitcast<f32>(r.d) * scales);
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     let s = r.s >> ((b & 1u) * 16u);
     let scales = vec2<f32>(bitcast<vec2<i32>>(vec2<u32>(s << 24u, s << 16u)) >> vec2<u32>(24u));
     let q = quants_join(quants_of_nibbles(r.q), quants_of_pairs(r.h), 4u);

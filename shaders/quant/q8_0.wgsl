@@ -17,7 +17,8 @@ fn weight_of(r: WeightRaw, b: u32) -> array<vec4<f32>, 8> {
         weight_four(r.q1.x, d), weight_four(r.q1.y, d), weight_four(r.q1.z, d), weight_four(r.q1.w, d));
 }
 fn weight_block(b: u32) -> array<vec4<f32>, 8> { return weight_of(weight_raw(b), b); }
-fn weight_bytes(b: u32) -> Bytes {
-    let r = weight_raw(b);
+#set ONE_SCALE
+#set UNSHIFTED
+fn weight_bytes_of(r: WeightRaw, b: u32) -> Bytes {
     return Bytes(r.q0, r.q1, vec2<f32>(unpack2x16float(r.s)[b & 1u]), vec2<f32>(0.0));
 }

@@ -203,9 +203,8 @@ impl Joining {
             return Some(());
         }
         let known = [&MATMUL_NEXT, &MATMUL_GLU, &MATMUL_VEC, &MOE_GLU, &MOE_DOWN].iter().any(|k| is(h, k));
-        // Tall teams of bytes have workgroups of their own sizes.
-        let tall = h.variant.has("QUAD") && h.variant.has("BYTES");
-        if !known || tall || ["ACCUMULATE", "TAIL"].iter().any(|f| h.variant.has(f)) {
+        // Where rows are staged, workgroups have sizes of their own.
+        if !known || ["ACCUMULATE", "TAIL", "STAGED"].iter().any(|f| h.variant.has(f)) {
             return None;
         }
         let mut stage = Stage { held: h.clone(), flags: Vec::new(), constants: Vec::new() };

@@ -11,8 +11,10 @@ pub const THREADS_ROW: u32 = 1024;
 pub const PRODUCT_THREADS: u32 = 1 << 18;
 /// The same of a stage of a chain, of which a processor runs one workgroup at a time: more than one after another cost more than longer rows.
 pub const STAGE_PRODUCT_THREADS: u32 = 1 << 17;
-/// Most rows of bytes that products in chains take; with more they are bound by arithmetic, and take tall teams where they can.
+/// Most rows of bytes that products in chains take; with more they are bound by arithmetic, and stage rows where they can.
 pub const STAGE_ROWS: u32 = 2;
+/// Blocks of each row of bytes that products of several rows stage at a time.
+pub const STAGED_BLOCKS: u32 = 64;
 /// Weight rows that a workgroup of the matrix-vector product with experts makes.
 pub const VEC_ROWS: u32 = 4;
 /// The same where `x` is bytes.

@@ -4,7 +4,9 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::chain::number_rows_fit;
-use crate::kernels::constants::{PRODUCT_THREADS, STAGE_PRODUCT_THREADS, STAGE_ROWS, THREADS_LONG, TILE, TILE_FROM};
+use crate::kernels::constants::{
+    PRODUCT_THREADS, STAGE_PRODUCT_THREADS, STAGE_ROWS, STAGED_BLOCKS, THREADS_LONG, TILE, TILE_FROM,
+};
 use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
@@ -13,10 +15,10 @@ use crate::quant::{Format, GPU_BLOCK, by_name};
 pub(super) static MATMUL_VEC: Kernel = Kernel {
     name: "matmul_vec",
     source: include_str!("../../shaders/matmul_vec.wgsl"),
-    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM", "SCALED", "QUAD"],
-    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
+    flags: &["BIAS", "ACCUMULATE", "TAIL", "BYTES", "NORM", "SCALED", "QUAD", "STAGED"],
+    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS", "SPREAD", "SPLIT"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: vec_exists },
+    forms: Forms { paths: &[("NT", NT)], exists: vec_exists },
     params: ProductParams::FIELDS,
 };
 
@@ -37,22 +39,31 @@ pub(super) fn tail_only_without_blocks(v: &Variant) -> bool {
 }
 
 /// As [`tail_only_without_blocks`], products with bytes are of whole blocks, and rows come scaled to single elements only, in whole blocks, and to be
-/// normalised. Tall teams are for bytes of several rows, and for single elements that are not gate and up.
+/// normalised. Bytes of several rows may be staged, which is the only way for eight; four rows of weights are made of single elements.
 pub(super) fn takes_rows(v: &Variant) -> bool {
     let format = v.fragment("weight").and_then(by_name);
     let bytes = format.is_some_and(|f| f.has_bytes());
     let scaled = v.has("NORM") && !bytes && !v.has("TAIL");
-    let tall = if v.has("BYTES") { v.constant("NT") == Some(4) } else { !bytes && !v.has("TAIL") };
+    let staged = match v.constant("NT") {
+        Some(8) => v.has("STAGED"),
+        Some(4) => true,
+        _ => !v.has("STAGED"),
+    };
     tail_only_without_blocks(v)
         && (!v.has("BYTES") || bytes)
         && (!v.has("SCALED") || scaled)
-        && (!v.has("QUAD") || tall)
+        && (!v.has("QUAD") || !(bytes || v.has("TAIL")))
+        && staged
+        && (!v.has("STAGED") || v.has("BYTES"))
 }
 
 /// What is added to the residual stream was normalised before it came to a block's first product.
 fn vec_exists(v: &Variant) -> bool {
     takes_rows(v) && !(v.has("NORM") && v.has("ACCUMULATE"))
 }
+
+/// Rows of `x` that a workgroup of a product of few rows takes; four everywhere, eight where rows may be staged.
+pub(super) const NT: &[u32] = &[1, 2, 8, 4];
 
 params!(ProductParams {
     groups: u32,
@@ -190,8 +201,10 @@ pub(super) struct Team {
     columns: u32,
     /// Threads of a team that are sure to be of one subgroup.
     together: u32,
-    /// Results of a team for each row of `x`: 1; of tall teams 2 (of four rows, gates and ups) or 4.
+    /// Rows that a team makes for each row of `x`: 1; where rows are staged or teams stacked 2 or 4.
     high: u32,
+    /// Where rows of `x` are staged, not 0: teams beside each other in a subgroup, and parts of a team for each that a subgroup would make of it.
+    staged: [u32; 2],
 }
 
 /// Rows that a workgroup of a stage makes.
@@ -215,19 +228,28 @@ impl Team {
     }
 
     fn new(gpu: &Gpu, threads: u32, team: u32) -> Self {
-        Self { threads, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()), high: 1 }
+        Self { threads, team, columns: 0, together: team.min(gpu.adapter().least_subgroup()), high: 1, staged: [0; 2] }
     }
 
-    /// The same teams in workgroups of a few, for more than [`STAGE_ROWS`] rows of `x` as bytes, where each makes four rows of weights (`pair`: two of
-    /// gate and two of up): so `x` is read once for all of them. What a team makes for one row stays the same, and so do results.
-    pub(super) fn tall(self, gpu: &Gpu, x: Input<'_>, w: &Weight, pair: bool) -> Self {
-        let high = if pair { 2 } else { 4 };
-        // As many teams as make a block. With teams of 16 there is a thread for each result of four rows of x.
-        let tall = Self { threads: self.team * GPU_BLOCK as u32 / high, high, ..self };
-        let values = 4 + u32::from(x.norm.is_some());
-        let fits = tall.threads <= gpu.max_workgroup_threads() && tall.bytes(gpu, values, 4) <= gpu.workgroup_bytes();
-        let several = self.columns == 4 && self.team >= 16 && x.x.rows > STAGE_ROWS && x.f32_rows(w).is_none();
-        if fits && several { tall } else { self }
+    /// The same teams where they make two rows of weights (`pair`: one of gate and one of up) for more than [`STAGE_ROWS`] rows of `x` as bytes, which go
+    /// through workgroup memory: so a block of `x` is read, and its place found, once for many rows. What a team makes for one row stays the same, and
+    /// so do results. A subgroup has threads of several teams, which read the same of `x`.
+    pub(super) fn staged(self, gpu: &Gpu, x: Input<'_>, w: &Weight, pair: bool) -> Self {
+        let high = if pair { 1 } else { 2 };
+        let threads = self.team * GPU_BLOCK as u32 / high;
+        let least = gpu.adapter().least_subgroup();
+        // Several teams in a subgroup, and four parts at most for each that it makes of a team that is not spread.
+        let together = self.together.min(8).min(least / 2).max(self.together / 4).max(1);
+        let spread = (least / together).min(threads / self.team).max(1);
+        let staged =
+            |columns| Self { threads, columns, together, high, staged: [spread, self.together / together], ..self };
+        let fits =
+            |t: &Self| threads <= gpu.max_workgroup_threads() && t.bytes(gpu, 2, t.columns) <= gpu.workgroup_bytes();
+        let several = self.columns == 4 && x.x.rows > STAGE_ROWS && x.f32_rows(w).is_none();
+        // A thread for each result of a block, and two blocks of `x` at most for each thread to bring.
+        let teams = (16..=STAGED_BLOCKS).contains(&self.team);
+        let found = if x.x.rows > 4 { [8, 4] } else { [4, 4] }.map(staged).into_iter().find(fits);
+        found.filter(|_| several && teams && gpu.features().subgroups).unwrap_or(self)
     }
 
     /// Teams four times as large that make four rows of weights each, in workgroups that make as many rows as before, for weights of single elements: a row
@@ -295,7 +317,8 @@ impl Team {
     fn bytes(&self, gpu: &Gpu, values: u32, columns: u32) -> u32 {
         let joined = if gpu.features().subgroups { self.together } else { 1 };
         let parts = self.threads / self.team * ((self.team / joined) | 1);
-        parts * values * columns * 4 + columns * 256 + 768 * (self.rows() / GPU_BLOCK as u32).max(1)
+        let staged = if self.staged[0] > 0 { columns * (STAGED_BLOCKS * 40 + 4) } else { 0 };
+        parts * values * columns * 4 + columns * 256 + 768 * (self.rows() / GPU_BLOCK as u32).max(1) + staged
     }
 
     /// Rows that a workgroup makes.
@@ -310,7 +333,11 @@ impl Team {
 
     /// The constants of a product with rows of `k`.
     pub(super) fn constants<'a>(&self, d: Dispatch<'a>, k: u32) -> Dispatch<'a> {
-        self.threads(d, k).constant("NT", self.columns).flag("QUAD", self.high > 1)
+        let d = self.threads(d, k).constant("NT", self.columns);
+        match self.staged {
+            [0, _] => d.flag("QUAD", self.high == 4),
+            [spread, split] => d.flag("STAGED", true).constant("SPREAD", spread).constant("SPLIT", split),
+        }
     }
 
     /// The same for a kernel that takes one row of `x`.
@@ -393,7 +420,7 @@ pub fn matmul_with<'a>(
         false => Team::of(gpu, n, k, rows, values),
     }
     .stacked(gpu, x, w)
-    .tall(gpu, x, w, false);
+    .staged(gpu, x, w, false);
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {
         let params = ProductParams::of(x, w, y, tile, part.rows, part.row_start);

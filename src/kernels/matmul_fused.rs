@@ -5,7 +5,7 @@ use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid, params};
 use crate::kernels::activate::Activation;
 use crate::kernels::byte_rows::ByteRows;
-use crate::kernels::matmul::{Input, ProductParams, StageRows, Team, may_be_stage, takes_rows};
+use crate::kernels::matmul::{Input, NT, ProductParams, StageRows, Team, may_be_stage, takes_rows};
 use crate::kernels::weight::{Weight, WeightPart};
 use crate::kernels::{Matrix, weight_fragment};
 use crate::quant::GPU_BLOCK;
@@ -13,20 +13,20 @@ use crate::quant::GPU_BLOCK;
 pub(super) static MATMUL_GLU: Kernel = Kernel {
     name: "matmul_glu",
     source: include_str!("../../shaders/matmul_glu.wgsl"),
-    flags: &["GELU", "TAIL", "BYTES", "NORM", "SCALED", "OUT_BYTES", "QUAD"],
-    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
+    flags: &["GELU", "TAIL", "BYTES", "NORM", "SCALED", "OUT_BYTES", "STAGED"],
+    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS", "SPREAD", "SPLIT"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: glu_exists },
+    forms: Forms { paths: &[("NT", NT)], exists: glu_exists },
     params: ProductParams::FIELDS,
 };
 
 pub(super) static MATMUL_NEXT: Kernel = Kernel {
     name: "matmul_next",
     source: include_str!("../../shaders/matmul_next.wgsl"),
-    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES", "OUT_NUMBERS", "QUAD"],
-    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS"],
+    flags: &["BIAS", "TAIL", "BYTES", "OUT_BYTES", "OUT_NUMBERS", "QUAD", "STAGED"],
+    constants: &["WG", "TEAM", "NT", "REDUCE", "K_BLOCKS", "SPREAD", "SPLIT"],
     slots: &["weight"],
-    forms: Forms { paths: &[("NT", &[1, 2, 4])], exists: next_exists },
+    forms: Forms { paths: &[("NT", NT)], exists: next_exists },
     params: NextParams::FIELDS,
 };
 
@@ -49,7 +49,7 @@ const BLOCK: u32 = GPU_BLOCK as u32;
 
 /// The tail is tried with plain results only: bytes do not change how it is read. Teams that make gate and up take two rows already.
 fn glu_exists(v: &Variant) -> bool {
-    takes_rows(v) && (!v.has("QUAD") || v.has("BYTES")) && !(v.has("TAIL") && v.has("OUT_BYTES"))
+    takes_rows(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
 }
 
 /// Rows are left in some form. Both of them, and the tail, do not change how others are made.
@@ -100,7 +100,7 @@ pub fn matmul_glu<'a>(
         Some(_) => Team::of_block(gpu, n, w.k(), rows, values, false),
         None => Team::of(gpu, n, w.k(), rows, values),
     }
-    .tall(gpu, x, w, true);
+    .staged(gpu, x, w, true);
     let params = ProductParams::of(x, w, y, team.tile(), n, 0);
     let d = Dispatch::new(&MATMUL_GLU, &params, linear_grid(params.groups.into()))
         .flag("GELU", which == Activation::GeluTanh)
@@ -185,7 +185,7 @@ pub fn matmul_next<'a>(
     }
     // The team does not depend on how a weight is split.
     let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true));
-    let team = team.stacked(gpu, x, w).tall(gpu, x, w, false);
+    let team = team.stacked(gpu, x, w).staged(gpu, x, w, false);
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {

@@ -193,8 +193,9 @@ fn is_tried(kernel: &Kernel, form: &Variant, all: &[Variant], everything_on: boo
     }
 }
 
-fn exists_on(kernel: &Kernel, features: Features) -> bool {
-    features.cooperative_matrix || !kernel.is_cooperative()
+/// Rows are staged where subgroups read them together.
+fn exists_on(kernel: &Kernel, form: &Variant, features: Features) -> bool {
+    (features.cooperative_matrix || !kernel.is_cooperative()) && (features.subgroups || !form.has("STAGED"))
 }
 
 /// Every variant to be tried on an adapter with these abilities. See the module's text.
@@ -207,11 +208,9 @@ pub fn declared(present: Features) -> Result<Vec<Declared>> {
     for kernel in KERNELS.iter().copied() {
         let all = forms(kernel);
         for (i, (device, features)) in device_sets(present).into_iter().enumerate() {
-            if !exists_on(kernel, features) {
-                continue;
-            }
-            for form in &all {
-                if !is_tried(kernel, form, &all, i == 0) {
+            let here: Vec<_> = all.iter().filter(|form| exists_on(kernel, form, features)).cloned().collect();
+            for form in &here {
+                if !is_tried(kernel, form, &here, i == 0) {
                     continue;
                 }
                 let key = VariantKey::new(kernel, form, features)?;

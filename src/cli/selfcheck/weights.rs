@@ -141,19 +141,23 @@ enum Product {
 /// Rows of `x` by which an operation asks for a variant of the matrix-vector product.
 pub(super) fn vec_rows(v: &Variant) -> Option<usize> {
     let nt = v.constant("NT")? as usize;
-    Some(if v.has("QUAD") && v.has("BYTES") { 7 } else { nt.min(3) })
+    Some(match nt {
+        8 => 7,
+        _ if v.has("STAGED") => nt,
+        _ => nt.min(3),
+    })
 }
 
-/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a team. Tall teams of
-/// bytes have 16 threads at least, and a block for each; more have no room on a device without subgroups. With fewer blocks teams are not tall. Those of single
-/// elements have eight for each thread, of which stages of chains have many.
+/// A width for the `i`-th variant: without TAIL whole blocks on the device, one, an odd number, or rows longer than one round of a team. Rows are
+/// staged for teams of 16 threads at least, with a block for each. Teams that make four rows of single elements have eight for each thread, of which stages
+/// of chains have many.
 pub(super) fn width(lab: &Lab, v: &Variant, i: usize) -> Result<usize> {
     let format = format_of(v)?;
     Ok(match v.has("TAIL") {
         true => [36, 420][i % 2],
         false => {
             let by_teams_of_elements = format.block_len == 1 && v.constant("NT").is_some();
-            let blocks = match (v.has("QUAD"), v.has("BYTES") && v.constant("NT") == Some(4)) {
+            let blocks = match (v.has("QUAD") || v.has("STAGED"), v.has("BYTES") && v.constant("NT") == Some(4)) {
                 (true, _) if by_teams_of_elements && lab.gpu.features().chains => [32, 33],
                 (true, _) if by_teams_of_elements => [8, 9],
                 _ if by_teams_of_elements => [1, 3],
@@ -183,7 +187,7 @@ fn matmul(lab: &Lab, kernel: &str, product: Product, t_rows: [usize; 3]) -> Resu
             None => t_rows[i % 3],
         };
         // So few that stages of chains share them, or more.
-        let n = if v.has("QUAD") { 1027 } else { 67 };
+        let n = if v.has("QUAD") || v.has("STAGED") { 1027 } else { 67 };
         let mut rng = Rng::new((k * t_rows) as u64);
         let (bias, mut x) = (rng.units(n), rng.units(t_rows * k));
         if let Product::Coop(_) | Product::Few(_) = product {
