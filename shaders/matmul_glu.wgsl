@@ -14,7 +14,9 @@ override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
-override BYTE_TOGETHER: u32 = REDUCE;
+override SPREAD: u32 = 1u;
+override SPLIT: u32 = 1u;
+override BYTE_TOGETHER: u32 = REDUCE * SPLIT;
 #set NEIGHBOURS
 // Results of a workgroup for each row of x.
 override MADE: u32 = WG / TEAM * TEAM_ROWS / 2u;

@@ -6,7 +6,9 @@ override TEAM: u32 = 2u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
-override BYTE_TOGETHER: u32 = REDUCE;
+override SPREAD: u32 = 1u;
+override SPLIT: u32 = 1u;
+override BYTE_TOGETHER: u32 = REDUCE * SPLIT;
 override BYTE_THREADS: u32 = 8u * NT;
 struct Params {
     groups: u32, row_groups: u32, n: u32, t_rows: u32, k4: u32,

@@ -6,6 +6,8 @@ override TEAM: u32 = 32u;
 override NT: u32 = 1u;
 override K_BLOCKS: u32 = 1u;
 override REDUCE: u32 = 1u;
+override SPREAD: u32 = 1u;
+override SPLIT: u32 = 1u;
 // Rows of W that a workgroup makes.
 override MADE: u32 = WG / TEAM * TEAM_ROWS;
 struct Params {

@@ -10,6 +10,8 @@ override REDUCE: u32 = 1u;
 override BYTE_TOGETHER: u32 = REDUCE;
 override N_USED: u32 = 1u;
 const NT: u32 = 1u;
+const SPREAD: u32 = 1u;
+const SPLIT: u32 = 1u;
 const BYTE_THREADS: u32 = 8u;
 struct Params {
     groups: u32, row_groups: u32, n: u32, y_stride: u32, y_offset: u32, shared_stride: u32, shared_offset: u32,

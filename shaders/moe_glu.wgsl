@@ -10,6 +10,8 @@ override REDUCE: u32 = 1u;
 override BYTE_TOGETHER: u32 = REDUCE;
 #set NEIGHBOURS
 const NT: u32 = 1u;
+const SPREAD: u32 = 1u;
+const SPLIT: u32 = 1u;
 struct Params { groups: u32, row_groups: u32, n: u32, k4: u32, share: u32, eps: f32 }
 #if ROUTE_IN
 #import route_in

@@ -1,11 +1,13 @@
 // Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR, four with QUAD) times NT rows of x,
-// NT 1, 2, 4 or 8. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
+// NT 1, 2, 4 or, where they are staged, 8. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
 // it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
+// STAGED: rows of x as bytes are brought through workgroup memory (staged_rows), and a team makes two rows of weights.
 // CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
-// once) and REDUCE, threads of a team that are sure to be of one subgroup (1: not known), and params with, without BYTES, k4, x_stride4 and
-// x_offset4; with NORM eps.
+// once), REDUCE, threads of a team that are sure to be of one subgroup (1: not known), SPREAD, teams that lie beside each other in a subgroup, REDUCE
+// threads of each at a time (1: a team's threads are neighbours), SPLIT, parts of a team that threads of a subgroup would have put together, were it not
+// spread (1, 2 or 4: so results are the same), and params with, without BYTES, k4, x_stride4 and x_offset4; with NORM eps.
 #import thread
 #if BYTES
 #set SCALED
@@ -44,20 +46,11 @@ const TEAM_ROWS: u32 = 1u;
 #endif
 #endif
 #if NORM
-#if STAGED
-// Each team has the squares of one row of x.
 const TEAM_NORMS: u32 = 1u;
-#else
-override TEAM_NORMS: u32 = NT;
-#endif
 #else
 const TEAM_NORMS: u32 = 0u;
 #endif
 override TEAMS: u32 = WG / TEAM;
-// Teams that lie beside each other in a subgroup, JOINED threads of each at a time; 1: a team's threads are neighbours.
-override SPREAD: u32 = 1u;
-// Parts of a team that threads of one subgroup would have put together, were it not spread: so results are the same. 1, 2 or 4.
-override SPLIT: u32 = 1u;
 // Steps of a team along a row: blocks of bytes; eight single elements, so that neighbouring threads read neighbouring bytes; blocks of 32 of what else
 // there is. (Before arrays of overridden size: naga 30 asserts in vain where a constant that only functions use follows one.)
 #if ELEMENTS
@@ -70,7 +63,9 @@ override JOINED: u32 = REDUCE;
 #else
 const JOINED: u32 = 1u;
 #endif
+#if STAGED
 override STAGED_HALVES: u32 = 2u * NT;
+#endif
 // What is left of a team where JOINED threads have put their parts together; a team's parts begin in different banks.
 override TEAM_LEFT: u32 = TEAM / JOINED;
 override TEAM_STRIDE: u32 = TEAM_LEFT | 1u;
@@ -79,15 +74,16 @@ override TEAM_PARTS: u32 = TEAMS * TEAM_STRIDE;
 #if CHAINED
 var<workgroup> team_parts: array<f32, CHAIN_PARTS>;
 #else
+#if STAGED
+// Each team has the squares of one row of x.
 var<workgroup> team_parts: array<f32, TEAM_PARTS * (NT * TEAM_ROWS + TEAM_NORMS)>;
+#else
+var<workgroup> team_parts: array<f32, TEAM_PARTS * NT * (TEAM_ROWS + TEAM_NORMS)>;
+#endif
 #endif
 
 #if STAGED
-// Blocks of each row that are staged at a time, a multiple of TEAM. Two dimensions, so that naga's check of an index is one for all rows.
-const STAGED_BLOCKS: u32 = 64u;
-var<workgroup> staged_x: array<array<vec4<u32>, STAGED_BLOCKS>, STAGED_HALVES>;
-// ONE_SCALE: the scale, and the scale times the sum; else as they lie in memory.
-var<workgroup> staged_terms: array<array<vec2<f32>, STAGED_BLOCKS>, NT>;
+#import staged_rows
 #endif
 
 // A thread's team, and its place in that.
@@ -144,52 +140,7 @@ fn team_terms(scales: vec2<u32>) -> vec3<f32> {
     return vec3<f32>(d, d * vec2<f32>(sums));
 #endif
 }
-#if STAGED
-// What a thread takes of the blocks of rows of x that are staged next. No load stands under a condition: a driver waits for it where that ends.
-struct Taken { lo: vec4<u32>, hi: vec4<u32>, scales: vec2<u32> }
-fn taken_at(i: u32, x_row0: u32, x_last: u32, first: u32) -> Taken {
-    let e = min(i, NT * STAGED_BLOCKS - 1u);
-    let row = min(x_row0 + e / STAGED_BLOCKS, x_last);
-    let b = min(first + e % STAGED_BLOCKS, K_BLOCKS - 1u);
-    return Taken(x[row * (2u * K_BLOCKS) + b], x[row * (2u * K_BLOCKS) + K_BLOCKS + b], x_scales[row * K_BLOCKS + b]);
-}
-// One or two, since workgroups have 32 threads or more for each row of x.
-struct Takens { a: Taken, b: Taken }
-fn take_rows(t: Thread, x_row0: u32, x_last: u32, first: u32) -> Takens {
-    var taken: Takens;
-    taken.a = taken_at(t.lid, x_row0, x_last, first);
-    if (NT * STAGED_BLOCKS > WG) { taken.b = taken_at(t.lid + WG, x_row0, x_last, first); }
-    return taken;
-}
-fn stage(i: u32, taken: Taken) {
-    if (i < NT * STAGED_BLOCKS) {
-        let c = i / STAGED_BLOCKS;
-        let b = i % STAGED_BLOCKS;
-        staged_x[2u * c][b] = taken.lo;
-        staged_x[2u * c + 1u][b] = taken.hi;
-#if ONE_SCALE
-        staged_terms[c][b] = team_terms(taken.scales).xy;
-#else
-        staged_terms[c][b] = bitcast<vec2<f32>>(taken.scales);
-#endif
-    }
-}
-// Leaves it for all threads.
-fn stage_rows(t: Thread, taken: Takens) {
-    stage(t.lid, taken.a);
-    if (NT * STAGED_BLOCKS > WG) { stage(t.lid + WG, taken.b); }
-}
-// Block i of those that are staged of row c.
-fn team_x(c: u32, i: u32) -> TeamX {
-#if ONE_SCALE
-    let terms = staged_terms[c][i];
-    return TeamX(staged_x[2u * c][i], staged_x[2u * c + 1u][i], terms.x, vec2<f32>(terms.y), 0.0);
-#else
-    let terms = team_terms(bitcast<vec2<u32>>(staged_terms[c][i]));
-    return TeamX(staged_x[2u * c][i], staged_x[2u * c + 1u][i], terms.x, terms.yz, 0.0);
-#endif
-}
-#else
+#if !STAGED
 // Where a row of x begins.
 fn team_row(row: vec4<u32>) -> vec4<u32> { return row * K_BLOCKS; }
 fn team_x(row: u32, i: u32) -> TeamX {
@@ -307,22 +258,6 @@ struct TeamSums {
 #endif
     squares: Columns,
 }
-#if STAGED
-// A step of the team's rows of weights as it lies in memory, so that what is asked for ahead takes few registers.
-struct TeamRaws { a: WeightRaw, b: WeightRaw }
-fn team_raws(w_rows: vec4<u32>, i: u32) -> TeamRaws {
-    var r: TeamRaws;
-    r.a = weight_raw(w_rows.x * TEAM_STEPS + i);
-    r.b = weight_raw(w_rows.y * TEAM_STEPS + i);
-    return r;
-}
-fn team_ws_of(r: TeamRaws, w_rows: vec4<u32>, i: u32) -> TeamWs {
-    var w: TeamWs;
-    w.a = weight_bytes_of(r.a, w_rows.x * TEAM_STEPS + i);
-    w.b = weight_bytes_of(r.b, w_rows.y * TEAM_STEPS + i);
-    return w;
-}
-#endif
 // A step of the team's rows of weights.
 struct TeamWs {
     a: TeamW,

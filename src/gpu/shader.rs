@@ -67,6 +67,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("number_rows", include_str!("../../shaders/lib/number_rows.wgsl")),
     ("next_rows", include_str!("../../shaders/lib/next_rows.wgsl")),
     ("half_rows", include_str!("../../shaders/lib/half_rows.wgsl")),
+    ("staged_rows", include_str!("../../shaders/lib/staged_rows.wgsl")),
     ("team", include_str!("../../shaders/lib/team.wgsl")),
     ("team_tile", include_str!("../../shaders/lib/team_tile.wgsl")),
     ("products", include_str!("../../shaders/lib/products.wgsl")),

@@ -62,7 +62,8 @@ fn vec_exists(v: &Variant) -> bool {
     takes_rows(v) && !(v.has("NORM") && v.has("ACCUMULATE"))
 }
 
-/// Rows of `x` that a workgroup of a product of few rows takes; four everywhere, eight where rows may be staged.
+/// Rows of `x` that a workgroup of a product of few rows takes: eight where they may be staged, else four at most (the last, which is tried on
+/// every kind of device).
 pub(super) const NT: &[u32] = &[1, 2, 8, 4];
 
 params!(ProductParams {
@@ -317,7 +318,8 @@ impl Team {
     fn bytes(&self, gpu: &Gpu, values: u32, columns: u32) -> u32 {
         let joined = if gpu.features().subgroups { self.together } else { 1 };
         let parts = self.threads / self.team * ((self.team / joined) | 1);
-        let staged = if self.staged[0] > 0 { columns * (STAGED_BLOCKS * 40 + 4) } else { 0 };
+        // Blocks of `x` with their scales, and squares.
+        let staged = if self.staged[0] > 0 { columns * STAGED_BLOCKS * 40 + parts * 4 } else { 0 };
         parts * values * columns * 4 + columns * 256 + 768 * (self.rows() / GPU_BLOCK as u32).max(1) + staged
     }
 

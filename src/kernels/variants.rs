@@ -240,8 +240,8 @@ mod tests {
         let of = |format| vec.iter().filter(|v| v.fragment("weight") == Some(format)).count();
         assert_eq!(
             (of("F32"), of("Q8_0")),
-            ((14 + 8) * 3, 12 * 3 + 6),
-            "tails and scaled numbers without blocks, and without a tail also tall teams; bytes with them, tall for four columns; no norm added to something"
+            ((14 + 8) * 3, 12 * 3 + 6 * 2),
+            "tails and scaled numbers without blocks, and without a tail also four rows; bytes with them, staged for four or eight; no norm added to something"
         );
     }
 

@@ -52,7 +52,8 @@ fn planes_hold_a_row_and_are_word_aligned() {
         let in_file = f.row_bytes(SUPER_BLOCK);
         assert!(on_device >= in_file && on_device * 100 <= in_file * 103, "{}: {on_device} of {in_file}", f.name);
         let defines = |name: &str| f.fragment.contains(&format!("fn {name}(b: u32)"));
-        assert!(defines("weight_block") && defines("weight_bytes") == f.has_bytes(), "{}", f.name);
+        let bytes = f.fragment.contains("fn weight_bytes_of(r: WeightRaw, b: u32)");
+        assert!(defines("weight_block") && bytes == f.has_bytes(), "{}", f.name);
         assert_eq!(f.fragment.contains("fn weight_eight(i: u32)"), !f.has_bytes(), "{}", f.name);
         assert_eq!(f.planes[0].bytes % 8, 0, "{}: quants are read as vec2<u32> or vec4<u32>", f.name);
         for p in f.planes {

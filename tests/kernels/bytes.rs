@@ -216,6 +216,33 @@ fn products_of_every_format_with_bytes() {
     }
 }
 
+/// A row's results are the same alone, where a team's threads are neighbours, and among others that are staged, where they are not.
+#[test]
+fn results_do_not_depend_on_how_many_rows_are_made_together() {
+    for v in variants().iter().filter(|v| v.own_shaders) {
+        let gpu: &Gpu = &v.gpu;
+        // One scale with an offset and without, two scales.
+        for (name, k) in [("Q4_0", 1312), ("Q4_K", 1280), ("Q6_K", 1280), ("Q8_0", 2080)] {
+            let (n, rows) = (1027usize, 8usize);
+            let mut rng = Rng(k as u64);
+            let w = weight(gpu, &mut rng, k, &[(by_name(name).unwrap(), n as u32)], false);
+            let x = rng.floats(rows * k);
+            let made = |rows: usize, first: usize| {
+                let xb = upload(gpu, &x[first * k..][..rows * k]);
+                let (bytes, y) = (Bytes::new(gpu, rows, k), untouched(gpu, rows * n));
+                run(gpu, byte_rows(Matrix::new(&xb, rows as u32, k as u32), bytes.operand()));
+                let my = Matrix::new(&y, rows as u32, n as u32);
+                run(gpu, matmul_bytes(gpu, bytes.operand(), &w.weight, my, false).unwrap());
+                download(gpu, &y, rows * n)
+            };
+            let alone: Vec<f32> = (0..rows).flat_map(|row| made(1, row)).collect();
+            for together in [2, 3, 4, 7, 8] {
+                same_bits(&format!("{name}, {together} rows ({})", v.name), &made(together, 0), &alone[..together * n]);
+            }
+        }
+    }
+}
+
 #[test]
 fn stacked_formats_and_more_rows_than_a_grid_dimension() {
     let Some(v) = full() else { return };
