@@ -13,6 +13,8 @@ pub const PRODUCT_THREADS: u32 = 1 << 18;
 pub const STAGE_PRODUCT_THREADS: u32 = 1 << 17;
 /// Most rows of bytes that products in chains take; with more they are bound by arithmetic, and stage rows where they can.
 pub const STAGE_ROWS: u32 = 2;
+/// Rows of bytes from which on a workgroup takes eight of them where it stages rows, else four.
+pub const EIGHT_FROM: u32 = 5;
 /// Blocks of each row of bytes that products of several rows stage at a time.
 pub const STAGED_BLOCKS: u32 = 64;
 /// Weight rows that a workgroup of the matrix-vector product with experts makes.

@@ -5,7 +5,7 @@ use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::chain::number_rows_fit;
 use crate::kernels::constants::{
-    PRODUCT_THREADS, STAGE_PRODUCT_THREADS, STAGE_ROWS, STAGED_BLOCKS, THREADS_LONG, TILE, TILE_FROM,
+    EIGHT_FROM, PRODUCT_THREADS, STAGE_PRODUCT_THREADS, STAGE_ROWS, STAGED_BLOCKS, THREADS_LONG, TILE, TILE_FROM,
 };
 use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
@@ -249,7 +249,7 @@ impl Team {
         let several = self.columns == 4 && x.x.rows > STAGE_ROWS && x.f32_rows(w).is_none();
         // A thread for each result of a block, and two blocks of `x` at most for each thread to bring.
         let teams = (16..=STAGED_BLOCKS).contains(&self.team);
-        let found = if x.x.rows > 4 { [8, 4] } else { [4, 4] }.map(staged).into_iter().find(fits);
+        let found = if x.x.rows >= EIGHT_FROM { [8, 4] } else { [4, 4] }.map(staged).into_iter().find(fits);
         found.filter(|_| several && teams && gpu.features().subgroups).unwrap_or(self)
     }
 

@@ -11,7 +11,7 @@ use crate::gpu::{
     BindGroupCache, Buffer, Encoded, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission,
 };
 use crate::kernels::KvType;
-use crate::kernels::constants::{COOP_FROM, FEW_TILE, FEW_TO, TILE_FROM};
+use crate::kernels::constants::{COOP_FROM, EIGHT_FROM, FEW_TILE, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
 use crate::model::decode::BatchKind;
 use crate::model::draw::Choice;
@@ -424,13 +424,17 @@ impl Engine {
     /// Records, to be thrown away, everything that evaluating prompts and starting to decode can need.
     pub(super) fn record_prompts(&self, recorder: &mut Recorder<'_>, lora: Option<&LoraSet>) -> Result<()> {
         let forward = self.forward(None).adapted(lora);
-        // One, two and more columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
+        // One, two, four and eight columns of the matrix-vector product, the first sizes of both tiled products, and those whose experts are grouped.
         let grouped: BTreeSet<_> = self.spec.experts().map(|e| grouped_from(&e)).collect();
         // Both forms of the product for few rows; long and full pieces of prompts take taller tiles.
         let few = [FEW_TILE.0 / 2 + 1, FEW_TO + 1];
         let long = [COOP_FROM, 8 * COOP_FROM, 32 * COOP_FROM, self.scratch.rows];
-        for n in
-            [1, 2, 3, TILE_FROM].into_iter().chain(few).chain(long).chain(grouped).filter(|&n| n <= self.scratch.rows)
+        for n in [1, 2, 3, EIGHT_FROM, TILE_FROM]
+            .into_iter()
+            .chain(few)
+            .chain(long)
+            .chain(grouped)
+            .filter(|&n| n <= self.scratch.rows)
         {
             forward.body(recorder, n, Batch::Run)?;
             forward.logits(recorder, 0, n.min(LOGIT_ROWS), Left::Nothing)?;
