@@ -1,5 +1,5 @@
 // y[t, r] = act(sum_k x[t, k] * W[r, k]) * sum_k x[t, k] * W[n + r, k]: gate and up as one product of few rows of x, with the activation.
-// GELU: the tanh form; else SiLU. BYTES, NORM, QUAD (two of either) and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as
+// GELU: the tanh form; else SiLU. BYTES, NORM, STAGED and CHAIN_IN: see lib/team.wgsl. OUT_BYTES: y is written as rows of signed bytes as
 // well. CHAIN_OUT: the bytes, or without OUT_BYTES y, go to a later stage of a chain and nowhere else. With either the results of a workgroup are a
 // multiple of 32, whole blocks, and so is n.
 #set PAIR

@@ -1,5 +1,5 @@
 // y[t, y_offset + r] (+)= sum_k x[t, k] * W[r, k] (+ bias[r]): few rows of x, weights read once. A team of threads makes one row of W.
-// BYTES, TAIL, NORM, QUAD and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. With CHAIN_IN, where each workgroup waits for
+// BYTES, TAIL, NORM, QUAD, STAGED and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. With CHAIN_IN, where each workgroup waits for
 // x, one makes CHAIN_TILES groups of rows. CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else.
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;

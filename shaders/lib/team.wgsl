@@ -351,9 +351,9 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
         taken = take_rows(t, x_row0, x_last, first + STAGED_BLOCKS);
         for (var n = 0u; n < STAGED_BLOCKS / TEAM; n++) {
             let i = n * TEAM + at.y;
+            let w = team_ws_of(next, w_rows, min(first + i, K_BLOCKS - 1u));
+            next = team_raws(w_rows, min(first + i + TEAM, K_BLOCKS - 1u));
             if (K_BLOCKS % STAGED_BLOCKS == 0u || first + i < K_BLOCKS) {
-                let w = team_ws_of(next, w_rows, first + i);
-                next = team_raws(w_rows, min(first + i + TEAM, K_BLOCKS - 1u));
                 sums = team_add(sums, w, TeamRows(four, four + 4u), i);
             }
         }

@@ -25,7 +25,7 @@ pub const VEC_ROWS_BYTES: u32 = 2;
 pub const DECODE_GROUPS: u32 = 384;
 /// Most splits of a row and head.
 pub const DECODE_SPLITS: u32 = 64;
-/// Rows of activations from which on tiled products are used: up to eight rows matrix-vector products are faster, though they read weights twice.
+/// Rows of activations from which on tiled products are used: up to eight rows matrix-vector products are faster, though some read weights twice.
 pub const TILE_FROM: u32 = 9;
 /// Tile of the tiled product: rows of activations, rows of weights.
 pub const TILE: (u32, u32) = (32, 64);

@@ -240,16 +240,19 @@ impl Team {
         let threads = self.team * GPU_BLOCK as u32 / high;
         let least = gpu.adapter().least_subgroup();
         // Several teams in a subgroup, and four parts at most for each that it makes of a team that is not spread.
-        let together = self.together.min(8).min(least / 2).max(self.together / 4).max(1);
-        let spread = (least / together).min(threads / self.team).max(1);
-        let staged =
-            |columns| Self { threads, columns, together, high, staged: [spread, self.together / together], ..self };
+        let few = self.together.min(8).min(least / 2).max(self.together / 4).max(1);
+        let staged = |(columns, together): (u32, u32)| {
+            let spread = (least / together).min(threads / self.team).max(1);
+            Self { threads, columns, together, high, staged: [spread, self.together / together], ..self }
+        };
         let fits =
             |t: &Self| threads <= gpu.max_workgroup_threads() && t.bytes(gpu, 2, t.columns) <= gpu.workgroup_bytes();
         let several = self.columns == 4 && x.x.rows > STAGE_ROWS && x.f32_rows(w).is_none();
         // A thread for each result of a block, and two blocks of `x` at most for each thread to bring.
         let teams = (16..=STAGED_BLOCKS).contains(&self.team);
-        let found = if x.x.rows >= EIGHT_FROM { [8, 4] } else { [4, 4] }.map(staged).into_iter().find(fits);
+        // Teams with fewer parts take less memory.
+        let eight = [(8, few), (8, self.together)].into_iter().filter(|_| x.x.rows >= EIGHT_FROM);
+        let found = eight.chain([(4, few)]).map(staged).find(fits);
         found.filter(|_| several && teams && gpu.features().subgroups).unwrap_or(self)
     }
 
@@ -364,7 +367,7 @@ pub(super) fn may_be_stage(gpu: &Gpu, x: Input<'_>, w: &Weight, sent: bool) -> b
 pub enum MatmulPath {
     /// By the number of rows of `x`.
     Auto,
-    /// Matrix-vector, up to four rows of `x` at a time.
+    /// Matrix-vector, up to eight rows of `x` at a time.
     Vec,
     /// Tiles of 32 × 64.
     Tile,

@@ -47,7 +47,7 @@ params!(NextParams {
 /// Rows that a workgroup makes where its results are written as bytes: a block.
 const BLOCK: u32 = GPU_BLOCK as u32;
 
-/// The tail is tried with plain results only: bytes do not change how it is read. Teams that make gate and up take two rows already.
+/// The tail is tried with plain results only: bytes do not change how it is read.
 fn glu_exists(v: &Variant) -> bool {
     takes_rows(v) && !(v.has("TAIL") && v.has("OUT_BYTES"))
 }

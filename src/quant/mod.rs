@@ -80,7 +80,7 @@ pub struct Format {
     pub block_bytes: usize,
     /// Planes on the device, in binding order.
     pub planes: &'static [Plane],
-    /// WGSL that declares the planes' bindings and defines `weight_block` and, see [`Format::has_bytes`], `weight_bytes` or `weight_eight`.
+    /// WGSL that declares the planes' bindings and defines `weight_block` and, see [`Format::has_bytes`], `weight_raw` and `weight_bytes_of`, or `weight_eight`.
     pub fragment: &'static str,
     /// Decodes whole blocks: `src.len() / block_bytes * block_len == dst.len()`.
     pub dequantize: fn(src: &[u8], dst: &mut [f32]),
@@ -133,7 +133,7 @@ impl Format {
         k / self.block_len * self.block_bytes
     }
 
-    /// True if the fragment defines `weight_bytes` beside `weight_block`: weights are `scale · byte + offset`. Those of single elements do not; they
+    /// True if the fragment defines `weight_bytes_of` beside `weight_block`: weights are `scale · byte + offset`. Those of single elements do not; they
     /// define `weight_eight`.
     pub fn has_bytes(&self) -> bool {
         self.block_len.is_multiple_of(GPU_BLOCK)

@@ -114,7 +114,7 @@ fn norms_in_products() {
             if as_bytes && !w_format.has_bytes() {
                 continue;
             }
-            // Three rows and more take tall teams where these are long.
+            // Three rows and more are staged where teams are long.
             for (rows, k) in [(1usize, 256usize), (3, 1024), (2, 36), (7, 768), (5, 2048)] {
                 if k == 36 && w_format.block_len > 1 {
                     continue;

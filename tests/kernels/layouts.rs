@@ -97,6 +97,7 @@ fn sizes_in_shaders_are_those_of_the_hosts() {
         ("chain", "CHAIN_NUMBER_WORDS", CHAIN_NUMBER_WORDS),
         ("chain_parts", "PART_WORDS", CHAIN_PART_WORDS),
         ("moe_tiles", "MAX_EXPERTS", MAX_EXPERTS),
+        ("staged_rows", "STAGED_BLOCKS", STAGED_BLOCKS),
     ] {
         assert_eq!(wgsl_constant(of, name), value, "{of}: {name}");
     }
