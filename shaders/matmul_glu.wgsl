@@ -19,7 +19,7 @@ override SPLIT: u32 = 1u;
 override BYTE_TOGETHER: u32 = REDUCE * SPLIT;
 #set NEIGHBOURS
 // Results of a workgroup for each row of x.
-override MADE: u32 = WG / TEAM * TEAM_ROWS / 2u;
+override MADE: u32 = WG / TEAM;
 #if BLOCKS
 // Blocks of 32 results, for each of them and each row of x eight threads, and four results a thread.
 override BLOCKS: u32 = MADE / 32u;
@@ -55,19 +55,16 @@ fn main(t: Thread) {
     let row0 = tile.x * MADE;
     let t0 = tile.y * NT;
     let gate = min(row0 + team_at(t).x, params.n - 1u);
-    let other = min(gate + TEAMS, params.n - 1u);
-    team_products(t, vec4<u32>(gate, params.n + gate, other, params.n + other), t0, params.t_rows - 1u);
+    team_products(t, vec4<u32>(gate, params.n + gate, 0u, 0u), t0, params.t_rows - 1u);
     if (t.lid < MADE * NT) {
         let i = t.lid % MADE;
         let c = t.lid / MADE;
-        let team = i % TEAMS;
-        let r = i / TEAMS * 2u;
-        let scale = team_scale(team, c);
-        let a = team_sum(team, r, c) * scale;
+        let scale = team_scale(i, c);
+        let a = team_sum(i, 0u, c) * scale;
 #if GELU
-        let v = gelu_tanh(a) * (team_sum(team, r + 1u, c) * scale);
+        let v = gelu_tanh(a) * (team_sum(i, 1u, c) * scale);
 #else
-        let v = silu(a) * (team_sum(team, r + 1u, c) * scale);
+        let v = silu(a) * (team_sum(i, 1u, c) * scale);
 #endif
 #if !CHAIN_OUT
         if (row0 + i < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + i] = v; }

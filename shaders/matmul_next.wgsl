@@ -1,6 +1,6 @@
 // y[t, y_offset + r] += sum_k x[t, k] * W[r, k] (+ bias[r]): the last product of a block, which leaves y ready for the next one, as lib/next_rows.wgsl
-// has it. BYTES, QUAD, STAGED and CHAIN_IN: see lib/team.wgsl; CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else; CHAIN_Y_IN: what is added to y comes
-// from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
+// has it. BYTES, QUAD, STAGED and CHAIN_IN: see lib/team.wgsl; CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else; CHAIN_Y_IN: what is
+// added to y comes from an earlier one. A workgroup makes a block of 32 columns; columns of the whole of y are a multiple of 32, out_blocks of them.
 override WG: u32 = 64u;
 override TEAM: u32 = 2u;
 override NT: u32 = 1u;

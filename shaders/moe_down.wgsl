@@ -60,7 +60,7 @@ fn main(t: Thread) {
     let first = min(member, N_USED * K_BLOCKS - 1u);
     let w0 = team_w((expert(row, first / K_BLOCKS) * params.n + r) * K_BLOCKS + first % K_BLOCKS);
     chain_receive(t, entry0, N_USED, K_BLOCKS);
-    if (member < N_USED * K_BLOCKS) { acc = weight(row, first / K_BLOCKS) * team_add_product(0.0, w0, team_x(team_row(vec4<u32>(first / K_BLOCKS)).x, first % K_BLOCKS)); }
+    if (member < N_USED * K_BLOCKS) { acc = weight(row, first / K_BLOCKS) * team_add_product(0.0, w0, team_x(team_row(first / K_BLOCKS), first % K_BLOCKS)); }
     i += TEAM;
     let x0 = 0u;
 #else
@@ -70,7 +70,7 @@ fn main(t: Thread) {
         let j = i / K_BLOCKS;
         let b = i % K_BLOCKS;
         let w = team_w((expert(row, j) * params.n + r) * K_BLOCKS + b);
-        acc += weight(row, j) * team_add_product(0.0, w, team_x(team_row(vec4<u32>(x0 + j)).x, b));
+        acc += weight(row, j) * team_add_product(0.0, w, team_x(team_row(x0 + j), b));
     }
     team_leave(team_of(t, TEAM), 0u, acc);
     workgroupBarrier();

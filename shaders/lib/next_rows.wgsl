@@ -1,6 +1,7 @@
 // What the last product of a block leaves for the next one: rows of y * next_w, with OUT_BYTES as signed bytes, with OUT_NUMBERS as they are, and for
 // each 32 columns of y their sum of squares, from which who reads the rows has the root mean square. CHAIN_OUT: they go to a later stage of a chain.
-// A workgroup has a block of 32 columns of some rows, BYTE_THREADS / 8. The caller declares that and BYTE_TOGETHER (lib/byte_rows.wgsl); threads count as place_of says.
+// A workgroup has a block of 32 columns of some rows, BYTE_THREADS / 8. The caller declares that and BYTE_TOGETHER (lib/byte_rows.wgsl);
+// threads count as place_of says.
 #import thread
 @group(0) @binding(auto) var<storage, read> next_w: array<f32>;
 #if !CHAIN_OUT

@@ -142,7 +142,7 @@ fn team_terms(scales: vec2<u32>) -> vec3<f32> {
 }
 #if !STAGED
 // Where a row of x begins.
-fn team_row(row: vec4<u32>) -> vec4<u32> { return row * K_BLOCKS; }
+fn team_row(row: u32) -> u32 { return row * K_BLOCKS; }
 fn team_x(row: u32, i: u32) -> TeamX {
     var v: TeamX;
 #if CHAIN_IN
@@ -184,10 +184,10 @@ fn team_add_product(sum: f32, w: TeamW, v: TeamX) -> f32 {
 }
 #else
 #if CHAIN_IN
-fn team_row(row: vec4<u32>) -> vec4<u32> { return row * K_BLOCKS * 8u; }
+fn team_row(row: u32) -> u32 { return row * K_BLOCKS * 8u; }
 fn team_four(row: u32, k: u32) -> vec4<f32> { return bitcast<vec4<f32>>(chain_x[row + k % 2u * (K_BLOCKS * 4u) + k / 2u]); }
 #else
-fn team_row(row: vec4<u32>) -> vec4<u32> { return row * params.x_stride4 + params.x_offset4; }
+fn team_row(row: u32) -> u32 { return row * params.x_stride4 + params.x_offset4; }
 fn team_four(row: u32, k: u32) -> vec4<f32> {
 #if TAIL
     if (k >= params.k4) { return vec4<f32>(0.0); }
@@ -297,26 +297,26 @@ fn team_add_row(sums: TeamSums, w: TeamWs, c: u32, x: TeamX) -> TeamSums {
 #endif
     return s;
 }
-// Where NT rows of x begin.
-alias TeamRows = array<vec4<u32>, 2>;
-// Step i of weights, and of the rows of x that begin at x_at.
-fn team_add(sums: TeamSums, w: TeamWs, x_at: TeamRows, i: u32) -> TeamSums {
-    var s = team_add_row(sums, w, 0u, team_x(x_at[0].x, i));
-    if (NT > 1u) { s = team_add_row(s, w, 1u, team_x(x_at[0].y, i)); }
+// Step i of weights, and of the rows of x that begin at x_at; staged rows have their numbers, and are eight at most.
+fn team_add(sums: TeamSums, w: TeamWs, x_at: vec4<u32>, i: u32) -> TeamSums {
+    var s = team_add_row(sums, w, 0u, team_x(x_at.x, i));
+    if (NT > 1u) { s = team_add_row(s, w, 1u, team_x(x_at.y, i)); }
     if (NT > 2u) {
-        s = team_add_row(s, w, 2u, team_x(x_at[0].z, i));
-        s = team_add_row(s, w, 3u, team_x(x_at[0].w, i));
+        s = team_add_row(s, w, 2u, team_x(x_at.z, i));
+        s = team_add_row(s, w, 3u, team_x(x_at.w, i));
     }
+#if STAGED
     if (NT > 4u) {
-        s = team_add_row(s, w, 4u, team_x(x_at[1].x, i));
-        s = team_add_row(s, w, 5u, team_x(x_at[1].y, i));
-        s = team_add_row(s, w, 6u, team_x(x_at[1].z, i));
-        s = team_add_row(s, w, 7u, team_x(x_at[1].w, i));
+        s = team_add_row(s, w, 4u, team_x(4u, i));
+        s = team_add_row(s, w, 5u, team_x(5u, i));
+        s = team_add_row(s, w, 6u, team_x(6u, i));
+        s = team_add_row(s, w, 7u, team_x(7u, i));
     }
+#endif
     return s;
 }
 // The same with the team's rows of weights w_rows.
-fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: TeamRows, i: u32) -> TeamSums {
+fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: vec4<u32>, i: u32) -> TeamSums {
     return team_add(sums, team_ws(w_rows, i), x_at, i);
 }
 
@@ -354,7 +354,7 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
             let w = team_ws_of(next, w_rows, min(first + i, K_BLOCKS - 1u));
             next = team_raws(w_rows, min(first + i + TEAM, K_BLOCKS - 1u));
             if (K_BLOCKS % STAGED_BLOCKS == 0u || first + i < K_BLOCKS) {
-                sums = team_add(sums, w, TeamRows(four, four + 4u), i);
+                sums = team_add(sums, w, four, i);
             }
         }
     }
@@ -362,17 +362,16 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
     team_leave(at, TEAM_ROWS * NT, squares);
 #endif
 #else
-    let first = min(x_row0 + four, vec4<u32>(x_last));
-    let second = min(x_row0 + 4u + four, vec4<u32>(x_last));
+    let x_rows = min(x_row0 + four, vec4<u32>(x_last));
 #if CHAIN_IN
     // The first weights are asked for before x is there.
     let ahead = team_ws(w_rows, min(at.y, TEAM_STEPS - 1u));
     chain_receive(t, x_row0, missing, K_BLOCKS);
-    let taken = TeamRows(first - x_row0, second - x_row0);
+    let taken = x_rows - x_row0;
 #else
-    let taken = TeamRows(first, second);
+    let taken = x_rows;
 #endif
-    let x_at = TeamRows(team_row(taken[0]), team_row(taken[1]));
+    let x_at = vec4<u32>(team_row(taken.x), team_row(taken.y), team_row(taken.z), team_row(taken.w));
 #if CHAIN_IN
     if (at.y < TEAM_STEPS) { sums = team_add(sums, ahead, x_at, at.y); }
     for (var i = 1u; i < TEAM_STEPS / TEAM; i++) { sums = team_step(sums, w_rows, x_at, i * TEAM + at.y); }
@@ -388,9 +387,9 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
     // Every thread adds up some of the blocks' sums.
     for (var b = at.y; b < K_BLOCKS; b += TEAM) {
 #if CHAIN_IN
-        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += chain_squares[taken[c / 4u][c % 4u] * K_BLOCKS + b]; }
+        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += chain_squares[taken[c] * K_BLOCKS + b]; }
 #else
-        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += row_sums[taken[c / 4u][c % 4u] * K_BLOCKS + b]; }
+        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += row_sums[taken[c] * K_BLOCKS + b]; }
 #endif
     }
 #endif

@@ -44,17 +44,13 @@ pub(super) fn takes_rows(v: &Variant) -> bool {
     let format = v.fragment("weight").and_then(by_name);
     let bytes = format.is_some_and(|f| f.has_bytes());
     let scaled = v.has("NORM") && !bytes && !v.has("TAIL");
-    let staged = match v.constant("NT") {
-        Some(8) => v.has("STAGED"),
-        Some(4) => true,
-        _ => !v.has("STAGED"),
-    };
+    let nt = v.constant("NT");
+    let staged = if v.has("STAGED") { v.has("BYTES") && nt >= Some(4) } else { nt != Some(8) };
     tail_only_without_blocks(v)
         && (!v.has("BYTES") || bytes)
         && (!v.has("SCALED") || scaled)
         && (!v.has("QUAD") || !(bytes || v.has("TAIL")))
         && staged
-        && (!v.has("STAGED") || v.has("BYTES"))
 }
 
 /// What is added to the residual stream was normalised before it came to a block's first product.
