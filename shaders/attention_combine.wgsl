@@ -8,6 +8,8 @@ override HEAD_DIM: u32 = 64u;
 override SPAN: u32 = 16u;
 // Positions of a tile.
 override TILE: u32 = 32u;
+// A size that no subgroup is below.
+override LEAST_SUBGROUP: u32 = 1u;
 #import thread
 #import state
 struct Params { n_head: u32, window: u32, splits: u32 }
@@ -27,6 +29,8 @@ fn part_receive(i: u32) -> Part {
 @group(0) @binding(auto) var<storage, read_write> y: array<vec4<f32>>;
 #if BYTES
 override BYTE_THREADS: u32 = SPAN;
+#set NEIGHBOURS
+override BYTE_TOGETHER: u32 = LEAST_SUBGROUP;
 #import byte_rows
 #endif
 #if SINKS
@@ -62,10 +66,11 @@ fn main(t: Thread) {
     let d4 = HEAD_DIM / 4u;
     let row = t.wid.y;
     let head = t.wid.x * SPAN / d4;
-    let i = t.wid.x * SPAN % d4 + t.lid % SPAN;
+    let place = place_of(t);
+    let i = t.wid.x * SPAN % d4 + place % SPAN;
     let first = (row * params.n_head + head) * params.splits;
     let s_groups = WG / SPAN;
-    let s_group = t.lid / SPAN;
+    let s_group = place / SPAN;
     var s = s_group;
 #if !CHAIN_IN
     // The first are asked for before it is known how many there are.
@@ -92,31 +97,50 @@ fn main(t: Thread) {
         part = part_receive((first + min(s, params.splits - 1u)) * d4 + i);
 #endif
     }
-    leave(t.lid, sum, vec2<f32>(top, total));
+    // Groups whose threads are of one subgroup are put together there, those that are left in memory.
+#if SUBGROUPS
+    var left = s_groups;
+    let shuffles = (SPAN & (SPAN - 1u)) == 0u;
+    for (var apart = SPAN; shuffles && apart < LEAST_SUBGROUP; apart *= 2u) {
+        let new_top = max(top, subgroupShuffleXor(top, apart));
+        let keep = exp(top - new_top);
+        total *= keep;
+        total += subgroupShuffleXor(total, apart);
+        sum *= keep;
+        sum += subgroupShuffleXor(sum, apart);
+        top = new_top;
+        left /= 2u;
+    }
+    let each = s_groups / left;
+    if (s_group % each == 0u) { leave(s_group / each * SPAN + place % SPAN, sum, vec2<f32>(top, total)); }
+#else
+    let left = s_groups;
+    leave(place, sum, vec2<f32>(top, total));
+#endif
     workgroupBarrier();
-    let on = t.lid < SPAN;
+    let on = place < SPAN;
     if (on) {
         var all = top;
-        for (var s = 1u; s < s_groups; s++) { all = max(all, left_top(s * SPAN + t.lid).x); }
+        for (var s = 1u; s < left; s++) { all = max(all, left_top(s * SPAN + place).x); }
 #if SINKS
         all = max(all, sinks[head]);
 #endif
         sum *= exp(top - all);
         total *= exp(top - all);
-        for (var s = 1u; s < s_groups; s++) {
-            let other = left_top(s * SPAN + t.lid);
+        for (var s = 1u; s < left; s++) {
+            let other = left_top(s * SPAN + place);
             let weight = exp(other.x - all);
             total += weight * other.y;
-            sum += weight * left_sum(s * SPAN + t.lid);
+            sum += weight * left_sum(s * SPAN + place);
         }
 #if SINKS
         total += exp(sinks[head] - all);
 #endif
         sum /= total;
-        y[row * params.n_head * d4 + t.wid.x * SPAN + t.lid] = sum;
+        y[row * params.n_head * d4 + t.wid.x * SPAN + place] = sum;
     }
 #if BYTES
     let width = params.n_head * d4;
-    byte_store(t, on, row, width / 8u, t.wid.x * SPAN + t.lid, sum);
+    byte_store(t, on, row, width / 8u, t.wid.x * SPAN + place, sum);
 #endif
 }

@@ -31,7 +31,8 @@ struct Params {
 #else
 @group(0) @binding(auto) var<storage, read> q: array<vec4<f32>>;
 #endif
-@group(0) @binding(auto) var<storage, read> rows: array<Row>;
+// Slot and position of each row (Row of lib/state.wgsl): loaded at once, since a driver asks for the second of two only behind what the first decides.
+@group(0) @binding(auto) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(auto) var<storage, read> tables: array<u32>;
 #if CHAIN_OUT
 #import chain_parts
@@ -81,8 +82,9 @@ fn main(t: Thread) {
 #if FRESH
     let asked = ask_fresh(t, row, head0);
 #endif
-    let pos = rows[row].pos;
-    let slot = rows[row].slot;
+    let place = rows[row];
+    let slot = place.x;
+    let pos = place.y;
     if (t.wid.x >= count_tiles(pos)) { return; }
     let ahead = look_ahead(t, slot, pos, head0, t.wid.x);
 #if FRESH

@@ -16,6 +16,11 @@
 #set LANES_PATH
 #endif
 #endif
+#if FRESH
+// Numbers: room for two vectors of every thread, so that what a thread has asked for is kept without a condition. (By name, and in front of other
+// arrays: see lib/attention_lanes.wgsl.)
+override FRESH_ROOM: u32 = max((G + 2u) * HEAD_DIM, 8u * WG);
+#endif
 #if LANES_PATH
 #import attention_lanes
 #else
@@ -29,7 +34,7 @@ const LOWEST: f32 = -3.4028234e38;
 #if FRESH
 #import rotation
 // The G heads of q, then the head of k and that of v.
-var<workgroup> fresh: array<f32, (G + 2u) * HEAD_DIM>;
+var<workgroup> fresh: array<f32, FRESH_ROOM>;
 fn heads_four(i: u32) -> vec4<f32> {
     return vec4<f32>(fresh[i * 4u], fresh[i * 4u + 1u], fresh[i * 4u + 2u], fresh[i * 4u + 3u]);
 }
@@ -73,8 +78,8 @@ fn make_fresh(t: Thread, row: u32, pos: u32, head0: u32, asked: FreshAhead) {
     let same = WG % max(n, 1u) == 0u;
     var turn = vec2<f32>(1.0, 0.0);
     if (n != 0u) { turn = rotation(pos, t.lid % max(n, 1u), n); }
-    if (t.lid < vectors) { keep_fresh(t.lid, asked.a); }
-    if (t.lid + WG < vectors) { keep_fresh(t.lid + WG, asked.b); }
+    keep_fresh(t.lid, asked.a);
+    keep_fresh(t.lid + WG, asked.b);
     for (var i0 = 2u * WG; i0 < vectors; i0 += WG) {
         let i = i0 + t.lid;
         if (i < vectors) { keep_fresh(i, fresh_vector(row, head0, i)); }

@@ -68,3 +68,74 @@ fn team_ws_of(r: TeamRaws, w_rows: vec4<u32>, i: u32) -> TeamWs {
     w.b = weight_bytes_of(r.b, w_rows.y * TEAM_STEPS + i);
     return w;
 }
+
+// A thread's sums, and its next step of weights.
+struct StagedStep { sums: TeamSums, next: TeamRaws }
+// Block i of those that are staged, of which number 0 is block `first` of the rows; the weights that come next are asked for meanwhile.
+fn staged_step(before: StagedStep, w_rows: vec4<u32>, first: u32, i: u32) -> StagedStep {
+    var step = before;
+    let w = team_ws_of(step.next, w_rows, min(first + i, K_BLOCKS - 1u));
+    step.next = team_raws(w_rows, min(first + i + TEAM, K_BLOCKS - 1u));
+    if (K_BLOCKS % STAGED_BLOCKS == 0u || first + i < K_BLOCKS) {
+        step.sums = team_add(step.sums, w, vec4<u32>(0u, 1u, 2u, 3u), i);
+    }
+    return step;
+}
+// All that are staged: of four rows as often as a driver knows beforehand, so that it unrolls the loop, which is much faster; of eight it is slower.
+fn staged_steps(before: StagedStep, w_rows: vec4<u32>, first: u32, member: u32) -> StagedStep {
+    var step = before;
+    if (NT > 4u) {
+        for (var i = member; i < STAGED_BLOCKS; i += TEAM) { step = staged_step(step, w_rows, first, i); }
+    } else {
+        for (var n = 0u; n < STAGED_BLOCKS / TEAM; n += 2u) {
+            step = staged_step(step, w_rows, first, n * TEAM + member);
+            if (STAGED_BLOCKS > TEAM) { step = staged_step(step, w_rows, first, (n + 1u) * TEAM + member); }
+        }
+    }
+    return step;
+}
+
+// Leaves a thread's parts of the team's two rows of weights, as team_leave_columns does one after the other. Threads that put parts together halve what
+// they have with each step: either of two goes on with half of the results. Sums are the same, of the same two numbers each time.
+fn staged_leave(at: vec2<u32>, a: Columns, b: Columns) {
+#if SUBGROUPS
+    if (JOINED >= 4u) {
+        let one = (at.y & 1u) != 0u;
+        let two = (at.y & 2u) != 0u;
+        let four = (at.y & 4u) != 0u;
+        let to = at.x * TEAM_STRIDE + at.y / JOINED;
+        var i = select(0u, NT, one);
+        var v = select(a[0], b[0], one) + subgroupShuffleXor(select(b[0], a[0], one), 1u);
+        if (NT > 4u) {
+            let w = select(a[1], b[1], one) + subgroupShuffleXor(select(b[1], a[1], one), 1u);
+            v = select(v, w, two) + subgroupShuffleXor(select(w, v, two), 2u);
+            i += select(0u, 4u, two);
+            if (JOINED == 4u) {
+                for (var e = 0u; e < 4u; e++) { team_parts[(i + e) * TEAM_PARTS + to] = v[e]; }
+            } else {
+                var r = select(v.xy, v.zw, four) + subgroupShuffleXor(select(v.zw, v.xy, four), 4u);
+                for (var apart = 8u; apart < JOINED; apart *= 2u) { r += subgroupShuffleXor(r, apart); }
+                i += select(0u, 2u, four);
+                if (at.y % JOINED < 8u) {
+                    team_parts[i * TEAM_PARTS + to] = r.x;
+                    team_parts[(i + 1u) * TEAM_PARTS + to] = r.y;
+                }
+            }
+        } else {
+            let r = select(v.xy, v.zw, two) + subgroupShuffleXor(select(v.zw, v.xy, two), 2u);
+            i += select(0u, 2u, two);
+            if (JOINED == 4u) {
+                team_parts[i * TEAM_PARTS + to] = r.x;
+                team_parts[(i + 1u) * TEAM_PARTS + to] = r.y;
+            } else {
+                var s = select(r.x, r.y, four) + subgroupShuffleXor(select(r.y, r.x, four), 4u);
+                for (var apart = 8u; apart < JOINED; apart *= 2u) { s += subgroupShuffleXor(s, apart); }
+                if (at.y % JOINED < 8u) { team_parts[(i + select(0u, 1u, four)) * TEAM_PARTS + to] = s; }
+            }
+        }
+        return;
+    }
+#endif
+    team_leave_columns(at, 0u, a);
+    team_leave_columns(at, NT, b);
+}

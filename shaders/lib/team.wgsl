@@ -108,6 +108,19 @@ fn team_leave(at: vec2<u32>, i: u32, part: f32) {
     team_parts[i * TEAM_PARTS + at.x * TEAM_STRIDE + at.y] = s;
 #endif
 }
+#if SUBGROUPS
+// Leaves numbers 0 to n - 1 of a thread's team, up to four, as team_leave does one after the other: threads that put parts together halve what they have with
+// each step, and either of two goes on with half of the numbers. So there are fewer exchanges, and sums are the same, of the same two each time.
+fn team_leave_four(at: vec2<u32>, v: vec4<f32>, n: u32) {
+    let one = (at.y & 1u) != 0u;
+    let two = (at.y & 2u) != 0u;
+    let r = select(v.xy, v.zw, one) + subgroupShuffleXor(select(v.zw, v.xy, one), 1u);
+    var s = select(r.x, r.y, two) + subgroupShuffleXor(select(r.y, r.x, two), 2u);
+    for (var apart = 4u; apart < JOINED; apart *= 2u) { s += subgroupShuffleXor(s, apart); }
+    let i = select(0u, 2u, one) + select(0u, 1u, two);
+    if (at.y % JOINED < 4u && i < n) { team_parts[i * TEAM_PARTS + at.x * TEAM_STRIDE + at.y / JOINED] = s; }
+}
+#endif
 fn team_leave_columns(at: vec2<u32>, i: u32, parts: Columns) {
     team_leave(at, i, parts[0].x);
     if (NT > 1u) { team_leave(at, i + 1u, parts[0].y); }
@@ -324,6 +337,40 @@ fn team_step(sums: TeamSums, w_rows: vec4<u32>, x_at: vec4<u32>, i: u32) -> Team
 // team i % TEAMS.
 fn team_rows(t: Thread, row0: u32) -> vec4<u32> { return row0 + team_at(t).x + TEAMS * vec4<u32>(0u, 1u, 2u, 3u); }
 
+#if !STAGED
+fn team_leave_all(at: vec2<u32>, sums: TeamSums) {
+#if SUBGROUPS
+    // With one row of x numbers are those of the rows of weights, then the squares.
+    if (NT == 1u && JOINED >= 4u && TEAM_ROWS + TEAM_NORMS > 1u) {
+        var v = vec4<f32>(sums.a[0].x, 0.0, 0.0, 0.0);
+#if TWO
+        v.y = sums.b[0].x;
+#endif
+#if QUAD
+        v.z = sums.c[0].x;
+        v.w = sums.d[0].x;
+#endif
+#if NORM
+        if (TEAM_ROWS < 4u) { v[TEAM_ROWS % 4u] = sums.squares[0].x; } else { team_leave(at, TEAM_ROWS, sums.squares[0].x); }
+#endif
+        team_leave_four(at, v, min(TEAM_ROWS + TEAM_NORMS, 4u));
+        return;
+    }
+#endif
+    team_leave_columns(at, 0u, sums.a);
+#if TWO
+    team_leave_columns(at, NT, sums.b);
+#endif
+#if QUAD
+    team_leave_columns(at, 2u * NT, sums.c);
+    team_leave_columns(at, 3u * NT, sums.d);
+#endif
+#if NORM
+    team_leave_columns(at, TEAM_ROWS * NT, sums.squares);
+#endif
+}
+#endif
+
 // Leaves the parts for team_sum: weight rows w_rows (as many as TEAM_ROWS) times rows of x from x_row0 on, none past x_last.
 fn team_products(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32) {
     team_products_of(t, w_rows, x_row0, x_last, min(NT, x_last + 1u - x_row0));
@@ -331,11 +378,11 @@ fn team_products(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32) {
 // The same where a workgroup of a later stage has still to receive so many rows, or none.
 fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, missing: u32) {
     let at = team_at(t);
-    let four = vec4<u32>(0u, 1u, 2u, 3u);
     var sums: TeamSums;
 #if STAGED
     // Asked for before x is there, as later ones are before those before them are used.
-    var next = team_raws(w_rows, min(at.y, K_BLOCKS - 1u));
+    var step: StagedStep;
+    step.next = team_raws(w_rows, min(at.y, K_BLOCKS - 1u));
     var taken = take_rows(t, x_row0, x_last, 0u);
 #if NORM
     // Teams know the squares of a row of x each.
@@ -349,20 +396,14 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
         stage_rows(t, taken);
         workgroupBarrier();
         taken = take_rows(t, x_row0, x_last, first + STAGED_BLOCKS);
-        for (var n = 0u; n < STAGED_BLOCKS / TEAM; n++) {
-            let i = n * TEAM + at.y;
-            let w = team_ws_of(next, w_rows, min(first + i, K_BLOCKS - 1u));
-            next = team_raws(w_rows, min(first + i + TEAM, K_BLOCKS - 1u));
-            if (K_BLOCKS % STAGED_BLOCKS == 0u || first + i < K_BLOCKS) {
-                sums = team_add(sums, w, four, i);
-            }
-        }
+        step = staged_steps(step, w_rows, first, at.y);
     }
+    sums = step.sums;
 #if NORM
     team_leave(at, TEAM_ROWS * NT, squares);
 #endif
 #else
-    let x_rows = min(x_row0 + four, vec4<u32>(x_last));
+    let x_rows = min(x_row0 + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(x_last));
 #if CHAIN_IN
     // The first weights are asked for before x is there.
     let ahead = team_ws(w_rows, min(at.y, TEAM_STEPS - 1u));
@@ -395,18 +436,10 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
 #endif
 #endif
 #endif
-    team_leave_columns(at, 0u, sums.a);
-#if TWO
-    team_leave_columns(at, NT, sums.b);
-#endif
-#if QUAD
-    team_leave_columns(at, 2u * NT, sums.c);
-    team_leave_columns(at, 3u * NT, sums.d);
-#endif
-#if NORM
-#if !STAGED
-    team_leave_columns(at, TEAM_ROWS * NT, sums.squares);
-#endif
+#if STAGED
+    staged_leave(at, sums.a, sums.b);
+#else
+    team_leave_all(at, sums);
 #endif
     workgroupBarrier();
 }

@@ -21,7 +21,7 @@ pub(super) static ATTENTION_COMBINE: Kernel = Kernel {
     name: "attention_combine",
     source: include_str!("../../shaders/attention_combine.wgsl"),
     flags: &["BYTES", "SINKS"],
-    constants: &["WG", "HEAD_DIM", "SPAN", "TILE"],
+    constants: &["WG", "HEAD_DIM", "SPAN", "TILE", "LEAST_SUBGROUP"],
     slots: &[],
     forms: Forms::ALL,
     params: CombineParams::FIELDS,
@@ -198,7 +198,7 @@ pub fn attention_fresh_fits(gpu: &Gpu, shape: &AttentionShape, kv_type: KvType) 
         KvType::F16 | KvType::Q8 => 4 * head,
     };
     let squares = 17 * (together + 1) * 4;
-    let fresh = (together + 2) * head * 4;
+    let fresh = ((together + 2) * head * 4).max(32 * threads(shape));
     let scores = match lanes(gpu, shape).filter(|_| gpu.features().subgroups) {
         Some(lanes) => {
             joined_bytes(shape, lanes, least_subgroup(gpu)) * at_once(shape, lanes, least_subgroup(gpu)) + 1024
@@ -324,10 +324,14 @@ pub fn attention_split<'a>(
     }
     let rows = rows_dispatch(gpu, shape, t_rows, splits, pages, q.into(), parts.sums, Some(parts.tops))?;
     let params = CombineParams { n_head: shape.n_head, window: shape.window, splits };
-    // Stages of a chain have as many threads, so a workgroup makes a part of a head: a block.
+    // Stages of a chain have as many threads, so a workgroup makes a part of a head: a block, or several if threads are left. By the splits alone,
+    // not by the rows.
     let vectors = shape.head_dim / 4;
     let (wg, span) = match gpu.features().chains && vectors.is_multiple_of(8) {
-        true => (threads(&shape), 8),
+        true => {
+            let fits = |s: &u32| vectors.is_multiple_of(*s) && threads(&shape) / s >= splits;
+            (threads(&shape), [32, 16].into_iter().find(fits).unwrap_or(8))
+        }
         false => (combine_threads(gpu, &shape), vectors),
     };
     let mut combine =
@@ -336,6 +340,7 @@ pub fn attention_split<'a>(
             .constant("HEAD_DIM", shape.head_dim)
             .constant("SPAN", span)
             .constant("TILE", threads(&shape) / TEAM)
+            .constant("LEAST_SUBGROUP", least_subgroup(gpu))
             .bind("rows", pages.rows)
             .bind("sums", parts.sums)
             .bind("tops", parts.tops)

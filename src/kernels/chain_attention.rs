@@ -29,7 +29,7 @@ fn join_attention(gpu: &Gpu, held: &[Held], words: &Buffer, at: u64) -> Option<C
     };
     let stages = vec![stage(rows, "CHAIN_OUT", "y")?, stage(combine, "CHAIN_IN", "sums")?];
     // The combination takes what attention lays out.
-    let [wg, head, g] = ["WG", "HEAD_DIM", "G"].map(|n| rows.variant.constant(n).unwrap_or(0));
+    let [wg, head] = ["WG", "HEAD_DIM"].map(|n| rows.variant.constant(n).unwrap_or(0));
     let vectors = match (rows.variant.has("SHUFFLE") && gpu.features().subgroups).then_some(rows) {
         Some(r) => {
             let [lanes, at_once, least] =
@@ -38,7 +38,7 @@ fn join_attention(gpu: &Gpu, held: &[Held], words: &Buffer, at: u64) -> Option<C
         }
         None => wg,
     };
-    if vectors < wg || (rows.variant.has("FRESH") && (g + 2) * head < 2 * wg) {
+    if vectors < wg {
         return None;
     }
     let chain = Chain { stages, shared: &["scratch", "fresh"], ahead: |_| false };
