@@ -25,8 +25,19 @@ pub(super) struct BatchKind {
 }
 
 /// How the tokens of all of them are chosen by one step.
-fn together(sequences: &[&mut Sequence]) -> Choice {
-    sequences.iter().map(|s| s.choice).max().unwrap_or_default()
+fn together<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Choice {
+    sequences.into_iter().map(|s| s.choice).max().unwrap_or_default()
+}
+
+/// The decode batch that comes after a prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Follows<'a> {
+    /// Sequences that are in it beside the prompt's.
+    pub others: &'a [&'a Sequence],
+    /// Tokens for each.
+    pub tokens: u32,
+    /// What it is charged to.
+    pub scope: &'a Scope,
 }
 
 impl Engine {
@@ -40,7 +51,7 @@ impl Engine {
     ///
     /// # Errors
     /// What compiling reports.
-    pub fn prewarm_batch(&mut self, sequences: &[&mut Sequence], scope: &Scope) -> Result<()> {
+    pub fn prewarm_batch(&mut self, sequences: &[&Sequence], scope: &Scope) -> Result<()> {
         let n = sequences.len() as u32;
         if n > self.max_sequences() {
             bail!(InvalidArgument, "decode of {n} sequences");
@@ -53,7 +64,7 @@ impl Engine {
             self.gpu.compile(&survey.into_survey(), scope)?;
             self.batch_compiled = n;
         }
-        self.prepare_decode(n, together(sequences), scope)
+        self.prepare_decode(n, together(sequences.iter().copied()), scope)
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
@@ -120,10 +131,19 @@ impl Engine {
     }
 
     /// Encodes a decode batch for later, if it is not there yet. What is under way goes on if that fails: the batch reports it when its turn comes.
-    pub(super) fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) {
+    fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) {
         if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
             self.ahead = Some((kind, self.encode_batch(kind, scope)));
         }
+    }
+
+    /// [`Engine::encode_ahead`] for the batch that follows the prompt of `sequence`.
+    pub(super) fn encode_following(&mut self, sequence: &Sequence, follows: Follows<'_>) {
+        let sequences = follows.others.len() as u32 + 1;
+        let choice = together(follows.others.iter().copied().chain([sequence]));
+        let steps = if sequences == 1 { sequence.steps() } else { Batch::Rows };
+        let kind = BatchKind { sequences, tokens: follows.tokens, choice, steps, lora: sequence.lora_id() };
+        self.encode_ahead(kind, follows.scope);
     }
 
     /// Tells the device which slots the next batch is of.
@@ -185,7 +205,7 @@ impl Engine {
         if let Some(set) = &set {
             self.warm_loras(set, scope)?;
         }
-        let choice = together(sequences);
+        let choice = together(sequences.iter().map(|s| &**s));
         self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
         let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };

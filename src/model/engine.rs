@@ -13,7 +13,7 @@ use crate::gpu::{
 use crate::kernels::KvType;
 use crate::kernels::constants::{COOP_FROM, EIGHT_FROM, FEW_TILE, FEW_TO, TILE_FROM};
 use crate::kernels::sample::{MAX_STOP_IDS, NO_TOKEN, Row, SeqState};
-use crate::model::decode::BatchKind;
+use crate::model::decode::{BatchKind, Follows};
 use crate::model::draw::Choice;
 use crate::model::forward::{Batch, Forward};
 use crate::model::kv_cache::KvPool;
@@ -313,8 +313,8 @@ impl Engine {
     }
 
     /// As [`Engine::prefill`], and draws the next token from the last row's logits, in the same submit. From then on
-    /// [`Engine::decode`] goes on from the device's own state, until `limit` positions are filled. While the device is busy, the batch of `then`
-    /// tokens that follows is encoded, charged to the scope beside it.
+    /// [`Engine::decode`] goes on from the device's own state, until `limit` positions are filled. While the device is busy, the batch that follows is
+    /// encoded.
     ///
     /// # Errors
     /// As [`Engine::prefill`].
@@ -324,7 +324,7 @@ impl Engine {
         tokens: &[u32],
         pos: u32,
         limit: u32,
-        then: Option<(u32, &Scope)>,
+        then: Option<Follows<'_>>,
         scope: &Scope,
     ) -> Result<Drawn> {
         let n = tokens.len() as u32;
@@ -338,14 +338,14 @@ impl Engine {
             pad: [0; 3],
         };
         sequence.state = None;
-        let (choice, steps) = (sequence.choice, sequence.steps());
+        let choice = sequence.choice;
         self.gpu.gate(&PROMPT_TOKEN, scope)?;
         self.pass_gates(sequence, scope)?;
         self.gpu.upload(self.scratch.tail_rows.whole(), bytemuck::bytes_of(&last), scope)?;
         self.slots.set_state(&self.gpu, sequence.slot, state, scope)?;
         self.stage_run(sequence, tokens, pos, scope)?;
         let lens = sequence.lens(pos);
-        let (lora, kind) = (sequence.lora(), sequence.lora_id());
+        let lora = sequence.lora();
         let forward = self.forward(lens).adapted(lora);
         let mut recorder = self.record_run(n, lens, lora, scope)?;
         forward.logits(&mut recorder, n - 1, 1, Left::Nothing)?;
@@ -353,8 +353,8 @@ impl Engine {
         recorder.copy(self.scratch.ring.slice(0, 8), self.staging.slice(0, 8))?;
         let seen = lens.map(|l| l.probe.finish(&mut recorder)).transpose()?;
         let submission = recorder.submit()?;
-        if let (None, Some((tokens, scope))) = (lens, then) {
-            self.encode_ahead(BatchKind { sequences: 1, tokens, choice, steps, lora: kind }, scope);
+        if let (None, Some(follows)) = (lens, then) {
+            self.encode_following(sequence, follows);
         }
         let mut words = [0u32; 2];
         let out = bytemuck::cast_slice_mut(&mut words);

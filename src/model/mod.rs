@@ -38,6 +38,7 @@ use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase, Scope};
 
 pub use crate::kernels::{KvType, TensorStats, UploadTimes};
+pub use decode::Follows;
 pub use embed::Pooling;
 pub use engine::{Drawn, Engine, EngineOptions, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT, Stop};
 pub use kv_blocks::KvExtent;

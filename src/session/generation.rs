@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::error::{Result, bail};
 use crate::gpu::Phase;
-use crate::model::{Drawn, Stop};
+use crate::model::{Drawn, Follows, Stop};
 use crate::session::options::GenerateOptions;
 use crate::session::state::Session;
 use crate::session::together;
@@ -179,7 +179,7 @@ impl Session {
         match self.is_decoding() {
             true if self.step_drafted()? => Ok(()),
             true => together::decode(&mut [&mut *self])?.into_iter().collect(),
-            false => self.step_prompt(true),
+            false => self.step_prompt(Some(&[])),
         }
     }
 
@@ -209,8 +209,9 @@ impl Session {
         self.sequence.as_ref().is_some_and(|s| s.is_probed())
     }
 
-    /// Evaluates the prompt and draws the first token; `alone`: the batch after it is decoded by itself.
-    pub(super) fn step_prompt(&mut self, alone: bool) -> Result<()> {
+    /// Evaluates the prompt and draws the first token. With `companions`, the batch after it is decoded with them, all past their prompts, and is made
+    /// ready meanwhile.
+    pub(super) fn step_prompt(&mut self, companions: Option<&[&Session]>) -> Result<()> {
         let chunk = self.model.0.options_chunk() as usize;
         // The last chunk is drawn from; whole chunks come before it.
         let missing = self.tokens.len() - self.cached as usize;
@@ -223,12 +224,21 @@ impl Session {
         let plain = self.speculator.as_ref().is_none_or(|s| s.rests());
         let left = self.generation.as_ref().filter(|_| plain).map_or(0, |g| g.max_tokens - 1);
         let then = self.pace.now().min(left).min((self.n_ctx as usize - self.tokens.len()) as u32 - 1);
+        let with = companions.unwrap_or_default();
+        let wanted = with.iter().map(|s| s.wanted().map_or(0, |[now, _, left]| now.min(left)));
+        let tokens = wanted.fold(then, u32::min);
+        let others: Vec<_> = with.iter().filter_map(|s| s.sequence.as_ref()).collect();
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
         let mut engine = self.model.0.warm_engine(&scope)?;
+        let fits = tokens > 0 && others.len() == with.len() && others.len() < engine.max_sequences() as usize;
+        let then = companions.filter(|_| fits).map(|_| Follows { others: &others, tokens, scope: &decode_scope });
+        if then.is_some() && !others.is_empty() {
+            let all: Vec<_> = others.iter().copied().chain([&*sequence]).collect();
+            engine.prewarm_batch(&all, &scope.clone().in_phase(Phase::Load))?;
+        }
         let started = Instant::now();
         let before = self.counters.phase(Phase::Prefill);
         let tail = &self.tokens[self.cached as usize..];
-        let then = (alone && then > 0).then_some((then, &decode_scope));
         // The last token that fits is drawn from the position before it.
         let drawn = engine.prefill_and_draw(sequence, tail, self.cached, self.n_ctx - 1, then, &scope)?;
         drop(engine);

@@ -40,7 +40,13 @@ pub fn generate_together(
     }
     let adapters = sessions.first().map(|s| describe(s.loras())).unwrap_or_default();
     let mut results: Vec<Option<Result<Generated>>> = Vec::new();
-    for (i, (s, options)) in sessions.iter_mut().zip(options).enumerate() {
+    for (i, options) in options.iter().enumerate() {
+        let (before, rest) = sessions.split_at_mut(i);
+        let Some((s, after)) = rest.split_first_mut() else { break };
+        // Those that decode with the last.
+        let running =
+            || before.iter().zip(&results).filter(|(_, r)| r.is_none()).map(|(s, _)| &**s).collect::<Vec<_>>();
+        let companions = after.is_empty().then(running);
         let begun = match s.is_probed() {
             true => Err(Error::InvalidArgument("a session with a probe generates alone".into())),
             false if s.speculator.is_some() => {
@@ -52,7 +58,7 @@ pub fn generate_together(
             false => s.begin(options),
         };
         results.push(match begun {
-            Ok(()) => prompt(s, &mut |event| on_token(i, event)),
+            Ok(()) => prompt(s, companions.as_deref(), &mut |event| on_token(i, event)),
             Err(e) => Some(Err(e)),
         });
     }
@@ -95,8 +101,12 @@ fn ended(
     }
 }
 
-/// Evaluates a session's prompt and delivers its first token. The result, if that was all.
-fn prompt(s: &mut Session, on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>) -> Option<Result<Generated>> {
+/// Evaluates a session's prompt and delivers its first token. The result, if that was all. `companions` as in [`Session::step_prompt`].
+fn prompt(
+    s: &mut Session,
+    companions: Option<&[&Session]>,
+    on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<()>,
+) -> Option<Result<Generated>> {
     // A full context ends a generation before its first token.
     let mut step: Result<()> = Ok(());
     loop {
@@ -106,7 +116,7 @@ fn prompt(s: &mut Session, on_token: &mut dyn FnMut(&TokenEvent) -> ControlFlow<
         if s.is_decoding() {
             return None;
         }
-        step = s.take_cancel().and_then(|cancelled| if cancelled { Ok(()) } else { s.step_prompt(false) });
+        step = s.take_cancel().and_then(|cancelled| if cancelled { Ok(()) } else { s.step_prompt(companions) });
     }
 }
 
@@ -135,7 +145,8 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
         let sequences = sessions.iter_mut().map(|s| s.sequence.as_mut()).collect::<Option<Vec<_>>>();
         let Some(mut sequences) = sequences else { bail!(Internal, "a session without sequence") };
         let mut engine = model.0.warm_engine(&scope)?;
-        engine.prewarm_batch(&sequences, &scope.clone().in_phase(Phase::Load))?;
+        let seen: Vec<_> = sequences.iter().map(|s| &**s).collect();
+        engine.prewarm_batch(&seen, &scope.clone().in_phase(Phase::Load))?;
         let started = Instant::now();
         let steps = engine.decode(&mut sequences, &positions, tokens, then, &scope)?;
         (steps, started.elapsed().as_nanos() as u64)
