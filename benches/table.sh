@@ -28,7 +28,7 @@ for model in "$@"; do
     measure "$name" inference "$model" --runs "$runs" --warmup 2 --ctx 8192 --prompt-tokens 512,4096 --gen 128 --tokens-per-submit 32
     case " ${LONG:-llama-8b-Q4_0} " in *" $name "*)
         measure "$name-deep" inference "$model" --runs "$runs" --warmup 1 --ctx 20480 --prompt-tokens 16384 --gen 128 --tokens-per-submit 32
-        measure "$name-many" inference "$model" --runs "$runs" --warmup 1 --ctx 256 --prompt-tokens 128 --gen 64 --sequences 8,32 --tokens-per-submit 8
+        measure "$name-many" inference "$model" --runs "$runs" --warmup 1 --ctx 256 --prompt-tokens 128 --gen 64 --sequences 8,32 --tokens-per-submit 16
     esac
     measure "$name-load" load "$model" --runs 3
 done
