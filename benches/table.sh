@@ -2,8 +2,8 @@
 # The table of docs/performance.md in one go, on one machine: greedy, 32 tokens a submit, medians of RUNS runs (5).
 #   benches/table.sh OUT MODEL.gguf...
 # Each file: prompts of 512 and 4,096 tokens with 128 generated after each, and the way to the first token. The files named in LONG (llama-8b-Q4_0)
-# also after 16,384 tokens, and 8 and 32 sequences of 128 + 64 tokens together. Results go to the folder OUT as JSON, with table.md, table.svg and
-# log.txt. DOPPLER names the program; LIMIT is what the device reads, in GB/s (0: the copy speed); NOTE is a line above the table.
+# also after 16,384 tokens, and 8 and 32 sequences of 128 + 64 tokens together, 16 tokens a submit. Results go to the folder OUT as JSON, with
+# table.md, table.svg and log.txt. DOPPLER names the program; LIMIT is what the device reads, in GB/s (0: the copy speed); NOTE is a line above the table.
 # With INTO=docs/performance.md the table and its picture (docs/table.svg) are written there; elsewhere:
 #   doppler bench table OUT/*.json --baseline benches/baseline.json --into docs/performance.md --svg docs/table.svg
 set -eu

@@ -97,8 +97,12 @@ fn main(t: Thread) {
         part = part_receive((first + min(s, params.splits - 1u)) * d4 + i);
 #endif
     }
-    // Groups whose threads are of one subgroup are put together there, those that are left in memory.
+    // Groups whose threads are of one subgroup are put together there (SPAN being a power of two, WG a multiple of both), those that are left in memory.
 #if SUBGROUPS
+#if CHAIN_IN
+    // Threads have waited each for itself.
+    workgroupBarrier();
+#endif
     var left = s_groups;
     let shuffles = (SPAN & (SPAN - 1u)) == 0u;
     for (var apart = SPAN; shuffles && apart < LEAST_SUBGROUP; apart *= 2u) {

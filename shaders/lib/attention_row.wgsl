@@ -4,7 +4,7 @@
 // FRESH: q, k and v come as the product made them: heads are normalised (QK_NORM) and rotated here (NEOX: the dimensions of
 // the two halves pair), as qk_norm.wgsl and rope.wgsl do, and k and v written to their page; who needs the new position takes it from workgroup memory.
 // The caller declares WG, HEAD_DIM, G, LANES, SHARED (heads that share keys and values), BLOCK (positions of a page), ATTENTION_TEAM and
-// ATTENTION_AHEAD; rows and tables; params with n_head, n_kv, table_stride, window, scale and softcap; with FRESH N_ROT (dimensions that are
+// ATTENTION_AHEAD; tables; params with n_head, n_kv, table_stride, window, scale and softcap; with FRESH N_ROT (dimensions that are
 // rotated), eps, angles and fresh_load(row, i): the four numbers at 4 * i of [q heads, k heads,
 // v heads]; with QK_NORM q_w and k_w; with SINKS sinks; and
 // give(t, c, i, top, weights, sum), which takes vector i of head c of the workgroup.

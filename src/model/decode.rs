@@ -132,18 +132,23 @@ impl Engine {
 
     /// Encodes a decode batch for later, if it is not there yet. What is under way goes on if that fails: the batch reports it when its turn comes.
     fn encode_ahead(&mut self, kind: BatchKind, scope: &Scope) {
-        if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, _)| *k != kind) {
+        if !self.gpu.profiling() && self.ahead.as_ref().is_none_or(|(k, e)| *k != kind || e.is_err()) {
             self.ahead = Some((kind, self.encode_batch(kind, scope)));
         }
     }
 
-    /// [`Engine::encode_ahead`] for the batch that follows the prompt of `sequence`.
+    /// [`Engine::encode_ahead`] for the batch that follows the prompt of `sequence`, if its pipelines are there: the prompt's token does not wait for
+    /// a compiler.
     pub(super) fn encode_following(&mut self, sequence: &Sequence, follows: Follows<'_>) {
         let sequences = follows.others.len() as u32 + 1;
         let choice = together(follows.others.iter().copied().chain([sequence]));
         let steps = if sequences == 1 { sequence.steps() } else { Batch::Rows };
         let kind = BatchKind { sequences, tokens: follows.tokens, choice, steps, lora: sequence.lora_id() };
-        self.encode_ahead(kind, follows.scope);
+        let compiled = sequences == 1 || sequences <= self.batch_compiled;
+        // What a plan makes is no part of decoding.
+        if compiled && self.batch_plan(kind, &follows.scope.clone().in_phase(Phase::Load)).is_ok() {
+            self.encode_ahead(kind, follows.scope);
+        }
     }
 
     /// Tells the device which slots the next batch is of.

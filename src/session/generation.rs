@@ -225,6 +225,7 @@ impl Session {
         let left = self.generation.as_ref().filter(|_| plain).map_or(0, |g| g.max_tokens - 1);
         let then = self.pace.now().min(left).min((self.n_ctx as usize - self.tokens.len()) as u32 - 1);
         let with = companions.unwrap_or_default();
+        let decode_scope = with.iter().fold(decode_scope, |scope, s| scope.with_session(s.counters.clone()));
         let wanted = with.iter().map(|s| s.wanted().map_or(0, |[now, _, left]| now.min(left)));
         let tokens = wanted.fold(then, u32::min);
         let others: Vec<_> = with.iter().filter_map(|s| s.sequence.as_ref()).collect();
@@ -232,10 +233,6 @@ impl Session {
         let mut engine = self.model.0.warm_engine(&scope)?;
         let fits = tokens > 0 && others.len() == with.len() && others.len() < engine.max_sequences() as usize;
         let then = companions.filter(|_| fits).map(|_| Follows { others: &others, tokens, scope: &decode_scope });
-        if then.is_some() && !others.is_empty() {
-            let all: Vec<_> = others.iter().copied().chain([&*sequence]).collect();
-            engine.prewarm_batch(&all, &scope.clone().in_phase(Phase::Load))?;
-        }
         let started = Instant::now();
         let before = self.counters.phase(Phase::Prefill);
         let tail = &self.tokens[self.cached as usize..];

@@ -133,6 +133,34 @@ fn a_batch_costs_what_one_costs() {
     }
 }
 
+/// A prompt that needs pages has buffers and plans replaced: decoding makes none of them, though its first batch is encoded while the last prompt runs.
+#[test]
+fn forks_decode_together_and_make_nothing() {
+    let Some(context) = context(Features::ALL, Guard::PRODUCTION) else { return };
+    let options = ModelOptions { n_ctx: 96, ..Default::default() };
+    let model = context.load_model(&shallow(), &options, &mut |_, _| Ok(())).unwrap();
+    let mut parent = told(&model, 0, 4);
+    generate(&mut parent, &greedy(5));
+    for round in 0..2 {
+        let fork = |i: u32| {
+            let mut fork = parent.fork().unwrap();
+            fork.append_tokens(&[300 + i, 17, 5]).unwrap();
+            fork
+        };
+        let mut forks: Vec<_> = (0..3).map(fork).collect();
+        let before = *context.stats().counters.phase(Phase::Decode);
+        for result in together(&mut forks, &[greedy(9), greedy(9), greedy(9)]) {
+            assert_eq!(result.unwrap().tokens.len(), 9);
+        }
+        let cost = context.stats().counters.phase(Phase::Decode).since(&before);
+        assert_eq!(
+            (cost.submits, cost.buffers, cost.bind_groups, cost.pipelines),
+            (2, 0, 0, 0),
+            "round {round}: {cost:?}"
+        );
+    }
+}
+
 #[test]
 fn one_that_is_cancelled_or_stopped_or_fails_leaves_the_others_alone() {
     let Some(context) = context(Features::ALL, Guard::default()) else { return };
