@@ -227,8 +227,9 @@ fn a_failure_at_any_step_leaves_nothing_on_loan() {
         let used = || (model.stats().kv.used, model.stats().recurrent.used);
         let mut failures = 0;
         for point in [FaultPoint::Record, FaultPoint::Submit, FaultPoint::Wait, FaultPoint::Map, FaultPoint::Buffer] {
-            // Steps of recording are alike in every layer.
-            for nth in (1..).step_by(if point == FaultPoint::Record { 47 } else { 1 }) {
+            // Steps of recording are alike in every layer. A regular run takes some of the others, a long one all.
+            let others = if long_tests() { 1 } else { 3 };
+            for nth in (1..).step_by(if point == FaultPoint::Record { 47 } else { others }) {
                 // Every other time the prompt is evaluated too.
                 let mut s = told(&model, &prefix);
                 if nth % 2 == 0 {
