@@ -51,7 +51,7 @@ impl Engine {
     ///
     /// # Errors
     /// What compiling reports.
-    pub fn prewarm_batch(&mut self, sequences: &[&Sequence], scope: &Scope) -> Result<()> {
+    pub fn prewarm_batch(&mut self, sequences: &[&mut Sequence], scope: &Scope) -> Result<()> {
         let n = sequences.len() as u32;
         if n > self.max_sequences() {
             bail!(InvalidArgument, "decode of {n} sequences");
@@ -64,7 +64,7 @@ impl Engine {
             self.gpu.compile(&survey.into_survey(), scope)?;
             self.batch_compiled = n;
         }
-        self.prepare_decode(n, together(sequences.iter().copied()), scope)
+        self.prepare_decode(n, together(sequences.iter().map(|s| &**s)), scope)
     }
 
     /// Builds the plan of a decode step ahead of its first use, so that steady decode makes nothing.
@@ -144,7 +144,7 @@ impl Engine {
         let choice = together(follows.others.iter().copied().chain([sequence]));
         let steps = if sequences == 1 { sequence.steps() } else { Batch::Rows };
         let kind = BatchKind { sequences, tokens: follows.tokens, choice, steps, lora: sequence.lora_id() };
-        let compiled = sequences == 1 || sequences <= self.batch_compiled;
+        let compiled = sequences <= self.batch_compiled;
         // What a plan makes is no part of decoding.
         if compiled && self.batch_plan(kind, &follows.scope.clone().in_phase(Phase::Load)).is_ok() {
             self.encode_ahead(kind, follows.scope);

@@ -145,8 +145,7 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
         let sequences = sessions.iter_mut().map(|s| s.sequence.as_mut()).collect::<Option<Vec<_>>>();
         let Some(mut sequences) = sequences else { bail!(Internal, "a session without sequence") };
         let mut engine = model.0.warm_engine(&scope)?;
-        let seen: Vec<_> = sequences.iter().map(|s| &**s).collect();
-        engine.prewarm_batch(&seen, &scope.clone().in_phase(Phase::Load))?;
+        engine.prewarm_batch(&sequences, &scope.clone().in_phase(Phase::Load))?;
         let started = Instant::now();
         let steps = engine.decode(&mut sequences, &positions, tokens, then, &scope)?;
         (steps, started.elapsed().as_nanos() as u64)
