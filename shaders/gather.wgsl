@@ -27,6 +27,7 @@ struct Params {
 #set NEXT
 #endif
 #if NEXT
+const NEXT_FOURS: u32 = 8u;
 const BYTE_THREADS: u32 = 32u;
 #import next_rows
 #endif
@@ -83,6 +84,6 @@ fn main(t: Thread) {
         }
     }
 #if NEXT
-    next_leave(t, on, token, params.k_blocks, column, next);
+    next_leave(t, on, params.n_tokens, token, params.k_blocks, column, next);
 #endif
 }

@@ -43,6 +43,20 @@ struct Params {
 #import number_rows
 #endif
 #endif
+// Without a chain the same as with one, where this may be a stage of one.
+#if SCALED
+#if !BYTES
+#if !OUT_BYTES
+#set SHORTENED
+#endif
+#endif
+#endif
+#if SHORTENED
+#import short
+fn made(v: f32) -> f32 { return shortened(vec4<f32>(v)).x; }
+#else
+fn made(v: f32) -> f32 { return v; }
+#endif
 #if BLOCKS
 var<workgroup> block_values: array<f32, BLOCK_VALUES>;
 #endif
@@ -67,7 +81,7 @@ fn main(t: Thread) {
         let v = silu(a) * (team_sum(i, 1u, c) * scale);
 #endif
 #if !CHAIN_OUT
-        if (row0 + i < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + i] = v; }
+        if (row0 + i < params.n && t0 + c < params.t_rows) { y[(t0 + c) * params.y_stride + params.y_offset + row0 + i] = made(v); }
 #endif
 #if BLOCKS
         block_values[t.lid] = v;
@@ -86,7 +100,10 @@ fn main(t: Thread) {
 #if OUT_BYTES
     byte_store(t, on, t0 + c, params.n / 32u, (row0 + j) / 4u, v);
 #else
-    if (on) { number_store(t0 + c, params.n / 32u, (row0 + j) / 4u, v); }
+    if (on) {
+        number_store(t0 + c, params.n / 32u, (row0 + j) / 4u, v);
+        if (j % 32u == 0u) { number_squares(t0 + c, params.n / 32u, (row0 + j) / 32u, 0u, 0.0); }
+    }
 #endif
 #endif
 }

@@ -12,6 +12,7 @@ override N_USED: u32 = 1u;
 const NT: u32 = 1u;
 const SPREAD: u32 = 1u;
 const SPLIT: u32 = 1u;
+const NEXT_FOURS: u32 = 8u;
 const BYTE_THREADS: u32 = 8u;
 struct Params {
     groups: u32, row_groups: u32, n: u32, y_stride: u32, y_offset: u32, shared_stride: u32, shared_offset: u32,
@@ -93,6 +94,6 @@ fn main(t: Thread) {
     }
 #if NEXT
     let on = place_of(t) < 8u;
-    next_leave(t, on, row, params.row_groups, row0, next_weights(t, on, row0));
+    next_leave(t, on, params.groups / params.row_groups, row, params.row_groups, row0, next_weights(t, on, row0));
 #endif
 }

@@ -3,11 +3,11 @@
 // The host clears all words before a tag is used again. Word 0 has no tag: it is not 0 if someone gave up waiting.
 // A block of 32 numbers is CHAIN_WORDS words: eleven with its signed bytes, three in each, then the scale and, where that is asked for, the sum
 // of squares, floats without their last eight bits. Word w of block b of a row stands at (row * CHAIN_WORDS + w) * blocks of a row + b.
-// Numbers as they are take CHAIN_NUMBER_WORDS: of each four the lower 24 bits of each, then the upper eight of the first two and of the last two; and
-// the block's sum of squares, lower 24 bits and upper eight. Word w of four i of a row stands at (row * CHAIN_NUMBER_WORDS + 8 * w) * blocks of a row + i, the sums after those.
+// Numbers take CHAIN_NUMBER_WORDS: each without its last eight bits, then in the same way sums of squares of either half of the block. Number j of four i
+// of a row stands at row * CHAIN_NUMBER_WORDS * blocks of a row + j * fours of a row + i, word w of block b as those of bytes.
 // The host declares chain_tag(), and where in chain_words something stands.
 const CHAIN_WORDS: u32 = 13u;
-const CHAIN_NUMBER_WORDS: u32 = 50u;
+const CHAIN_NUMBER_WORDS: u32 = 34u;
 // A quarter of a second at least: reading takes a device about a microsecond.
 const CHAIN_POLLS: u32 = 262144u;
 @group(0) @binding(auto) var<storage, read_write> chain_words: array<atomic<u32>>;

@@ -54,39 +54,57 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
 }
 #else
 
+// The words of number i of the fours of rows from `row0` on.
+fn chain_four(row0: u32, i: u32, k_blocks: u32) -> vec4<u32> {
+    let fours = k_blocks * 8u;
+    let at = CHAIN_IN_AT + (row0 + i / fours) * CHAIN_NUMBER_WORDS * k_blocks + i % fours;
+    return vec4<u32>(chain_read(at), chain_read(at + fours), chain_read(at + 2u * fours), chain_read(at + 3u * fours));
+}
+fn chain_keep_four(i: u32, k_blocks: u32, w: vec4<u32>) {
+    let fours = k_blocks * 8u;
+    let k = i % fours;
+    chain_x[i - k + k % 2u * (fours / 2u) + k / 2u] = w << vec4<u32>(8u);
+}
 // Waits for `rows` rows of k_blocks from `row0` on. Of a row first its even fours of numbers are kept, then the odd ones, from row 0 on.
 fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
-    let fours = k_blocks * 8u;
-    for (var i = t.lid; i < rows * fours; i += WG) {
-        let row = i / fours;
-        let k = i % fours;
-        let words = CHAIN_IN_AT + (row0 + row) * CHAIN_NUMBER_WORDS * k_blocks;
-        let at = words + k;
-        var w0 = vec4<u32>(0u);
-        var w1 = vec2<u32>(0u);
-        var squares = vec2<u32>(chain_tag());
+    // Rows of numbers are long, and all workgroups that wait ask for the same words, so often that the memory which has them does little else. So few threads
+    // ask for the little that is sent last; only then, as a rule once, all ask for the rest.
+    for (var i = t.lid; i < rows * k_blocks; i += WG) {
+        let at = CHAIN_IN_AT + ((row0 + i / k_blocks) * CHAIN_NUMBER_WORDS + 32u) * k_blocks + i % k_blocks;
+        var w = vec2<u32>(0u);
         var there = false;
         for (var n = 0u; n < CHAIN_POLLS; n++) {
-            // Rows of numbers are long: who has asked in vain asks for one word until it is there, so as not to be in the way of others' weights.
-            if (n > 0u && !chain_there(vec4<u32>(chain_read(at)))) {
-                if (chain_stops(n)) { break; }
-                continue;
-            }
-            w0 = vec4<u32>(chain_read(at), chain_read(at + fours), chain_read(at + 2u * fours), chain_read(at + 3u * fours));
-            w1 = vec2<u32>(chain_read(at + 4u * fours), chain_read(at + 5u * fours));
 #if NORM
-            squares = vec2<u32>(chain_read(words + 6u * fours + k / 8u), chain_read(words + 6u * fours + k_blocks + k / 8u));
+            w = vec2<u32>(chain_read(at), chain_read(at + k_blocks));
+#else
+            w = vec2<u32>(chain_read(at));
 #endif
-            there = chain_there(w0) && chain_there(vec4<u32>(w1, squares));
+            there = chain_there(w.xyxy);
             if (there || chain_stops(n)) { break; }
         }
         if (!there) { chain_give_up(); }
-        // Each number's lower bits are a word of their own, two numbers' upper bits another one.
-        let hi = vec4<u32>(w1.x, w1.x >> 8u, w1.y, w1.y >> 8u) << vec4<u32>(24u);
-        chain_x[row * fours + k % 2u * (fours / 2u) + k / 2u] = (w0 & vec4<u32>(0xffffffu)) | hi;
 #if NORM
-        if (k % 8u == 0u) { chain_squares[row * k_blocks + k / 8u] = bitcast<f32>((squares.x & 0xffffffu) | (squares.y << 24u)); }
+        chain_squares[i] = bitcast<f32>(w.x << 8u) + bitcast<f32>(w.y << 8u);
 #endif
+    }
+    workgroupBarrier();
+    // Two at a time, where there are more than threads.
+    let fours = rows * k_blocks * 8u;
+    let two = fours > WG;
+    for (var i = t.lid; i < fours; i += select(WG, 2u * WG, two)) {
+        let j = min(i + WG, fours - 1u);
+        var a = vec4<u32>(0u);
+        var b = vec4<u32>(chain_tag());
+        var there = false;
+        for (var n = 0u; n < CHAIN_POLLS; n++) {
+            a = chain_four(row0, i, k_blocks);
+            if (two) { b = chain_four(row0, j, k_blocks); }
+            there = chain_there(a) && chain_there(b);
+            if (there || chain_stops(n)) { break; }
+        }
+        if (!there) { chain_give_up(); }
+        chain_keep_four(i, k_blocks, a);
+        if (two) { chain_keep_four(j, k_blocks, b); }
     }
     workgroupBarrier();
 }

@@ -1,7 +1,7 @@
 // Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR, four with QUAD) times NT rows of x,
 // NT 1, 2, 4 or, where they are staged, 8. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
-// it, and row_sums the sums of squares of the blocks of 32 that the rows had before; else both are taken from x and norm_w here.
+// it, and row_sums the sums of squares of the blocks of 32 that the rows had before, for numbers of both halves of each (lib/next_rows.wgsl); else both are taken from x and norm_w here.
 // STAGED: rows of x as bytes are brought through workgroup memory (staged_rows), and a team makes two rows of weights.
 // CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at
@@ -430,7 +430,10 @@ fn team_products_of(t: Thread, w_rows: vec4<u32>, x_row0: u32, x_last: u32, miss
 #if CHAIN_IN
         for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += chain_squares[taken[c] * K_BLOCKS + b]; }
 #else
-        for (var c = 0u; c < NT; c++) { sums.squares[c / 4u][c % 4u] += row_sums[taken[c] * K_BLOCKS + b]; }
+        // Of either half of a block.
+        for (var c = 0u; c < NT; c++) {
+            sums.squares[c / 4u][c % 4u] += row_sums[taken[c] * K_BLOCKS + b] + row_sums[(params.t_rows + taken[c]) * K_BLOCKS + b];
+        }
 #endif
     }
 #endif

@@ -57,6 +57,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("philox", include_str!("../../shaders/lib/philox.wgsl")),
     ("activation", include_str!("../../shaders/lib/activation.wgsl")),
     ("bytes", include_str!("../../shaders/lib/bytes.wgsl")),
+    ("short", include_str!("../../shaders/lib/short.wgsl")),
     ("chain", include_str!("../../shaders/lib/chain.wgsl")),
     ("chain_in", include_str!("../../shaders/lib/chain_in.wgsl")),
     ("chain_parts", include_str!("../../shaders/lib/chain_parts.wgsl")),

@@ -11,6 +11,8 @@ pub const THREADS_ROW: u32 = 1024;
 pub const PRODUCT_THREADS: u32 = 1 << 18;
 /// The same of a stage of a chain, of which a processor runs one workgroup at a time: more than one after another cost more than longer rows.
 pub const STAGE_PRODUCT_THREADS: u32 = 1 << 17;
+/// Workgroups of a stage that a large device runs at the same time, about.
+pub const STAGE_GROUPS: u32 = 128;
 /// Most rows of bytes that products in chains take; with more they are bound by arithmetic, and stage rows where they can.
 pub const STAGE_ROWS: u32 = 2;
 /// Rows of bytes from which on a workgroup takes eight of them where it stages rows, else four.
@@ -59,7 +61,7 @@ pub const GROUP_FROM: u32 = 5;
 pub const BINDING_ALIGN: u64 = 256;
 /// Words in which a stage of a chain sends a block of 32 numbers as bytes, with what goes with it.
 pub const CHAIN_BYTE_WORDS: u32 = 13;
-/// The same for numbers as they are.
-pub const CHAIN_NUMBER_WORDS: u32 = 50;
+/// The same for numbers.
+pub const CHAIN_NUMBER_WORDS: u32 = 34;
 /// Words of a part of split attention: a sum of four numbers, its top and its weights.
 pub const CHAIN_PART_WORDS: u32 = 6;

@@ -5,7 +5,8 @@ use crate::gpu::{BufferSlice, Dispatch, Forms, Gpu, Kernel, Variant, linear_grid
 use crate::kernels::byte_rows::ByteRows;
 use crate::kernels::chain::number_rows_fit;
 use crate::kernels::constants::{
-    EIGHT_FROM, PRODUCT_THREADS, STAGE_PRODUCT_THREADS, STAGE_ROWS, STAGED_BLOCKS, THREADS_LONG, TILE, TILE_FROM,
+    EIGHT_FROM, PRODUCT_THREADS, STAGE_GROUPS, STAGE_PRODUCT_THREADS, STAGE_ROWS, STAGED_BLOCKS, THREADS_LONG, TILE,
+    TILE_FROM,
 };
 use crate::kernels::matmul_coop::HalfRows;
 use crate::kernels::weight::{Weight, WeightPart};
@@ -109,7 +110,8 @@ pub struct RowNorm<'a> {
     pub w: BufferSlice<'a>,
     /// Added to the mean square.
     pub eps: f32,
-    /// `[rows, cols / 32]`, beside rows that were multiplied by `w`: sums of squares of what they were before.
+    /// `[rows, cols / 32]`, beside rows that were multiplied by `w`: sums of squares of what they were before. Beside numbers `[2, rows, cols / 32]`, of
+    /// both halves of each block.
     pub sums: Option<BufferSlice<'a>>,
     /// Whether the numbers were multiplied by `w`, as bytes always were.
     pub scaled: bool,
@@ -145,7 +147,7 @@ impl<'a> Input<'a> {
     pub(super) fn check(&self, what: &str, w: &Weight) -> Result<[u32; 2]> {
         let (rows, cols) = (self.x.rows, self.x.cols);
         let sums = u64::from(rows) * u64::from(cols / GPU_BLOCK as u32) * 4;
-        let no_sums = |n: RowNorm<'_>| n.sums.is_none_or(|s| s.size < sums);
+        let no_sums = |n: RowNorm<'_>| n.sums.is_none_or(|s| s.size < if n.scaled { 2 * sums } else { sums });
         let missing = match (self.f32_rows(w), self.bytes, self.norm) {
             (None, Some(bytes), norm) => {
                 bytes.check(what, rows, cols)?;
@@ -253,15 +255,21 @@ impl Team {
     }
 
     /// Teams four times as large that make four rows of weights each, in workgroups that make as many rows as before, for weights of single elements: a row
-    /// of `x` takes as long to read as one of those, and stages have four times as many on their way when `x` comes. By the weight alone, as all teams.
-    pub(super) fn stacked(self, gpu: &Gpu, x: Input<'_>, w: &Weight) -> Self {
-        let (team, values) = (self.team * 4, 4 + u32::from(x.norm.is_some()));
-        let together = team.min(gpu.adapter().least_subgroup());
-        let stacked = Self { team, together, high: 4, ..self }.with_columns(gpu, x.x.rows, values);
-        // Each thread has a step of eight.
-        let even = w.k().is_multiple_of(GPU_BLOCK as u32) && team <= w.k() / 8;
-        let fits = team <= THREADS_LONG.min(self.threads) && stacked.bytes(gpu, values, 4) <= gpu.workgroup_bytes();
-        if w.has_elements() && even && fits { stacked } else { self }
+    /// of `x` takes as long to read as one of those, and stages have four times as many on their way when `x` comes. Where there would be so few workgroups of
+    /// a stage that not all of a large device has work, and it `halves` blocks, teams are twice that. By the weight alone, as all teams.
+    pub(super) fn stacked(self, gpu: &Gpu, x: Input<'_>, w: &Weight, halves: bool) -> Self {
+        let values = 4 + u32::from(x.norm.is_some());
+        let stacked = |by: u32| {
+            let team = self.team * by;
+            let together = team.min(gpu.adapter().least_subgroup());
+            let stacked = Self { team, together, high: 4, ..self }.with_columns(gpu, x.x.rows, values);
+            // Each thread has a step of eight.
+            let even = w.k().is_multiple_of(GPU_BLOCK as u32) && team <= w.k() / 8;
+            let fits = team <= THREADS_LONG.min(self.threads) && stacked.bytes(gpu, values, 4) <= gpu.workgroup_bytes();
+            (w.has_elements() && even && fits).then_some(stacked)
+        };
+        let few = halves && w.rows() < STAGE_GROUPS * GPU_BLOCK as u32;
+        few.then(|| stacked(8)).flatten().or_else(|| stacked(4)).unwrap_or(self)
     }
 
     /// Threads of a workgroup of any stage.
@@ -420,7 +428,7 @@ pub fn matmul_with<'a>(
         true => Team::of_stage(gpu, n, k, rows, values, StageRows::Any),
         false => Team::of(gpu, n, k, rows, values),
     }
-    .stacked(gpu, x, w)
+    .stacked(gpu, x, w, false)
     .staged(gpu, x, w, false);
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {

@@ -123,9 +123,9 @@ pub struct Next<'a> {
     pub w: BufferSlice<'a>,
     /// The rows times these weights, as bytes.
     pub bytes: Option<ByteRows<'a>>,
-    /// And as f32, dense.
+    /// And as f32, dense, to 16 bits of mantissa.
     pub numbers: Option<BufferSlice<'a>>,
-    /// `[rows, cols / 32]`: sums of squares of the rows.
+    /// `[rows, cols / 32]`: sums of squares of the rows; with numbers `[2, rows, cols / 32]`, which for each block add up to that.
     pub sums: BufferSlice<'a>,
 }
 
@@ -149,7 +149,8 @@ impl<'a> Next<'a> {
         let some = self.bytes.is_some() || self.numbers.is_some();
         let room = self.bytes.is_none_or(|bytes| bytes.check("", rows, cols).is_ok())
             && self.numbers.is_none_or(|data| data.size >= numbers * 4);
-        let sums = self.sums.size >= numbers / u64::from(BLOCK) * 4;
+        let halves = if self.numbers.is_some() { 2 } else { 1 };
+        let sums = self.sums.size >= halves * numbers / u64::from(BLOCK) * 4;
         some && room && cols.is_multiple_of(BLOCK) && sums && self.w.size >= u64::from(cols) * 4
     }
 }
@@ -184,8 +185,9 @@ pub fn matmul_next<'a>(
         );
     }
     // The team does not depend on how a weight is split.
-    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, may_be_stage(gpu, x, w, true));
-    let team = team.stacked(gpu, x, w).staged(gpu, x, w, false);
+    let stage = may_be_stage(gpu, x, w, true);
+    let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, stage);
+    let team = team.stacked(gpu, x, w, stage && next.bytes.is_none()).staged(gpu, x, w, false);
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {

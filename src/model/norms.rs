@@ -120,7 +120,8 @@ impl<'a> Forward<'a> {
     {
         let norm = after.norm.filter(|norm| self.norms_by_the_way(x.rows, norm))?;
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes);
-        let numbers = after.wants_numbers.then(|| self.scratch.normed.whole());
+        // Numbers that are left are shortened.
+        let numbers = (after.wants_numbers && !self.exact).then(|| self.scratch.normed.whole());
         let complete = bytes.is_some() == after.wants_bytes && (bytes.is_some() || numbers.is_some());
         // Squares are left for whole blocks.
         let complete = complete && x.cols.is_multiple_of(GPU_BLOCK as u32);

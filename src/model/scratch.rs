@@ -87,7 +87,7 @@ pub(crate) struct Scratch {
     pub(crate) normed: Buffer,
     /// It as bytes.
     pub(crate) normed_bytes: ByteBuffers,
-    /// Sums of squares of the residual stream's blocks of 32, for rows whose norm is left to the next product.
+    /// Sums of squares of both halves of the residual stream's blocks of 32, for rows whose norm is left to the next product.
     pub(crate) block_sums: Buffer,
     /// Input of a block's second product as bytes.
     pub(crate) inner_bytes: ByteBuffers,
@@ -292,7 +292,7 @@ impl Scratch {
             x: wide("x", spec.n_embd)?,
             normed: wide("normed", spec.n_embd)?,
             normed_bytes: ByteBuffers::new(gpu, "normed", few * u64::from(spec.n_embd), scope)?,
-            block_sums: words("block_sums", (few * u64::from(spec.n_embd)).div_ceil(GPU_BLOCK as u64))?,
+            block_sums: words("block_sums", 2 * (few * u64::from(spec.n_embd)).div_ceil(GPU_BLOCK as u64))?,
             inner_bytes: ByteBuffers::new(gpu, "inner", few * u64::from(widest_inner), scope)?,
             attn_parts,
             qkv: arena.buffer(qkv),

@@ -45,12 +45,17 @@ impl InputRows {
         if normed {
             let w = rng.units(cols);
             // Of scaled rows any sums will do: what they stand for was multiplied by weights before.
+            // Of numbers they are those of halves of blocks.
+            let (blocks, halves) = (rows * cols / 32, if scaled { 2 } else { 1 });
             let sums: Option<Vec<f32>> = (bytes.is_some() || scaled)
-                .then(|| rng.units(rows * cols / 32).iter().map(|s| 20.0 * s.abs()).collect());
+                .then(|| rng.units(halves * blocks).iter().map(|s| 20.0 * s.abs()).collect());
             for (r, values) in values.chunks_exact_mut(cols).enumerate() {
                 let squares: f64 = match &sums {
                     Some(sums) => {
-                        sums.chunks_exact(cols / 32).nth(r).into_iter().flatten().map(|&s| f64::from(s)).sum()
+                        let of_row = |half: &[f32]| {
+                            half[r * (cols / 32)..][..cols / 32].iter().map(|&s| f64::from(s)).sum::<f64>()
+                        };
+                        sums.chunks_exact(blocks).map(of_row).sum()
                     }
                     None => values.iter().map(|v| v * v).sum(),
                 };
