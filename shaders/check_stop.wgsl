@@ -17,5 +17,5 @@ fn main(t: Thread) {
     if row >= params.rows {
         return;
     }
-    end_step(row, picked[row]);
+    end_step(row, begin_ending(row), picked[row]);
 }

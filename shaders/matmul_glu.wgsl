@@ -100,10 +100,7 @@ fn main(t: Thread) {
 #if OUT_BYTES
     byte_store(t, on, t0 + c, params.n / 32u, (row0 + j) / 4u, v);
 #else
-    if (on) {
-        number_store(t0 + c, params.n / 32u, (row0 + j) / 4u, v);
-        if (j % 32u == 0u) { number_squares(t0 + c, params.n / 32u, (row0 + j) / 32u, 0u, 0.0); }
-    }
+    if (on) { number_store(t0 + c, params.n / 32u, (row0 + j) / 4u, v); }
 #endif
 #endif
 }

@@ -1,6 +1,7 @@
 // y[t, y_offset + r] (+)= sum_k x[t, k] * W[r, k] (+ bias[r]): few rows of x, weights read once. A team of threads makes one row of W.
 // BYTES, TAIL, NORM, QUAD, STAGED and CHAIN_IN: see lib/team.wgsl. BIAS adds a bias; ACCUMULATE adds to what y holds. With CHAIN_IN, where each workgroup waits for
-// x, one makes CHAIN_TILES groups of rows. CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else.
+// x, one makes CHAIN_TILES groups of rows. CHAIN_Y_OUT: y goes to a later stage of a chain, and nowhere else. CHAIN_BEST_OUT: of one row of y, the
+// largest goes to a later stage.
 override WG: u32 = 64u;
 override TEAM: u32 = 32u;
 override NT: u32 = 1u;
@@ -25,6 +26,11 @@ struct Params {
 #if CHAIN_Y_OUT
 #import chain_y
 #endif
+#if CHAIN_BEST_OUT
+#import chain_best
+// The best result that the thread has made: its key, and its place in the row.
+var<private> best_made: vec2<u32> = NO_BEST;
+#endif
 
 @compute @workgroup_size(WG)
 fn main(t: Thread) {
@@ -36,6 +42,10 @@ fn main(t: Thread) {
         // What is there from the first of the tiles stays.
         make(t, tile, select(0u, rows, g == first));
     }
+#if CHAIN_BEST_OUT
+    let place = place_of(t);
+    best_send(t, place < MADE, group_index(t) * (MADE / REDUCE) + place / REDUCE, REDUCE, best_made);
+#endif
 #else
     let g = group_index(t);
     if (g >= params.groups) { return; }
@@ -48,11 +58,12 @@ fn make(t: Thread, tile: vec2<u32>, missing: u32) {
     let row0 = tile.x * MADE;
     let t0 = tile.y * NT;
     team_products_of(t, min(team_rows(t, row0), vec4<u32>(params.n - 1u)), t0, params.t_rows - 1u, missing);
-    if (t.lid < MADE * NT) {
-        let i = t.lid % MADE;
+    let place = place_of(t);
+    if (place < MADE * NT) {
+        let i = place % MADE;
         let team = i % TEAMS;
         let r = row0 + i;
-        let c = t.lid / MADE;
+        let c = place / MADE;
         if (r < params.n && t0 + c < params.t_rows) {
             var s = team_sum(team, i / TEAMS, c) * team_scale(team, c);
 #if BIAS
@@ -66,6 +77,10 @@ fn make(t: Thread, tile: vec2<u32>, missing: u32) {
             chain_send_y(CHAIN_Y_OUT_AT + 2u * o, s);
 #else
             y[o] = s;
+#endif
+#if CHAIN_BEST_OUT
+            let entry = vec2<u32>(order_key(bitcast<u32>(s)), r);
+            if (better(entry, best_made)) { best_made = entry; }
 #endif
         }
     }

@@ -1,5 +1,5 @@
 // Ends a decode step whose tokens are the largest logits: sample_pick and check_stop in one, for rows that are not drawn. One workgroup a row
-// reduces the chunks of sample_argmax.
+// reduces the chunks of sample_argmax. CHAIN_BEST_IN: it is the last stage of a chain, whose product leaves the best of what it makes.
 #import thread
 
 struct Params {
@@ -10,7 +10,11 @@ struct Params {
 
 override WG: u32 = 256u;
 
+#if CHAIN_BEST_IN
+#import chain_best
+#else
 @group(0) @binding(auto) var<storage, read> partial: array<vec2<u32>>; // [rows, chunks]
+#endif
 @group(0) @binding(auto) var<storage, read_write> picked: array<u32>;
 #import best
 #import step_end
@@ -21,9 +25,19 @@ fn main(t: Thread) {
     if row >= params.rows {
         return;
     }
+    let ending = begin_ending(row);
     var best = vec2<u32>(0u, 0xffffffffu);
-    for (var i = t.lid; i < params.chunks; i += WG) {
+#if CHAIN_BEST_IN
+    const entries = BESTS;
+#else
+    let entries = params.chunks;
+#endif
+    for (var i = t.lid; i < entries; i += WG) {
+#if CHAIN_BEST_IN
+        let entry = best_receive(i);
+#else
         let entry = partial[row * params.chunks + i];
+#endif
         if better(entry, best) {
             best = entry;
         }
@@ -31,6 +45,6 @@ fn main(t: Thread) {
     best = group_best(t, best);
     if t.lid == 0u {
         picked[row] = best.y;
-        end_step(row, best.y);
+        end_step(row, ending, best.y);
     }
 }

@@ -1,25 +1,35 @@
-// The best of the entries (key, id) that the threads of a workgroup hold, for its first thread; others get something else.
+// The best of the entries (key, id) that the threads of a workgroup hold, for its first thread; others may get something else.
 // The caller declares WG.
 #import order
+#if SUBGROUPS
+// No subgroup has less than four threads.
+var<workgroup> best_of: array<vec2<u32>, (WG + 3u) / 4u>;
+#else
 var<workgroup> best_of: array<vec2<u32>, WG>;
+#endif
 
+#if SUBGROUPS
+fn subgroup_best(mine: vec2<u32>) -> vec2<u32> {
+    let key = subgroupMax(mine.x);
+    return vec2<u32>(key, subgroupMin(select(0xffffffffu, mine.y, mine.x == key)));
+}
+#endif
 fn group_best(t: Thread, mine: vec2<u32>) -> vec2<u32> {
     var best = mine;
 #if SUBGROUPS
-    let key = subgroupMax(best.x);
-    let lowest = subgroupMin(select(0xffffffffu, best.y, best.x == key));
+    best = subgroup_best(best);
     if t.lane == 0u {
-        best_of[t.sg] = vec2<u32>(key, lowest);
+        best_of[t.sg] = best;
     }
     workgroupBarrier();
-    if t.lid == 0u {
-        best = best_of[0];
-        for (var i = 1u; i < t.n_sg; i++) {
-            if better(best_of[i], best) {
-                best = best_of[i];
-            }
+    // Every subgroup looks at all of them.
+    best = best_of[t.lane % t.n_sg];
+    for (var i = t.lane + t.sg_size; i < t.n_sg; i += t.sg_size) {
+        if better(best_of[i], best) {
+            best = best_of[i];
         }
     }
+    best = subgroup_best(best);
 #else
     best_of[t.lid] = best;
     workgroupBarrier();

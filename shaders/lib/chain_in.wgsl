@@ -7,12 +7,24 @@ var<workgroup> chain_x: array<vec4<u32>, CHAIN_FOURS>;
 #if NORM
 var<workgroup> chain_squares: array<f32, CHAIN_BLOCKS>;
 #endif
+
+// Waits until the word at `at` is there, the first of what comes: workgroups wait long and all for the same words, and if all their threads asked for all of
+// them all the time, the memory that has these would do little else. Where one is there, the others soon are.
+fn chain_await(t: Thread, at: u32) {
+    if (t.lid == 0u) {
+        for (var n = 0u; n < CHAIN_POLLS; n++) {
+            if (chain_there(vec4<u32>(chain_read(at))) || chain_stops(n)) { break; }
+        }
+    }
+    workgroupBarrier();
+}
 #if BYTES
 #import bytes
 var<workgroup> chain_scales: array<vec2<u32>, CHAIN_BLOCKS>;
 
 // Waits for `rows` rows of k_blocks from `row0` on. They are kept as byte_rows are, from row 0 on.
 fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
+    if (rows > 0u) { chain_await(t, CHAIN_IN_AT + row0 * CHAIN_WORDS * k_blocks); }
     for (var i = t.lid; i < rows * k_blocks; i += WG) {
         let row = i / k_blocks;
         let b = i % k_blocks;
@@ -60,51 +72,49 @@ fn chain_four(row0: u32, i: u32, k_blocks: u32) -> vec4<u32> {
     let at = CHAIN_IN_AT + (row0 + i / fours) * CHAIN_NUMBER_WORDS * k_blocks + i % fours;
     return vec4<u32>(chain_read(at), chain_read(at + fours), chain_read(at + 2u * fours), chain_read(at + 3u * fours));
 }
-fn chain_keep_four(i: u32, k_blocks: u32, w: vec4<u32>) {
+// The words of the squares of the block that number i of the fours belongs to, of both halves; without NORM nothing is sent for it.
+fn chain_squares_of(row0: u32, i: u32, k_blocks: u32) -> vec2<u32> {
+#if NORM
+    let block = i / 8u;
+    let at = CHAIN_IN_AT + ((row0 + block / k_blocks) * CHAIN_NUMBER_WORDS + 32u) * k_blocks + block % k_blocks;
+    return vec2<u32>(chain_read(at), chain_read(at + k_blocks));
+#else
+    return vec2<u32>(chain_tag());
+#endif
+}
+fn chain_keep(i: u32, k_blocks: u32, w: vec4<u32>, squares: vec2<u32>) {
     let fours = k_blocks * 8u;
     let k = i % fours;
     chain_x[i - k + k % 2u * (fours / 2u) + k / 2u] = w << vec4<u32>(8u);
+#if NORM
+    if (i % 8u == 0u) { chain_squares[i / 8u] = bitcast<f32>(squares.x << 8u) + bitcast<f32>(squares.y << 8u); }
+#endif
 }
 // Waits for `rows` rows of k_blocks from `row0` on. Of a row first its even fours of numbers are kept, then the odd ones, from row 0 on.
 fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
-    // Rows of numbers are long, and all workgroups that wait ask for the same words, so often that the memory which has them does little else. So few threads
-    // ask for the little that is sent last; only then, as a rule once, all ask for the rest.
-    for (var i = t.lid; i < rows * k_blocks; i += WG) {
-        let at = CHAIN_IN_AT + ((row0 + i / k_blocks) * CHAIN_NUMBER_WORDS + 32u) * k_blocks + i % k_blocks;
-        var w = vec2<u32>(0u);
-        var there = false;
-        for (var n = 0u; n < CHAIN_POLLS; n++) {
-#if NORM
-            w = vec2<u32>(chain_read(at), chain_read(at + k_blocks));
-#else
-            w = vec2<u32>(chain_read(at));
-#endif
-            there = chain_there(w.xyxy);
-            if (there || chain_stops(n)) { break; }
-        }
-        if (!there) { chain_give_up(); }
-#if NORM
-        chain_squares[i] = bitcast<f32>(w.x << 8u) + bitcast<f32>(w.y << 8u);
-#endif
-    }
-    workgroupBarrier();
-    // Two at a time, where there are more than threads.
+    if (rows > 0u) { chain_await(t, CHAIN_IN_AT + row0 * CHAIN_NUMBER_WORDS * k_blocks); }
     let fours = rows * k_blocks * 8u;
+    // Two fours at a time, where there are more than threads.
     let two = fours > WG;
     for (var i = t.lid; i < fours; i += select(WG, 2u * WG, two)) {
         let j = min(i + WG, fours - 1u);
         var a = vec4<u32>(0u);
         var b = vec4<u32>(chain_tag());
+        var squares = vec4<u32>(chain_tag());
         var there = false;
         for (var n = 0u; n < CHAIN_POLLS; n++) {
             a = chain_four(row0, i, k_blocks);
-            if (two) { b = chain_four(row0, j, k_blocks); }
-            there = chain_there(a) && chain_there(b);
+            squares = chain_squares_of(row0, i, k_blocks).xyxy;
+            if (two) {
+                b = chain_four(row0, j, k_blocks);
+                squares = vec4<u32>(squares.xy, chain_squares_of(row0, j, k_blocks));
+            }
+            there = chain_there(a) && chain_there(b) && chain_there(squares);
             if (there || chain_stops(n)) { break; }
         }
         if (!there) { chain_give_up(); }
-        chain_keep_four(i, k_blocks, a);
-        if (two) { chain_keep_four(j, k_blocks, b); }
+        chain_keep(i, k_blocks, a, squares.xy);
+        if (two) { chain_keep(j, k_blocks, b, squares.zw); }
     }
     workgroupBarrier();
 }

@@ -9,8 +9,7 @@ fn number_store(row: u32, k_blocks: u32, i: u32, v: vec4<f32>) {
     let w = bitcast<vec4<u32>>(shortened(v)) >> vec4<u32>(8u);
     for (var j = 0u; j < 4u; j++) { chain_send(at + j * k_blocks * 8u, w[j]); }
 }
-// What goes with either half of a block beside: the sum of squares of what it was made from. Who reads numbers waits for these words first, so they are sent
-// after those: of blocks that are not to be normalised the first half's, a zero.
+// What goes with either half of a block beside: the sum of squares of what it was made from.
 fn number_squares(row: u32, k_blocks: u32, block: u32, half: u32, squares: f32) {
     chain_send(NUMBERS_OUT_AT + (row * CHAIN_NUMBER_WORDS + 32u + half) * k_blocks + block, bitcast<u32>(squares) >> 8u);
 }

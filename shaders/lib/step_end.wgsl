@@ -8,9 +8,15 @@ const NO_TOKEN: u32 = 0xffffffffu;
 @group(0) @binding(auto) var<storage, read> stop_ids: array<u32>; // [slots, STOP_IDS]
 @group(0) @binding(auto) var<storage, read_write> ring: array<vec2<u32>>; // (token, stop)
 
-fn end_step(row: u32, drawn: u32) {
+// A row's slot and its state, to be asked for before its token is known.
+struct Ending { slot: u32, seq: SeqState }
+fn begin_ending(row: u32) -> Ending {
     let slot = rows[row].slot;
-    var seq = states[slot];
+    return Ending(slot, states[slot]);
+}
+fn end_step(row: u32, ending: Ending, drawn: u32) {
+    let slot = ending.slot;
+    var seq = ending.seq;
     var token = NO_TOKEN;
     if seq.stop == STOP_NONE {
         token = drawn;

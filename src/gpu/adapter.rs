@@ -97,7 +97,8 @@ impl AdapterInfo {
             subgroup_max: info.subgroup_max_size,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
-            subgroups: features.contains(wgpu::Features::SUBGROUP),
+            // Kernels lay out their memory for subgroups of four threads at least, as WebGPU has them.
+            subgroups: features.contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 4,
             f16: features.contains(wgpu::Features::SHADER_F16),
             immediates: features.contains(wgpu::Features::IMMEDIATES),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),

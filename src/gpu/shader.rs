@@ -62,6 +62,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("chain_in", include_str!("../../shaders/lib/chain_in.wgsl")),
     ("chain_parts", include_str!("../../shaders/lib/chain_parts.wgsl")),
     ("chain_y", include_str!("../../shaders/lib/chain_y.wgsl")),
+    ("chain_best", include_str!("../../shaders/lib/chain_best.wgsl")),
     ("route", include_str!("../../shaders/lib/route.wgsl")),
     ("route_in", include_str!("../../shaders/lib/route_in.wgsl")),
     ("byte_rows", include_str!("../../shaders/lib/byte_rows.wgsl")),

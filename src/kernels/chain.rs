@@ -1,14 +1,15 @@
 //! Products of a decode step that become one dispatch: a chain (`src/gpu/chain.rs`). Attention's output product, gate and up, down, those of chosen experts
-//! too, and the product that reads what they leave. Rows as bytes or as numbers, logits of a router, and the residual stream go from one stage to the
+//! too, and the product that reads what they leave; where that makes logits, the choice of the largest as well. Rows as bytes or as numbers, logits of a router, and the residual stream go from one stage to the
 //! next by tagged words (`shaders/lib/chain.wgsl`).
 
 use crate::error::Result;
-use crate::gpu::{Buffer, Chain, Gpu, Held, Kernel, Recorder, Stage, linear_grid};
-use crate::kernels::constants::{CHAIN_BYTE_WORDS, CHAIN_NUMBER_WORDS};
+use crate::gpu::{Buffer, Chain, Gpu, Grid, Held, Kernel, Recorder, Stage, linear_grid};
+use crate::kernels::constants::{CHAIN_BEST_WORDS, CHAIN_BESTS, CHAIN_BYTE_WORDS, CHAIN_NUMBER_WORDS};
 use crate::kernels::matmul::MATMUL_VEC;
 use crate::kernels::matmul_fused::{MATMUL_GLU, MATMUL_NEXT};
 use crate::kernels::moe::MOE_ROUTE;
 use crate::kernels::moe_few::{MOE_DOWN, MOE_GLU};
+use crate::kernels::sample::{SAMPLE_ARGMAX, SAMPLE_GREEDY};
 use crate::quant::{GPU_BLOCK, by_name};
 
 /// Where the first word stands: after the one by which waits are given up.
@@ -120,6 +121,9 @@ fn beside(gpu: &Gpu, held: &Held) -> [u32; 2] {
     let values = if quad { 4 } else { 1 + u32::from(pair) } + u32::from(held.variant.has("NORM"));
     let teams = wg / team;
     // Collected results, largest numbers and bytes.
+    if is(held, &SAMPLE_GREEDY) {
+        return [0, wg / 2];
+    }
     let made =
         if is(held, &MATMUL_VEC) { 0 } else { 192 * (teams * if quad { 4 } else { 1 } / GPU_BLOCK as u32).max(1) };
     [teams * ((team / joined) | 1) * nt * values, made]
@@ -137,6 +141,8 @@ pub struct ChainWidths {
     pub inner: u32,
     /// Experts of a layer, at most; 0 without.
     pub experts: u32,
+    /// Logits of a row.
+    pub vocab: u32,
     /// Whether all weights but routers have quants.
     pub quants: bool,
 }
@@ -152,7 +158,9 @@ impl ChainWidths {
             0 => 0,
             n => embd * (Form::Bytes.words() + Form::Numbers.words()) + 2 * u64::from(n),
         };
-        FIRST_WORD + u64::from(rows) * ((2 * embd + inner) * form.words() + 2 * u64::from(self.n_embd) + routed)
+        // Of eight logits and more an entry each, as many as subgroups have threads.
+        let bests = u64::from(CHAIN_BEST_WORDS * (self.vocab / 8 + 1).min(CHAIN_BESTS));
+        FIRST_WORD + u64::from(rows) * ((2 * embd + inner) * form.words() + 2 * u64::from(self.n_embd) + routed) + bests
     }
 }
 
@@ -177,6 +185,16 @@ struct Route {
     constants: [(&'static str, u32); 4],
 }
 
+/// The best of what a product makes, by which a token is chosen.
+struct Best {
+    /// The buffer that would have it.
+    partial: u64,
+    at: u32,
+    entries: u32,
+    /// Whether someone chooses.
+    read: bool,
+}
+
 /// Stages while they are put together.
 struct Joining {
     stages: Vec<Stage>,
@@ -184,6 +202,7 @@ struct Joining {
     /// The residual stream's buffer, and the stage that wrote it last.
     stream: Option<(u64, usize)>,
     route: Option<Route>,
+    best: Option<Best>,
     /// The first word that is free.
     next: u64,
     /// Words of four, and blocks, that a workgroup of any stage takes at a time.
@@ -201,6 +220,13 @@ impl Joining {
         if is(h, &MOE_ROUTE) {
             self.route = Some(self.routed(h)?);
             return Some(());
+        }
+        if is(h, &SAMPLE_ARGMAX) {
+            self.best = Some(self.best_of(h)?);
+            return Some(());
+        }
+        if is(h, &SAMPLE_GREEDY) {
+            return self.choose(h);
         }
         let known = [&MATMUL_NEXT, &MATMUL_GLU, &MATMUL_VEC, &MOE_GLU, &MOE_DOWN].iter().any(|k| is(h, k));
         // Where rows are staged, workgroups have sizes of their own.
@@ -309,10 +335,45 @@ impl Joining {
         Some(Route { ids: h.buffer("ids")?, flags, constants })
     }
 
+    /// The best of the one row of logits that a stage makes.
+    fn best_of(&mut self, h: &Held) -> Option<Best> {
+        let logits = h.buffer("logits")?;
+        let by = self.stages.iter_mut().find(|s| is(&s.held, &MATMUL_VEC) && s.held.buffer("y") == Some(logits))?;
+        let product = &by.held;
+        let [wg, team, together] = ["WG", "TEAM", "REDUCE"].map(|n| product.variant.constant(n));
+        let made = wg? / team? * if product.variant.has("QUAD") { 4 } else { 1 };
+        let Grid::Direct([groups, 1, 1]) = product.grid else { return None };
+        // Of a row in one part, by workgroups of which each thread has a result of a tile at most; a word has room for an id.
+        let whole = product.param("n") == h.param("vocab") && product.param("y_offset") == Some(0);
+        let one = [h.param("rows"), product.param("t_rows"), product.variant.constant("NT")] == [Some(1); 3];
+        let dense = made.is_multiple_of(together?) && made <= wg? && h.param("vocab")? < 1 << 24;
+        let entries = groups * (made / together?);
+        if !whole || !one || !dense || entries > CHAIN_BESTS || !by.flags.contains(&"CHAIN_IN") || self.best.is_some() {
+            return None;
+        }
+        let at = self.next as u32;
+        by.flags.push("CHAIN_BEST_OUT");
+        by.constants.extend([("BEST_AT", at), ("BESTS", entries)]);
+        self.take_words(u64::from(CHAIN_BEST_WORDS * entries));
+        Some(Best { partial: h.buffer("partial")?, at, entries, read: false })
+    }
+
+    /// The choice of a token by the best that a stage leaves, as the last stage.
+    fn choose(&mut self, h: &Held) -> Option<()> {
+        let best = self.best.as_mut().filter(|b| h.buffer("partial") == Some(b.partial) && !b.read)?;
+        best.read = true;
+        let mut held = h.clone();
+        let threads = self.stages.first()?.held.variant.constant("WG")?;
+        held.variant.constants.iter_mut().filter(|c| c.0 == "WG").for_each(|c| c.1 = threads);
+        let constants = vec![("BEST_AT", best.at), ("BESTS", best.entries)];
+        self.stages.push(Stage { held, flags: vec!["CHAIN_BEST_IN"], constants });
+        Some(())
+    }
+
     /// Whether all that stages send is read: a stage that sends rows sends all of them, and buffers have none.
     fn all_read(&self) -> bool {
         let sends = |by: usize| self.stages[by].flags.contains(&"CHAIN_OUT");
-        self.rows.iter().all(|r| r.at.is_some() || !sends(r.by))
+        self.rows.iter().all(|r| r.at.is_some() || !sends(r.by)) && self.best.as_ref().is_none_or(|b| b.read)
     }
 
     /// Whether something after the stages reads what they send by words alone: rows, or the choice of experts.
@@ -333,7 +394,7 @@ impl Joining {
 /// free one; or `None` if they are not such that each reads what one before it leaves.
 fn join(gpu: &Gpu, held: &[Held], later: &[Held], words: &Buffer, [at, end]: [u64; 2]) -> Option<(Chain, u64)> {
     let (stages, rows) = (Vec::new(), Vec::new());
-    let mut all = Joining { stages, rows, stream: None, route: None, next: at, most: [0; 2] };
+    let mut all = Joining { stages, rows, stream: None, route: None, best: None, next: at, most: [0; 2] };
     for (i, h) in held.iter().enumerate() {
         all.add(i, h)?;
     }
@@ -415,6 +476,10 @@ fn meet(stages: &[Stage]) -> bool {
 /// Binds the words in the place of what goes by them: where the shader's text first speaks of them.
 fn bind(mut stage: Stage, words: &Buffer, [fours, blocks]: [u32; 2]) -> Option<Stage> {
     let has = |flag: &str| stage.flags.contains(&flag);
+    if has("CHAIN_BEST_IN") {
+        stage.held.bindings.iter_mut().filter(|b| b.0 == "partial").for_each(|b| *b = whole(words));
+        return Some(stage);
+    }
     let (takes, routed) = (has("CHAIN_IN"), has("ROUTE_IN"));
     let sends = has("CHAIN_OUT") || has("CHAIN_Y_OUT") || has("CHAIN_Y_IN");
     let (rows, y) = (has("CHAIN_OUT"), y_by_words(&stage));

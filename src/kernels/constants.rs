@@ -63,5 +63,9 @@ pub const BINDING_ALIGN: u64 = 256;
 pub const CHAIN_BYTE_WORDS: u32 = 13;
 /// The same for numbers.
 pub const CHAIN_NUMBER_WORDS: u32 = 34;
+/// Words of the best of some results that a product leaves to the choice of a token; and entries of them, at most.
+pub const CHAIN_BEST_WORDS: u32 = 3;
+/// See [`CHAIN_BEST_WORDS`].
+pub const CHAIN_BESTS: u32 = 4096;
 /// Words of a part of split attention: a sum of four numbers, its top and its weights.
 pub const CHAIN_PART_WORDS: u32 = 6;

@@ -436,6 +436,12 @@ impl<'a> Forward<'a> {
 
     /// Logits of rows `first .. first + n` into the first `n` rows of `scratch.logits`. `left`: what the last block has left for these rows.
     pub(crate) fn logits(&self, r: &mut Recorder<'_>, first: u32, n: u32, left: Left) -> Result<()> {
+        self.head(r, first, n, left)?;
+        self.end_chain(r, n, self.spec.layers.len() as u32)
+    }
+
+    /// The same, as a part of the last chain that a choice of tokens may still become part of.
+    fn head(&self, r: &mut Recorder<'_>, first: u32, n: u32, left: Left) -> Result<()> {
         let e = self.spec.n_embd;
         let x = Matrix { data: self.scratch.x.whole(), rows: n, cols: e, stride: e, offset: first * e };
         let what = After::of(Some(&self.weights.output_norm), self.weights.head());
@@ -443,7 +449,6 @@ impl<'a> Forward<'a> {
         self.look(r, "output.norm", None, normed.x)?;
         let logits = Matrix::new(&self.scratch.logits, n, self.spec.n_vocab);
         self.product(r, "head", normed, self.weights.head(), logits, false)?;
-        self.end_chain(r, n, self.spec.layers.len() as u32)?;
         if self.spec.logit_softcap > 0.0 {
             r.record(softcap(n * self.spec.n_vocab, self.spec.logit_softcap, self.scratch.logits.whole())?)?;
         }
@@ -473,8 +478,9 @@ impl<'a> Forward<'a> {
                 self.body(r, n, batch)?
             }
         };
-        self.logits(r, 0, n, left)?;
+        self.head(r, 0, n, left)?;
         self.sample(r, n, rows, choice)?;
+        self.end_chain(r, n, self.spec.layers.len() as u32)?;
         self.end_recurrent_step(r, n)
     }
 }

@@ -281,7 +281,7 @@ impl Scratch {
         };
         let attn_parts = PartBuffers::new(gpu, spec, rows, scope)?;
         let experts = spec.experts().map(|e| e.n_expert).max().unwrap_or(0);
-        let widths = ChainWidths { n_embd: spec.n_embd, inner: widest_inner, experts, quants };
+        let widths = ChainWidths { n_embd: spec.n_embd, inner: widest_inner, experts, vocab: spec.n_vocab, quants };
         let parts_at = widths.words(rows.min(BYTE_ROWS));
         let chained = parts_at + attention_chain_words(attn_parts.sums.size());
         let arena = plan.build(gpu, MemoryClass::Scratch, scope)?;

@@ -188,7 +188,7 @@ fn gates_in_products() {
 }
 
 /// What rounding to 16 bits of mantissa does to a number, at most.
-const SHORTENED: f64 = 1.0 / 131_072.0;
+const SHORTENED: f64 = 1.0 / 65_536.0;
 
 /// The residual stream, its rows for the next block, and its squares.
 fn next_of(v: &Variant, w: &TestWeight, rows: usize, k: usize, as_bytes: bool) {

@@ -33,11 +33,20 @@ fn with_chains(features: Features) -> Option<Context> {
     Some(context)
 }
 
-/// What a model says, and the dispatches of a step.
+/// What a model says by chance, and the dispatches of a step.
 fn told(model: &Model, tokens_per_submit: u32) -> (Vec<u32>, u64) {
+    let sampling = SamplingOptions { temperature: 0.9, repeat_penalty: 1.1, seed: 5, ..SamplingOptions::default() };
+    told_by(model, tokens_per_submit, sampling)
+}
+
+/// The same where the largest logit is taken.
+fn told_greedily(model: &Model) -> (Vec<u32>, u64) {
+    told_by(model, 4, SamplingOptions::greedy())
+}
+
+fn told_by(model: &Model, tokens_per_submit: u32, sampling: SamplingOptions) -> (Vec<u32>, u64) {
     let mut s = model.open_session(&SessionOptions { tokens_per_submit, ..Default::default() }).unwrap();
     s.append_tokens(&[1, 403, 407, 261, 378, 285, 286, 261, 376, 17, 300]).unwrap();
-    let sampling = SamplingOptions { temperature: 0.9, repeat_penalty: 1.1, seed: 5, ..SamplingOptions::default() };
     let options = GenerateOptions { max_tokens: 25, sampling, ignore_eos: true, ..Default::default() };
     let before = *s.stats().counters.phase(Phase::Decode);
     let tokens = s.generate(&options, &mut |_| ControlFlow::Continue(())).unwrap().tokens;
@@ -112,10 +121,14 @@ fn chains_are_fewer_dispatches_and_the_same_tokens() {
         // Each layer is attention and a chain of products; before them a step begins, and after them a token is drawn.
         let layers = 6;
         assert!(dispatches < 2 * layers + 9, "{dispatches} dispatches a step");
+        // The choice of the largest logit is part of the last chain.
+        let (greedy, dispatches_greedy) = told_greedily(&model);
+        assert_eq!(dispatches_greedy, 2 * layers + 2);
         // The same workgroups without chains: after a wait that ends in vain.
         context.gpu().inject_fault(FaultPoint::Chain, 1);
         let (again, plain) = told(&model, 4);
         assert_eq!(again, tokens, "without {without:?}");
+        assert_eq!(told_greedily(&model).0, greedy, "without {without:?}");
         assert!(plain > dispatches + 3 * layers, "{plain} dispatches a step");
     }
 }
@@ -125,9 +138,11 @@ fn chains_of_other_models_are_the_same_tokens() {
     let Some(context) = with_chains(Features::ALL) else { return };
     for (name, path) in other_models() {
         let model = load(&context, &path);
+        let (greedy, _) = told_greedily(&model);
         let (tokens, dispatches) = told(&model, 4);
         context.gpu().inject_fault(FaultPoint::Chain, 1);
         let (again, plain) = told(&model, 4);
+        assert_eq!(told_greedily(&model).0, greedy, "{name}");
         println!("{name}: {dispatches} dispatches a step, {plain} without chains");
         assert_eq!(again, tokens, "{name}");
         // Without chains three products are left of a layer's, or six with experts; an expert beside them stands between.

@@ -244,7 +244,8 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
         lab.run(layer.dispatches(lab)?)?;
         let want = layer.results(lab, &before)?;
         let experts = if kind.has_experts() { EXPERTS as u32 } else { 0 };
-        let widths = ChainWidths { n_embd: EMBD as u32, inner: kind.inner() as u32, experts, quants: layer.quants };
+        let widths =
+            ChainWidths { n_embd: EMBD as u32, inner: kind.inner() as u32, experts, vocab: 0, quants: layer.quants };
         let end = widths.words(rows as u32);
         let words = lab.words(&vec![0; end as usize])?;
         // Three times: tags tell the words of one chain from those of the last.

@@ -62,7 +62,7 @@ pub(super) fn glu(lab: &Lab) -> Result<Vec<Measured>> {
 }
 
 /// What rounding to 16 bits of mantissa does to a number, at most, and as much as two products in another order.
-const SHORTENED: f64 = 1.0 / 131_072.0 + 1e-6;
+const SHORTENED: f64 = 1.0 / 65_536.0 + 1e-6;
 
 /// Room for what is left for the next norm: rows as bytes, as numbers or as both, and sums of squares.
 pub(super) struct Left {
