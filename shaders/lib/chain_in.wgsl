@@ -24,7 +24,10 @@ var<workgroup> chain_scales: array<vec2<u32>, CHAIN_BLOCKS>;
 
 // Waits for `rows` rows of k_blocks from `row0` on. They are kept as byte_rows are, from row 0 on.
 fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
+#if ROUTE_IN
+    // Rows of experts: waits are long, and for many rows at a time. Else it does not pay for bytes, which few threads ask for.
     if (rows > 0u) { chain_await(t, CHAIN_IN_AT + row0 * CHAIN_WORDS * k_blocks); }
+#endif
     for (var i = t.lid; i < rows * k_blocks; i += WG) {
         let row = i / k_blocks;
         let b = i % k_blocks;
