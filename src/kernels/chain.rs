@@ -3,7 +3,8 @@
 //! next by tagged words (`shaders/lib/chain.wgsl`).
 
 use crate::error::Result;
-use crate::gpu::{Buffer, Chain, Gpu, Grid, Held, Kernel, Recorder, Stage, linear_grid};
+use crate::gpu::{Buffer, Chain, Gpu, Held, Kernel, Recorder, Stage, linear_grid};
+use crate::kernels::chain_best::Best;
 use crate::kernels::constants::{CHAIN_BEST_WORDS, CHAIN_BESTS, CHAIN_BYTE_WORDS, CHAIN_NUMBER_WORDS};
 use crate::kernels::matmul::MATMUL_VEC;
 use crate::kernels::matmul_fused::{MATMUL_GLU, MATMUL_NEXT};
@@ -185,24 +186,14 @@ struct Route {
     constants: [(&'static str, u32); 4],
 }
 
-/// The best of what a product makes, by which a token is chosen.
-struct Best {
-    /// The buffer that would have it.
-    partial: u64,
-    at: u32,
-    entries: u32,
-    /// Whether someone chooses.
-    read: bool,
-}
-
 /// Stages while they are put together.
-struct Joining {
-    stages: Vec<Stage>,
+pub(super) struct Joining {
+    pub(super) stages: Vec<Stage>,
     rows: Vec<Rows>,
     /// The residual stream's buffer, and the stage that wrote it last.
     stream: Option<(u64, usize)>,
     route: Option<Route>,
-    best: Option<Best>,
+    pub(super) best: Option<Best>,
     /// The first word that is free.
     next: u64,
     /// Words of four, and blocks, that a workgroup of any stage takes at a time.
@@ -210,7 +201,7 @@ struct Joining {
 }
 
 impl Joining {
-    fn take_words(&mut self, n: u64) -> u64 {
+    pub(super) fn take_words(&mut self, n: u64) -> u64 {
         self.next += n;
         self.next - n
     }
@@ -333,41 +324,6 @@ impl Joining {
         let scale = h.param("scale")?;
         let constants = [("ROUTE_AT", at), ("ROUTE_EXPERTS", n?), ("ROUTE_USED", used?), ("ROUTE_SCALE", scale)];
         Some(Route { ids: h.buffer("ids")?, flags, constants })
-    }
-
-    /// The best of the one row of logits that a stage makes.
-    fn best_of(&mut self, h: &Held) -> Option<Best> {
-        let logits = h.buffer("logits")?;
-        let by = self.stages.iter_mut().find(|s| is(&s.held, &MATMUL_VEC) && s.held.buffer("y") == Some(logits))?;
-        let product = &by.held;
-        let [wg, team, together] = ["WG", "TEAM", "REDUCE"].map(|n| product.variant.constant(n));
-        let made = wg? / team? * if product.variant.has("QUAD") { 4 } else { 1 };
-        let Grid::Direct([groups, 1, 1]) = product.grid else { return None };
-        // Of a row in one part, by workgroups of which each thread has a result of a tile at most; a word has room for an id.
-        let whole = product.param("n") == h.param("vocab") && product.param("y_offset") == Some(0);
-        let one = [h.param("rows"), product.param("t_rows"), product.variant.constant("NT")] == [Some(1); 3];
-        let dense = made.is_multiple_of(together?) && made <= wg? && h.param("vocab")? < 1 << 24;
-        let entries = groups * (made / together?);
-        if !whole || !one || !dense || entries > CHAIN_BESTS || !by.flags.contains(&"CHAIN_IN") || self.best.is_some() {
-            return None;
-        }
-        let at = self.next as u32;
-        by.flags.push("CHAIN_BEST_OUT");
-        by.constants.extend([("BEST_AT", at), ("BESTS", entries)]);
-        self.take_words(u64::from(CHAIN_BEST_WORDS * entries));
-        Some(Best { partial: h.buffer("partial")?, at, entries, read: false })
-    }
-
-    /// The choice of a token by the best that a stage leaves, as the last stage.
-    fn choose(&mut self, h: &Held) -> Option<()> {
-        let best = self.best.as_mut().filter(|b| h.buffer("partial") == Some(b.partial) && !b.read)?;
-        best.read = true;
-        let mut held = h.clone();
-        let threads = self.stages.first()?.held.variant.constant("WG")?;
-        held.variant.constants.iter_mut().filter(|c| c.0 == "WG").for_each(|c| c.1 = threads);
-        let constants = vec![("BEST_AT", best.at), ("BESTS", best.entries)];
-        self.stages.push(Stage { held, flags: vec!["CHAIN_BEST_IN"], constants });
-        Some(())
     }
 
     /// Whether all that stages send is read: a stage that sends rows sends all of them, and buffers have none.

@@ -10,6 +10,7 @@ mod byte_rows;
 mod cast;
 mod chain;
 mod chain_attention;
+mod chain_best;
 pub mod constants;
 mod gated_norm;
 mod gather;
