@@ -1463,7 +1463,8 @@ typedef struct doppler_model_options {
     void *progress_user;
     /**
      * Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
-     * bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
+     * bytes, 32 with a scale, and those of weights in f16 or bf16 to 16 bits of mantissa; prompts take matrix units, which round operands to f16 (a
+     * row with a power of two of its own).
      */
     uint32_t exact;
     /**

@@ -117,7 +117,7 @@ fn chain_receive(t: Thread, row0: u32, rows: u32, k_blocks: u32) {
         }
         if (!there) { chain_give_up(); }
         chain_keep(i, k_blocks, a, squares.xy);
-        if (two) { chain_keep(j, k_blocks, b, squares.zw); }
+        if (two && i + WG < fours) { chain_keep(j, k_blocks, b, squares.zw); }
     }
     workgroupBarrier();
 }

@@ -1,4 +1,4 @@
-// What the last product of a block leaves for the next one: rows of y * next_w, with OUT_BYTES as signed bytes, with OUT_NUMBERS as they are, and for
+// What the last product of a block leaves for the next one: rows of y * next_w, with OUT_BYTES as signed bytes, with OUT_NUMBERS as shortened numbers, and for
 // each block of 32 columns of y sums of squares, from which who reads the rows has the root mean square. CHAIN_OUT: they go to a later stage of a chain.
 // A workgroup has a block of 32 columns of some rows, or without OUT_BYTES half a block. The caller declares NEXT_FOURS, threads that have a row's four columns
 // each, 8 or 4, BYTE_THREADS, those of all rows, and BYTE_TOGETHER (lib/byte_rows.wgsl); threads count as place_of says.

@@ -57,7 +57,8 @@ pub struct doppler_model_options {
     /// Handed to `on_progress`.
     pub progress_user: *mut c_void,
     /// Not 0: products in f32 alone. Default 0: where the device is faster so, decoding rounds the activations of quantised weights to signed
-    /// bytes, 32 with a scale, and prompts take matrix units, which round operands to f16 (a row with a power of two of its own).
+    /// bytes, 32 with a scale, and those of weights in f16 or bf16 to 16 bits of mantissa; prompts take matrix units, which round operands to f16 (a
+    /// row with a power of two of its own).
     pub exact: u32,
     /// A doppler_weight_format: what the weights of a folder of safetensors become while they are loaded. Default AS_STORED, the only one for
     /// GGUF files.

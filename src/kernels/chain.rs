@@ -121,10 +121,11 @@ fn beside(gpu: &Gpu, held: &Held) -> [u32; 2] {
     let quad = held.variant.has("QUAD");
     let values = if quad { 4 } else { 1 + u32::from(pair) } + u32::from(held.variant.has("NORM"));
     let teams = wg / team;
-    // Collected results, largest numbers and bytes.
+    // The best of each subgroup.
     if is(held, &SAMPLE_GREEDY) {
         return [0, wg / 2];
     }
+    // Collected results, largest numbers and bytes.
     let made =
         if is(held, &MATMUL_VEC) { 0 } else { 192 * (teams * if quad { 4 } else { 1 } / GPU_BLOCK as u32).max(1) };
     [teams * ((team / joined) | 1) * nt * values, made]
@@ -159,8 +160,8 @@ impl ChainWidths {
             0 => 0,
             n => embd * (Form::Bytes.words() + Form::Numbers.words()) + 2 * u64::from(n),
         };
-        // Of eight logits and more an entry each, as many as subgroups have threads.
-        let bests = u64::from(CHAIN_BEST_WORDS * (self.vocab / 8 + 1).min(CHAIN_BESTS));
+        // Of four logits and more an entry each, as many as subgroups have threads, and of the last workgroup's rows.
+        let bests = u64::from(CHAIN_BEST_WORDS * ((self.vocab + 1024) / 4).min(CHAIN_BESTS));
         FIRST_WORD + u64::from(rows) * ((2 * embd + inner) * form.words() + 2 * u64::from(self.n_embd) + routed) + bests
     }
 }

@@ -256,7 +256,7 @@ impl Team {
 
     /// Teams four times as large that make four rows of weights each, in workgroups that make as many rows as before, for weights of single elements: a row
     /// of `x` takes as long to read as one of those, and stages have four times as many on their way when `x` comes. Where there would be so few workgroups of
-    /// a stage that not all of a large device has work, and it `halves` blocks, teams are twice that. By the weight alone, as all teams.
+    /// a stage that not all of a large device has work, and it `halves` blocks, teams are twice that. By the weight, and what reads its results, alone.
     pub(super) fn stacked(self, gpu: &Gpu, x: Input<'_>, w: &Weight, halves: bool) -> Self {
         let values = 4 + u32::from(x.norm.is_some());
         let stacked = |by: u32| {

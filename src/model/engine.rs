@@ -50,7 +50,8 @@ pub struct EngineOptions {
     pub chunk: u32,
     /// Storage of keys and values.
     pub kv_type: KvType,
-    /// Products in f32 alone; else activations are rounded to bytes (few rows, quantised weights) or f16 (many rows) where that is faster.
+    /// Products in f32 alone; else activations are rounded to bytes (few rows, quantised weights), 16 bits of mantissa (few rows, weights in f16 or bf16) or
+    /// f16 (many rows) where that is faster.
     pub exact: bool,
 }
 

@@ -118,7 +118,7 @@ impl<'a> Forward<'a> {
         }
         self.look(r, "embed", None, x)?;
         let layers = &self.weights.layers;
-        let mut left = if next.is_some() { Left::Rows } else { Left::Nothing };
+        let mut left = if next.is_some() { Left::Rows(n) } else { Left::Nothing };
         for (i, (spec, weights)) in self.spec.layers.iter().zip(layers).enumerate() {
             r.set_layer(Some(i as u32));
             let after = match self.spec.layers.get(i + 1).zip(layers.get(i + 1)) {
@@ -239,7 +239,7 @@ impl<'a> Forward<'a> {
         }
         if let Some(next) = after.and_then(|a| self.next(x, a)).filter(|_| matmul_next_fits(w)) {
             Self::record_all(r, label, matmul_next(r.gpu(), from, w, x, next)?)?;
-            return Ok(Left::Rows);
+            return Ok(Left::Rows(x.rows));
         }
         self.product(r, label, from, w, x, true)?;
         Ok(Left::Nothing)

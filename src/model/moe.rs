@@ -124,7 +124,7 @@ impl<'s> Forward<'s> {
         let entries = x.rows * experts.n_used;
         let routing = Routing { shape, ids: s.ids.whole(), weights: s.weights.whole() };
         let logits = Matrix::new(&s.logits, x.rows, experts.n_expert);
-        // Which experts are chosen is left to no rounding.
+        // Which experts are chosen is left to no rounding to bytes.
         let rows = Input { bytes: None, ..normed };
         Self::record_all(r, "moe.router", matmul(r.gpu(), rows, &w.router, logits, false)?)?;
         self.look(r, "moe.router", Some(layer), logits)?;
@@ -144,7 +144,7 @@ impl<'s> Forward<'s> {
                 self.end_chain(r, x.rows, layer as u32 + 1)?;
             }
             self.add_shared(r, spec, w, normed, x)?;
-            return Ok(if next.is_some() { Left::Rows } else { Left::Nothing });
+            return Ok(if next.is_some() { Left::Rows(x.rows) } else { Left::Nothing });
         }
         let features = r.gpu().features();
         let fits = [&w.gate_up, &w.down].into_iter().all(|w| moe_coop_fits(features, w));

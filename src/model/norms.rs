@@ -15,8 +15,9 @@ use crate::quant::GPU_BLOCK;
 pub(crate) enum Left {
     /// Nothing: the residual stream is whole, and that is all there is.
     Nothing,
-    /// Rows that have the norm's weights in them, bytes or numbers, and sums of squares: the norm is done by the way.
-    Rows,
+    /// So many rows that have the norm's weights in them, bytes or numbers, and sums of squares: the norm is done by the way. Sums beside numbers are in an
+    /// order that depends on how many rows there are, so who takes fewer of them makes the norm from the residual stream.
+    Rows(u32),
     /// So many parts of its last product, that are still to be added to the residual stream.
     Parts(u32),
 }
@@ -40,7 +41,8 @@ pub(super) struct After<'a> {
 
 impl<'a> After<'a> {
     pub(super) fn of(norm: Option<&'a NormWeights>, product: &Weight) -> Self {
-        let (wants_bytes, wants_numbers) = (product.has_bytes(), product.has_elements());
+        // Numbers are shortened: who stores weights in f32 wants them whole.
+        let (wants_bytes, wants_numbers) = (product.has_bytes(), product.has_elements() && product.has_halves());
         Self { norm, wants_bytes, wants_numbers, wants_halves: product.has_halves() }
     }
 }
@@ -94,11 +96,12 @@ impl<'a> Forward<'a> {
         }
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
         let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
+        let there = |left| matches!(left, Left::Rows(n) if n == x.rows || !what.wants_numbers);
         if let (Some(w), Norms::Later(left)) = (what.norm, when)
             && self.norms_by_the_way(x.rows, w)
-            && (left == Left::Rows || bytes.is_none())
+            && (there(left) || bytes.is_none())
         {
-            let (rows, eps) = (left == Left::Rows, self.spec.norm_eps);
+            let (rows, eps) = (there(left), self.spec.norm_eps);
             let scaled = rows && what.wants_numbers;
             let norm = RowNorm { w: w.w.whole(), eps, sums: rows.then(|| self.scratch.block_sums.whole()), scaled };
             return Ok(Input { x: if scaled { normed } else { x }, bytes, norm: Some(norm), half: None });
@@ -120,7 +123,6 @@ impl<'a> Forward<'a> {
     {
         let norm = after.norm.filter(|norm| self.norms_by_the_way(x.rows, norm))?;
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, after.wants_bytes);
-        // Numbers that are left are shortened.
         let numbers = (after.wants_numbers && !self.exact).then(|| self.scratch.normed.whole());
         let complete = bytes.is_some() == after.wants_bytes && (bytes.is_some() || numbers.is_some());
         // Squares are left for whole blocks.

@@ -18,7 +18,8 @@ pub struct ModelOptions {
     /// Compile the pipelines of decoding while loading, so that the first token compiles nothing.
     pub prewarm: bool,
     /// Products in f32 alone. By default the products of few rows (decoding) with quantised weights round activations to signed bytes, 32
-    /// with a scale, and those of many rows take matrix units where the device has them, which round operands to f16.
+    /// with a scale, those with weights of f16 or bf16 may round them to 16 bits of mantissa, and those of many rows take matrix units where the device has
+    /// them, which round operands to f16.
     pub exact: bool,
     /// What the weights of a folder of safetensors are quantised to; `None` leaves them as they are.
     pub quantize: Option<WeightFormat>,

@@ -23,6 +23,7 @@ const HEADS: usize = 512;
 const INNER: usize = 768;
 /// One that several rows of numbers are too large with for a workgroup's memory.
 const WIDE_INNER: usize = 3072;
+const TALL_INNER: usize = 2048;
 const LAST: [usize; 2] = [160, 70];
 /// Experts, and the inner width of one.
 const EXPERTS: usize = 5;
@@ -65,6 +66,8 @@ enum Kind {
     Dense,
     /// Two chains, since not all of it has room.
     Wide,
+    /// With rows so long that a workgroup makes half a block of what follows.
+    Tall,
     /// With attention's output in two parts, for both of which who comes after waits: so they are no stages.
     Parts,
     /// With so many last rows that a workgroup makes several groups of them.
@@ -83,7 +86,11 @@ impl Kind {
     }
 
     fn inner(self) -> usize {
-        if self == Self::Wide { WIDE_INNER } else { INNER }
+        match self {
+            Self::Wide => WIDE_INNER,
+            Self::Tall => TALL_INNER,
+            _ => INNER,
+        }
     }
 }
 
@@ -227,7 +234,8 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
     let quants = FORMATS.iter().filter(|f| f.has_bytes());
     // Their stages read formats as the others do: a part of the formats stands for all.
     let experts = quants.zip([Kind::RoutedExperts, Kind::Experts].iter().cycle()).step_by(3).map(|(f, k)| (f, *k));
-    let wide = FORMATS.iter().filter(|f| f.name == "F16").flat_map(|f| [(f, Kind::Wide), (f, Kind::Long)]);
+    let wide =
+        FORMATS.iter().filter(|f| f.name == "F16").flat_map(|f| [(f, Kind::Wide), (f, Kind::Tall), (f, Kind::Long)]);
     let long = FORMATS.iter().filter(|f| f.name == "Q4_0").flat_map(|f| [(f, Kind::Long), (f, Kind::Parts)]);
     for (i, (format, kind)) in
         FORMATS.iter().map(|f| (f, Kind::Dense)).chain(experts).chain(wide).chain(long).enumerate()
@@ -235,7 +243,7 @@ pub(super) fn chain(lab: &Lab) -> Result<Vec<Measured>> {
         // One and two rows at a time; of numbers also four, and more than one such group.
         let rows = match kind {
             Kind::Wide => 8,
-            Kind::Long => 1,
+            Kind::Long | Kind::Tall => 1,
             _ if format.has_bytes() => 1 + i % 2,
             _ => [1, 2, 3, 8][i % 4],
         };

@@ -112,6 +112,9 @@ pub(super) fn next(lab: &Lab) -> Result<Vec<Measured>> {
         let [k, t_rows] = shape(lab, &v, i)?;
         // More blocks than are staged at a time, and a part of as many.
         let k = if v.has("STAGED") && i % 2 == 0 { 72 * GPU_BLOCK } else { k };
+        // Rows so long that teams of a stage make half a block.
+        let halves = v.has("QUAD") && !v.has("OUT_BYTES") && lab.gpu.features().chains && i % 2 == 0;
+        let k = if halves { 65 * GPU_BLOCK } else { k };
         let n = 96;
         let mut rng = Rng::new((k * t_rows) as u64);
         let (bias, next_w, old) = (rng.units(n), rng.units(n), rng.units(t_rows * n));
