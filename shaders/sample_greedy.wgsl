@@ -12,8 +12,12 @@ override WG: u32 = 256u;
 
 #if CHAIN_BEST_IN
 #import chain_best
+fn entries() -> u32 { return BESTS; }
+fn entry_of(row: u32, i: u32) -> vec2<u32> { return best_receive(i); }
 #else
 @group(0) @binding(auto) var<storage, read> partial: array<vec2<u32>>; // [rows, chunks]
+fn entries() -> u32 { return params.chunks; }
+fn entry_of(row: u32, i: u32) -> vec2<u32> { return partial[row * params.chunks + i]; }
 #endif
 @group(0) @binding(auto) var<storage, read_write> picked: array<u32>;
 #import best
@@ -27,17 +31,8 @@ fn main(t: Thread) {
     }
     let ending = begin_ending(row);
     var best = vec2<u32>(0u, 0xffffffffu);
-#if CHAIN_BEST_IN
-    const entries = BESTS;
-#else
-    let entries = params.chunks;
-#endif
-    for (var i = t.lid; i < entries; i += WG) {
-#if CHAIN_BEST_IN
-        let entry = best_receive(i);
-#else
-        let entry = partial[row * params.chunks + i];
-#endif
+    for (var i = t.lid; i < entries(); i += WG) {
+        let entry = entry_of(row, i);
         if better(entry, best) {
             best = entry;
         }

@@ -4,16 +4,14 @@
 #if SUBGROUPS
 // No subgroup has less than four threads.
 var<workgroup> best_of: array<vec2<u32>, (WG + 3u) / 4u>;
-#else
-var<workgroup> best_of: array<vec2<u32>, WG>;
-#endif
-
-#if SUBGROUPS
 fn subgroup_best(mine: vec2<u32>) -> vec2<u32> {
     let key = subgroupMax(mine.x);
     return vec2<u32>(key, subgroupMin(select(0xffffffffu, mine.y, mine.x == key)));
 }
+#else
+var<workgroup> best_of: array<vec2<u32>, WG>;
 #endif
+
 fn group_best(t: Thread, mine: vec2<u32>) -> vec2<u32> {
     var best = mine;
 #if SUBGROUPS

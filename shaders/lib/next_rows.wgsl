@@ -53,17 +53,13 @@ fn next_leave(t: Thread, on: bool, rows: u32, row: u32, blocks: u32, column: u32
                 for (var e = first; e < first + 4u * NEXT_FOURS; e++) { squares += next_values[e] * next_values[e]; }
             }
             squares = shortened(vec4<f32>(squares)).x;
-            let block = column / 32u;
 #if CHAIN_OUT
 #if OUT_BYTES
-            byte_squares(row, blocks, block, squares);
+            byte_squares(row, blocks, column / 32u, squares);
 #endif
 #else
-#if OUT_NUMBERS
-            block_sums[(column / 16u % 2u * rows + row) * blocks + block] = squares;
-            if (NEXT_FOURS == 8u) { block_sums[(rows + row) * blocks + block] = 0.0; }
-#else
-            block_sums[row * blocks + block] = squares;
+#if !OUT_NUMBERS
+            block_sums[row * blocks + column / 32u] = squares;
 #endif
 #endif
         }
@@ -72,12 +68,10 @@ fn next_leave(t: Thread, on: bool, rows: u32, row: u32, blocks: u32, column: u32
 #if OUT_NUMBERS
     if (on) {
         number_store(row, blocks, four, v);
-#if CHAIN_OUT
         if (place % NEXT_FOURS == 0u) {
-            number_squares(row, blocks, column / 32u, column / 16u % 2u, squares);
-            if (NEXT_FOURS == 8u) { number_squares(row, blocks, column / 32u, 1u, 0.0); }
+            number_squares(rows, row, blocks, column / 32u, column / 16u % 2u, squares);
+            if (NEXT_FOURS == 8u) { number_squares(rows, row, blocks, column / 32u, 1u, 0.0); }
         }
-#endif
     }
 #endif
 #if OUT_BYTES

@@ -1,7 +1,8 @@
 // Products along k by teams: TEAM neighbouring threads of a workgroup of WG make one row of weights (two with PAIR, four with QUAD) times NT rows of x,
 // NT 1, 2, 4 or, where they are staged, 8. With BYTES x is rows of signed bytes (byte_rows), else f32, with TAIL not a multiple of 32 wide.
 // NORM: x is still to be normalised by its root mean square, a factor of the result. With SCALED, as always with BYTES, x has the norm's weights in
-// it, and row_sums the sums of squares of the blocks of 32 that the rows had before, for numbers of both halves of each (lib/next_rows.wgsl); else both are taken from x and norm_w here.
+// it, and row_sums the sums of squares of the blocks of 32 that the rows had before, for numbers of both halves of each (lib/next_rows.wgsl); else
+// both are taken from x and norm_w here.
 // STAGED: rows of x as bytes are brought through workgroup memory (staged_rows), and a team makes two rows of weights.
 // CHAIN_IN: x comes from an earlier stage of a chain (lib/chain.wgsl), as bytes, or as numbers where weights are single elements.
 // The caller declares WG, TEAM, NT, K_BLOCKS (blocks of a row, a constant: so a driver knows how often it goes round and asks for several blocks at

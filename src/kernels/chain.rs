@@ -1,6 +1,6 @@
 //! Products of a decode step that become one dispatch: a chain (`src/gpu/chain.rs`). Attention's output product, gate and up, down, those of chosen experts
-//! too, and the product that reads what they leave; where that makes logits, the choice of the largest as well. Rows as bytes or as numbers, logits of a router, and the residual stream go from one stage to the
-//! next by tagged words (`shaders/lib/chain.wgsl`).
+//! too, and the product that reads what they leave; where that makes logits, the choice of the largest as well. Rows as bytes or as numbers, logits of
+//! a router, and the residual stream go from one stage to the next by tagged words (`shaders/lib/chain.wgsl`).
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Chain, Gpu, Held, Kernel, Recorder, Stage, linear_grid};

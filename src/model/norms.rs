@@ -96,12 +96,12 @@ impl<'a> Forward<'a> {
         }
         let bytes = self.bytes(&self.scratch.normed_bytes, x.rows, self.spec.n_embd, what.wants_bytes);
         let normed = Matrix::new(&self.scratch.normed, x.rows, self.spec.n_embd);
-        let there = |left| matches!(left, Left::Rows(n) if n == x.rows || !what.wants_numbers);
-        if let (Some(w), Norms::Later(left)) = (what.norm, when)
+        let rows = matches!(when, Norms::Later(Left::Rows(n)) if n == x.rows || !what.wants_numbers);
+        if let (Some(w), Norms::Later(_)) = (what.norm, when)
             && self.norms_by_the_way(x.rows, w)
-            && (there(left) || bytes.is_none())
+            && (rows || bytes.is_none())
         {
-            let (rows, eps) = (there(left), self.spec.norm_eps);
+            let eps = self.spec.norm_eps;
             let scaled = rows && what.wants_numbers;
             let norm = RowNorm { w: w.w.whole(), eps, sums: rows.then(|| self.scratch.block_sums.whole()), scaled };
             return Ok(Input { x: if scaled { normed } else { x }, bytes, norm: Some(norm), half: None });
