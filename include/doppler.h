@@ -1300,6 +1300,14 @@ typedef struct doppler_generate_options {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * Tokens that end the generation like the model's own, which they do with `ignore_eos` too; may be NULL if `n_end_tokens` is 0.
+     */
+    const uint32_t *end_tokens;
+    /**
+     * How many; with the model's own 64 at most.
+     */
+    size_t n_end_tokens;
 } doppler_generate_options;
 
 /**

@@ -19,7 +19,6 @@ override WG: u32 = 256u;
 // Windows up to SHORT compare their tokens pairwise, longer ones count them, COUNTERS ids at a time.
 const SHORT: u32 = 512u;
 const COUNTERS: u32 = 3072u;
-const NO_TOKEN: u32 = 0xffffffffu;
 const NEG_INF_BITS: u32 = 0xff800000u;
 
 @group(0) @binding(0) var<storage, read_write> logits: array<u32>; // f32 bits [rows, vocab]

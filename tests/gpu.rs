@@ -407,6 +407,49 @@ fn a_shader_that_does_not_compile_is_an_error_and_is_not_cached() {
 }
 
 #[test]
+fn a_switched_plan_does_what_its_grids_say() {
+    for v in variants() {
+        let (gpu, scope) = (&v.gpu, v.gpu.scope(Phase::Other));
+        let n = 1000u32;
+        let (a, b) = (upload_words(gpu, &vec![5; 1000]), upload_words(gpu, &vec![0; 1000]));
+        let mut recorder = gpu.recorder("plan", &scope);
+        recorder.record(step(&a, &b, n, 1)).unwrap();
+        recorder.record(step(&b, &a, n, 0)).unwrap();
+        let plan = recorder.into_plan().unwrap();
+        let live = gpu.indirect("live", 24, &scope).unwrap();
+        let Some((switched, grids)) = plan.switched(gpu, &live) else {
+            assert_eq!(gpu.adapter().backend, "dx12");
+            return;
+        };
+        assert_eq!(grids.len(), 1, "both have the same");
+        let switched = Arc::new(switched);
+        assert_eq!(switched.dispatches(), 2);
+        let replay = || {
+            let mut recorder = gpu.recorder("replay", &scope);
+            recorder.replay(&switched);
+            recorder.submit().unwrap();
+            download_words(gpu, &a, 1000)
+        };
+        assert_eq!(replay(), [5; 1000], "{}: no workgroups", v.name);
+        gpu.upload(live.whole(), bytemuck::cast_slice(&grids), &scope).unwrap();
+        assert_eq!(replay(), [48; 1000], "{}", v.name);
+        gpu.upload(live.whole(), &[0; 12], &scope).unwrap();
+        assert_eq!(replay(), [48; 1000], "{}: no workgroups any more", v.name);
+        // A plan that does more than dispatch cannot be left out.
+        let mut recorder = gpu.recorder("plan", &scope);
+        recorder.record(step(&a, &b, n, 1)).unwrap();
+        recorder.copy(a.whole(), b.whole()).unwrap();
+        assert!(recorder.into_plan().unwrap().switched(gpu, &live).is_none());
+        // Nor one with more grids than the buffer holds.
+        let mut recorder = gpu.recorder("plan", &scope);
+        for n in [100, 200, 300] {
+            recorder.record(step(&a, &b, n, 1)).unwrap();
+        }
+        assert!(recorder.into_plan().unwrap().switched(gpu, &live).is_none());
+    }
+}
+
+#[test]
 fn the_cache_counts_and_purge_says_what_it_freed() {
     let Some(gpu) = with_features(Features::ALL) else { return };
     let scope = gpu.scope(Phase::Other);

@@ -4,6 +4,8 @@
 const STOP_NONE: u32 = 0u;
 const STOP_TOKEN: u32 = 1u;
 const STOP_LIMIT: u32 = 2u;
+// No token: what a step's ring holds for a sequence that had stopped before.
+const NO_TOKEN: u32 = 0xffffffffu;
 
 // Entries of one slot in the stop-id and bias buffers.
 const STOP_IDS: u32 = 64u;

@@ -2,7 +2,6 @@
 // slot that had stopped before does not change, and its entry in the ring is NO_TOKEN.
 // The caller declares params with out_offset: of this step in the ring.
 #import state
-const NO_TOKEN: u32 = 0xffffffffu;
 @group(0) @binding(auto) var<storage, read> rows: array<Row>;
 @group(0) @binding(auto) var<storage, read_write> states: array<SeqState>;
 @group(0) @binding(auto) var<storage, read> stop_ids: array<u32>; // [slots, STOP_IDS]

@@ -46,6 +46,9 @@ pub(super) struct SamplingArgs {
     /// Do not stop at end-of-generation tokens
     #[arg(long)]
     ignore_eos: bool,
+    /// Token that ends the generation, --ignore-eos or not (repeatable)
+    #[arg(long, value_name = "ID")]
+    end_token: Vec<u32>,
 }
 
 fn bias(text: &str) -> Result<(u32, f32), String> {
@@ -80,6 +83,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             render_special,
+            end_tokens: self.end_token.clone(),
         }
     }
 }

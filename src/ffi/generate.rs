@@ -63,6 +63,10 @@ pub struct doppler_generate_options {
     pub render_special: u32,
     /// 0.
     pub reserved: u32,
+    /// Tokens that end the generation like the model's own, which they do with `ignore_eos` too; may be NULL if `n_end_tokens` is 0.
+    pub end_tokens: *const u32,
+    /// How many; with the model's own 64 at most.
+    pub n_end_tokens: usize,
 }
 
 // SAFETY: `repr(C)`, numbers and raw pointers.
@@ -94,6 +98,8 @@ impl Default for doppler_generate_options {
             n_stop: 0,
             render_special: d.render_special.into(),
             reserved: 0,
+            end_tokens: std::ptr::null(),
+            n_end_tokens: 0,
         }
     }
 }
@@ -104,6 +110,8 @@ pub(super) unsafe fn convert(o: &doppler_generate_options) -> Result<GenerateOpt
     // SAFETY: passed on.
     let (bias, stop) =
         unsafe { (slice_in(o.logit_bias, o.n_logit_bias, "logit_bias")?, c_texts_in(o.stop, o.n_stop, "stop")?) };
+    // SAFETY: passed on.
+    let end_tokens = unsafe { slice_in(o.end_tokens, o.n_end_tokens, "end_tokens")? }.to_vec();
     if let Some(i) = stop.iter().position(String::is_empty) {
         return Err(Failure::new(doppler_status::InvalidArgument, format!("stop[{i}] is empty")));
     }
@@ -124,6 +132,7 @@ pub(super) unsafe fn convert(o: &doppler_generate_options) -> Result<GenerateOpt
         stop,
         ignore_eos: o.ignore_eos != 0,
         render_special: o.render_special != 0,
+        end_tokens,
     })
 }
 

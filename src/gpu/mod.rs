@@ -21,6 +21,7 @@ mod readback;
 mod recorder;
 mod shader;
 mod staging;
+mod switch;
 mod sync;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, CHAINS_VARIABLE, PowerPreference, list_adapters};
@@ -42,6 +43,7 @@ pub use readback::{Gate, Place, ReadbackClass};
 pub use recorder::{BindGroupCache, Encoded, Plan, Recorder, RecorderStats, Submission};
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
 pub use staging::{StagedCopy, StagingRing, StagingSlot};
+pub use switch::SWITCH_GRIDS;
 
 pub(crate) use chain::{Chain, Stage};
 pub(crate) use kernel::params;

@@ -38,7 +38,7 @@ impl Submission {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Resolved {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) group: wgpu::BindGroup,

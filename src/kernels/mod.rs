@@ -128,6 +128,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE_PENALIZE,
     &sample::SAMPLE_PICK,
     &sample::STEP_BEGIN,
+    &sample::STEP_SWITCH,
     &short_conv::SHORT_CONV,
     &softcap::SOFTCAP,
     &softmax::SOFTMAX,

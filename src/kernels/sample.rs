@@ -4,7 +4,7 @@
 //! Buffers are per sequence *slot*; `rows` says which slot each row of logits belongs to.
 
 use crate::error::{Result, bail};
-use crate::gpu::{BufferSlice, Dispatch, Forms, Kernel, linear_grid, params};
+use crate::gpu::{BufferSlice, Dispatch, Forms, Grid, Kernel, linear_grid, params};
 use crate::kernels::constants::THREADS_LONG;
 
 pub(super) static SAMPLE_PENALIZE: Kernel = Kernel {
@@ -67,12 +67,23 @@ pub(super) static STEP_BEGIN: Kernel = Kernel {
     params: StepBeginParams::FIELDS,
 };
 
+pub(super) static STEP_SWITCH: Kernel = Kernel {
+    name: "step_switch",
+    source: include_str!("../../shaders/step_switch.wgsl"),
+    flags: &[],
+    constants: &["WG"],
+    slots: &[],
+    forms: Forms::ALL,
+    params: StepSwitchParams::FIELDS,
+};
+
 params!(PenalizeParams { rows: u32, vocab: u32, history_cap: u32 });
 params!(ArgmaxParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
 params!(PickParams { rows: u32, vocab: u32, chunks: u32, chunk: u32 });
 params!(GreedyParams { rows: u32, chunks: u32, out_offset: u32 });
 params!(CheckStopParams { rows: u32, out_offset: u32 });
 params!(StepBeginParams { rows: u32, history_cap: u32, words: u32 });
+params!(StepSwitchParams { rows: u32, words: u32 });
 
 /// Stop ids that a slot's entry holds.
 pub const MAX_STOP_IDS: u32 = 64;
@@ -336,4 +347,39 @@ pub fn step_begin(n: u32, step: StepBegin<'_>) -> Result<Dispatch<'_>> {
     let threads = step.words().max(n);
     let d = Dispatch::new(&STEP_BEGIN, &params, linear_grid(u64::from(threads.div_ceil(THREADS_LONG))));
     Ok(step.bind(d.constant("WG", THREADS_LONG)))
+}
+
+/// What decides whether the steps that follow are done.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSwitch<'a> {
+    /// The slot of each row.
+    pub slots: BufferSlice<'a>,
+    /// A [`SeqState`] for each slot.
+    pub states: BufferSlice<'a>,
+    /// Workgroups of the steps' dispatches.
+    pub grids: BufferSlice<'a>,
+    /// They, or zeros, are written here.
+    pub live: BufferSlice<'a>,
+    /// (token, stop) of each row.
+    pub ring: BufferSlice<'a>,
+}
+
+/// Leaves out the steps that follow if none of `n` rows' sequences still runs: their grids in `live` become zeros, and the ring says of each row that
+/// it has stopped; else the grids become what they are in `grids`.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if a buffer is too small.
+pub fn step_switch(n: u32, s: StepSwitch<'_>) -> Result<Dispatch<'_>> {
+    let rows = u64::from(n);
+    if s.slots.size < rows * 4 || s.ring.size < rows * 8 || s.grids.size < s.live.size {
+        bail!(InvalidArgument, "step_switch: {n} rows, {} bytes of grids for {}", s.grids.size, s.live.size);
+    }
+    let params = StepSwitchParams { rows: n, words: (s.live.size / 4) as u32 };
+    Ok(Dispatch::new(&STEP_SWITCH, &params, Grid::Direct([1, 1, 1]))
+        .constant("WG", THREADS_LONG)
+        .bind("slots", s.slots)
+        .bind("states", s.states)
+        .bind("grids", s.grids)
+        .bind("live", s.live)
+        .bind("ring", s.ring))
 }

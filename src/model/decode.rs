@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::gpu::{Encoded, FaultPoint, Gate, Phase, Place, Plan, ReadbackClass, Recorder, Scope, Submission};
+use crate::gpu::{Encoded, FaultPoint, Gate, Phase, Place, ReadbackClass, Recorder, Scope, Submission};
 use crate::kernels::sample::NO_TOKEN;
 use crate::model::draw::Choice;
 use crate::model::engine::{Drawn, Engine, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT};
 use crate::model::forward::Batch;
 use crate::model::sequence::Sequence;
+use crate::model::steps::{LOOK_EVERY, StepPlan, may_end};
 
 /// The tokens of a decode batch with their stop flags.
 const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
@@ -20,6 +21,8 @@ pub(super) struct BatchKind {
     pub(super) tokens: u32,
     pub(super) choice: Choice,
     pub(super) steps: Batch,
+    /// All of its sequences may end before its last step.
+    pub(super) ends: bool,
     /// The number of their [`LoraSet`], or 0.
     pub(super) lora: u64,
 }
@@ -82,21 +85,25 @@ impl Engine {
     }
 
     /// The plan of a step of a batch, with its adapters if it has any.
-    fn batch_plan(&mut self, kind: BatchKind, scope: &Scope) -> Result<Arc<Plan>> {
+    fn batch_plan(&mut self, kind: BatchKind, scope: &Scope) -> Result<Arc<StepPlan>> {
         match kind.lora {
             0 => self.decode_plan(kind.sequences, kind.choice, kind.steps, scope),
             lora => self.lora_plan(kind.sequences, kind.choice, lora, scope),
         }
     }
 
-    fn record_batch(&self, plan: &Arc<Plan>, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
+    fn record_batch(&self, plan: &StepPlan, kind: BatchKind, scope: &Scope) -> Result<Recorder<'_>> {
         let mut recorder = self.recorder("decode", None, None, scope);
         let chained = self.chained(kind).zip(self.slots.states_before.as_ref());
         if let Some((_, before)) = chained {
             recorder.copy(self.slots.states.whole(), before.whole())?;
         }
+        let ending = plan.ending.as_ref().filter(|_| kind.ends);
         for i in 0..kind.tokens {
-            recorder.replay(plan);
+            if let Some(ending) = ending.filter(|_| i.is_multiple_of(LOOK_EVERY)) {
+                recorder.replay(&ending.look);
+            }
+            recorder.replay(ending.map_or(&plan.step, |e| &e.step));
             self.hand_out(&mut recorder, kind.sequences, i)?;
         }
         if let Some((words, _)) = chained {
@@ -114,9 +121,12 @@ impl Engine {
     /// Submits a decode batch, and encodes one of `then` tokens while the device is busy: its commands depend on nothing that this one draws.
     fn submit_batch(&mut self, kind: BatchKind, then: u32, scope: &Scope) -> Result<Submission> {
         let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
+        let plan = self.batch_plan(kind, scope)?;
+        if let Some(ending) = plan.ending.as_ref().filter(|_| kind.ends) {
+            self.send_grids(ending, scope)?;
+        }
         // Time stamps belong to the submit that was encoded last, so none is encoded ahead, and what was has none.
         if self.gpu.profiling() {
-            let plan = self.batch_plan(kind, scope)?;
             return self.record_batch(&plan, kind, scope)?.submit();
         }
         let encoded = match ahead {
@@ -125,7 +135,7 @@ impl Engine {
         };
         let submission = encoded.submit(&self.gpu, scope)?;
         if then > 0 {
-            self.encode_ahead(BatchKind { tokens: then, ..kind }, scope);
+            self.encode_ahead(BatchKind { tokens: then, ends: kind.ends && then > LOOK_EVERY, ..kind }, scope);
         }
         Ok(submission)
     }
@@ -143,7 +153,8 @@ impl Engine {
         let sequences = follows.others.len() as u32 + 1;
         let choice = together(follows.others.iter().copied().chain([sequence]));
         let steps = if sequences == 1 { sequence.steps() } else { Batch::Rows };
-        let kind = BatchKind { sequences, tokens: follows.tokens, choice, steps, lora: sequence.lora_id() };
+        let ends = may_end(follows.others.iter().copied().chain([sequence]), follows.tokens);
+        let kind = BatchKind { sequences, tokens: follows.tokens, choice, steps, ends, lora: sequence.lora_id() };
         let compiled = sequences <= self.batch_compiled;
         // What a plan makes is no part of decoding.
         if compiled && self.batch_plan(kind, &follows.scope.clone().in_phase(Phase::Load)).is_ok() {
@@ -214,7 +225,8 @@ impl Engine {
         self.seat(sequences.iter().map(|s| s.slot).collect(), scope)?;
         let lens = sequences.first().zip(positions.first()).and_then(|(s, &pos)| s.lens(pos));
         let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
-        let kind = BatchKind { sequences: n, tokens, choice, steps, lora };
+        let ends = may_end(sequences.iter().map(|s| &**s), tokens);
+        let kind = BatchKind { sequences: n, tokens, choice, steps, ends, lora };
         let (submission, seen) = match lens {
             Some(lens) => {
                 let mut recorder = self.recorder("decode", Some(lens), None, scope);

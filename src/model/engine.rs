@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{Result, bail};
 use crate::gpu::{
-    BindGroupCache, Buffer, Encoded, Gate, Gpu, Lease, Place, Plan, ReadbackClass, Recorder, Scope, Submission,
+    BindGroupCache, Buffer, Encoded, Gate, Gpu, Lease, Place, ReadbackClass, Recorder, Scope, Submission,
 };
 use crate::kernels::KvType;
 use crate::kernels::constants::{COOP_FROM, EIGHT_FROM, FEW_TILE, FEW_TO, TILE_FROM};
@@ -27,6 +27,7 @@ use crate::model::scratch::{LOGIT_ROWS, Scratch};
 use crate::model::sequence::Sequence;
 use crate::model::slots::Slots;
 use crate::model::spec::ModelSpec;
+use crate::model::steps::StepPlan;
 use crate::model::verify_draft::Drafts;
 use crate::model::weights::Weights;
 use crate::sample::SamplingOptions;
@@ -109,7 +110,9 @@ pub struct Engine {
     pub(super) staging: Buffer,
     pub(super) groups: BindGroupCache,
     /// Decode steps by number of sequences, how tokens are chosen, and how rows belong together.
-    plans: HashMap<(u32, Choice, Batch), Arc<Plan>>,
+    plans: HashMap<(u32, Choice, Batch), Arc<StepPlan>>,
+    /// What `scratch.grids` holds.
+    pub(super) grids: Vec<[u32; 3]>,
     pub(super) lora: LoraPool,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
     pub(super) ahead: Option<(BatchKind, Result<Encoded>)>,
@@ -147,6 +150,7 @@ impl Engine {
             staging,
             groups: BindGroupCache::default(),
             plans: HashMap::new(),
+            grids: Vec::new(),
             ahead: None,
             batch: Vec::new(),
             drafts: Drafts::default(),
@@ -411,13 +415,13 @@ impl Engine {
     }
 
     /// The plan of a decode step of `n` sequences.
-    pub(super) fn decode_plan(&mut self, n: u32, choice: Choice, steps: Batch, scope: &Scope) -> Result<Arc<Plan>> {
+    pub(super) fn decode_plan(&mut self, n: u32, choice: Choice, steps: Batch, scope: &Scope) -> Result<Arc<StepPlan>> {
         if let Some(plan) = self.plans.get(&(n, choice, steps)) {
             return Ok(plan.clone());
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&self.groups);
         self.forward(None).decode_step(&mut recorder, n, choice, steps)?;
-        let plan = Arc::new(recorder.into_plan()?);
+        let plan = self.step_plan(recorder, n, &self.groups, scope)?;
         self.plans.insert((n, choice, steps), plan.clone());
         Ok(plan)
     }
@@ -463,6 +467,7 @@ impl Engine {
         self.record_prompts(&mut survey, None)?;
         let step = |choice| self.forward(None).decode_step(&mut survey, 1, choice, Batch::Rows);
         Choice::ALL.into_iter().try_for_each(step)?;
+        self.record_look(&mut survey, 1)?;
         self.survey_drafts(&mut survey)?;
         self.gpu.compile(&survey.into_survey(), scope)?;
         let mut recorder = self.gpu.recorder("prewarm", scope).with_groups(&self.groups);

@@ -24,6 +24,7 @@ mod scratch;
 mod sequence;
 mod slots;
 mod spec;
+mod steps;
 mod verify;
 mod verify_draft;
 mod weights;

@@ -2,7 +2,7 @@
 //! shares memory with what the other half needs.
 
 use crate::error::{Result, bail};
-use crate::gpu::{ArenaPlan, Buffer, BufferSlice, Gpu, MemoryClass, Region, Scope, Steps};
+use crate::gpu::{ArenaPlan, Buffer, BufferSlice, Gpu, MemoryClass, Region, SWITCH_GRIDS, Scope, Steps};
 use crate::kernels::constants::{DECODE_FROM, STAGE_ROWS, TILE_FROM};
 use crate::kernels::sample::Chunks;
 use crate::kernels::{
@@ -121,6 +121,9 @@ pub(crate) struct Scratch {
     pub(crate) picked: Buffer,
     /// (token, stop) of the step.
     pub(crate) ring: Buffer,
+    /// Workgroups of the dispatches of a step that the device may leave out, and what they are at the moment.
+    pub(crate) grids: Buffer,
+    pub(crate) live_grids: Buffer,
     /// What stages of a chain pass on, where there are chains; and what it depends on.
     pub(crate) chain_words: Option<Buffer>,
     widths: ChainWidths,
@@ -309,6 +312,8 @@ impl Scratch {
             partial: words("partial", u64::from(LOGIT_ROWS) * u64::from(chunks) * 2)?,
             picked: words("picked", LOGIT_ROWS.into())?,
             ring: words("ring", u64::from(LOGIT_ROWS) * 2)?,
+            grids: words("step.grids", SWITCH_GRIDS as u64 * 3)?,
+            live_grids: gpu.indirect("step.live_grids", SWITCH_GRIDS as u64 * 12, scope)?,
             chain_words: match gpu.features().chains && !exact {
                 true => Some(words("chain_words", chained)?),
                 false => None,

@@ -213,7 +213,7 @@ impl Engine {
             }
             Job::Draft { lead, tokens, choice } => {
                 let first = if lead { Some(self.lead_plan(choice, scope)?) } else { None };
-                let step = self.decode_plan(1, choice, Batch::Rows, scope)?;
+                let step = self.decode_plan(1, choice, Batch::Rows, scope)?.step.clone();
                 let mut recorder = self.recorder("draft", None, None, scope);
                 for i in 0..tokens {
                     recorder.replay(first.as_ref().filter(|_| i == 0).unwrap_or(&step));

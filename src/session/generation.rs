@@ -121,10 +121,15 @@ impl Session {
         if self.tokens.is_empty() {
             bail!(InvalidState, "the session is empty: append a prompt first");
         }
-        let eog = if options.ignore_eos { &[][..] } else { self.model.tokenizer().end_of_generation() };
+        let of_model = if options.ignore_eos { &[][..] } else { self.model.tokenizer().end_of_generation() };
+        let mut ends = of_model.to_vec();
+        ends.extend(options.end_tokens.iter().filter(|t| !of_model.contains(t)));
+        if let Some(token) = ends.iter().find(|&&t| t >= self.model.spec().n_vocab) {
+            bail!(InvalidArgument, "end_tokens: {token} in a vocabulary of {}", self.model.spec().n_vocab);
+        }
         let scope = self.scope(Phase::Prefill);
         let Some(sequence) = &mut self.sequence else { bail!(Internal, "a session without sequence") };
-        self.model.0.engine.lock().configure(sequence, &options.sampling, eog, &scope)?;
+        self.model.0.engine.lock().configure(sequence, &options.sampling, &ends, &scope)?;
         // The last token's logits are needed: it is evaluated again if its keys and values are there already.
         self.forget_from(self.tokens.len() as u32 - 1);
         let reply = ReplyStream::new(self.segmenter()?, options.stop.clone());

@@ -66,4 +66,6 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Show control tokens in the text.
     pub render_special: bool,
+    /// Tokens that end the generation like the model's own, which they do with `ignore_eos` too; with those there are, 64 at most.
+    pub end_tokens: Vec<u32>,
 }

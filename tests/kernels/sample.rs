@@ -4,8 +4,8 @@
 
 use doppler::gpu::{Buffer, Dispatch, Gpu, linear_grid};
 use doppler::kernels::sample::{
-    Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepBegin, StepEnd, argmax, check_stop, greedy,
-    penalize, pick, step_begin,
+    Chunks, MAX_STOP_IDS, NO_TOKEN, Row, SamplingBuffers, SeqState, StepBegin, StepEnd, StepSwitch, argmax, check_stop,
+    greedy, penalize, pick, step_begin, step_switch,
 };
 use doppler::sample::{MAX_LOGIT_BIAS, SampleParams, Sampled, SamplingOptions, penalties, sample_reference};
 
@@ -523,6 +523,39 @@ fn steps(gpu: &Gpu, largest: bool) {
     assert_eq!(history[8..16], [11, 20, 9, 9, 9, 9, 9, 9]);
     assert_eq!(history[16..24], [9; 8]);
     assert_eq!(history[24..], [9, 13, 31, 32, 9, 9, 9, 9]);
+}
+
+#[test]
+fn steps_are_left_out_once_all_sequences_have_stopped() {
+    let (grids, words) = ([7, 1, 1, 65_535, 2, 1], 6);
+    let state = |stop| SeqState { stop, ..Default::default() };
+    for v in own_variants() {
+        let gpu = &v.gpu;
+        let look = |slots: &[u32], stops: &[u32]| {
+            let states: Vec<SeqState> = stops.iter().map(|&s| state(s)).collect();
+            let (n, slots, states) = (slots.len() as u32, upload_words(gpu, slots), pods(gpu, &states));
+            let (grids, live, ring) = (upload_words(gpu, &grids), untouched(gpu, words), upload_words(gpu, &[9; 66]));
+            let buffers = StepSwitch {
+                slots: (&slots).into(),
+                states: (&states).into(),
+                grids: (&grids).into(),
+                live: (&live).into(),
+                ring: (&ring).into(),
+            };
+            run(gpu, [step_switch(n, buffers).unwrap()]);
+            (download_words(gpu, &live, words), pairs(gpu, &ring, 33))
+        };
+        // Slots that are not of the batch do not count.
+        let (live, ring) = look(&[2, 0, 3], &[1, 0, 2, 1]);
+        assert_eq!((live, &ring[..4]), (vec![0; 6], &[[NO_TOKEN, 2], [NO_TOKEN, 1], [NO_TOKEN, 1], [9, 9]][..]));
+        let (live, ring) = look(&[2, 1, 3], &[1, 0, 2, 1]);
+        assert_eq!((live, ring), (grids.to_vec(), vec![[9, 9]; 33]));
+        let mut stops = [1; 32];
+        let all: Vec<u32> = (0..32).collect();
+        assert_eq!(look(&all, &stops).0, [0; 6]);
+        stops[31] = 0;
+        assert_eq!(look(&all, &stops), (grids.to_vec(), vec![[9, 9]; 33]));
+    }
 }
 
 #[test]

@@ -263,6 +263,29 @@ fn end_tokens_end() {
 }
 
 #[test]
+fn tokens_end_that_are_asked_to() {
+    let Some(model) = model() else { return };
+    for per_submit in [1, 16] {
+        let mut s = story(model, per_submit);
+        let all = generate(&mut s, &greedy(24)).tokens;
+        let end = (7..all.len()).find(|&i| !all[..i].contains(&all[i])).expect("a token that is new");
+        let mut s = story(model, per_submit);
+        let out = generate(&mut s, &GenerateOptions { end_tokens: vec![3, all[end]], ..greedy(24) });
+        assert_eq!((out.reason, &out.tokens[..]), (FinishReason::EndToken, &all[..=end]), "{per_submit} a submit");
+        // It goes on from there.
+        let rest = generate(&mut s, &greedy(23 - end as u32)).tokens;
+        assert_eq!(rest, all[end + 1..], "{per_submit} a submit");
+        let mut refused = |end_tokens: Vec<u32>| {
+            let options = GenerateOptions { end_tokens, ..greedy(4) };
+            s.generate(&options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+        };
+        let vocab = model.spec().n_vocab;
+        assert!(refused(vec![5, vocab]).contains(&format!("end_tokens: {vocab}")));
+        assert!(refused((0..65).collect()).contains("65 stop ids, 64"));
+    }
+}
+
+#[test]
 fn the_context_runs_full_and_goes_on() {
     let Some(model) = model() else { return };
     let prompt = story(model, 1).tokens().to_vec();

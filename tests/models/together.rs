@@ -35,6 +35,7 @@ fn options(i: usize) -> GenerateOptions {
         stop: if i == 4 { vec![" the".into()] } else { Vec::new() },
         ignore_eos: i.is_multiple_of(2),
         render_special: false,
+        end_tokens: Vec::new(),
     }
 }
 

@@ -29,7 +29,7 @@ struct Run {
     stats: SessionStats,
 }
 
-fn one_run(sessions: &mut [Session], prompts: &[Vec<u32>], w: &Workload) -> Outcome<Run> {
+fn one_run(sessions: &mut [Session], prompts: &[Vec<u32>], w: &Workload, args: &Args) -> Outcome<Run> {
     for (s, prompt) in sessions.iter_mut().zip(prompts) {
         s.reset();
         s.reset_stats();
@@ -39,6 +39,7 @@ fn one_run(sessions: &mut [Session], prompts: &[Vec<u32>], w: &Workload) -> Outc
         max_tokens: w.generate,
         sampling: SamplingOptions::greedy(),
         ignore_eos: true,
+        end_tokens: args.end_token.clone(),
         ..Default::default()
     };
     let all_options = vec![options; sessions.len()];
@@ -81,7 +82,7 @@ pub(super) fn measure(model: &Model, n: u32, w: &Workload, args: &Args, copy: &C
     let mut sessions = (0..n).map(|_| model.open_session(&options)).collect::<doppler::Result<Vec<_>>>()?;
     let mut all = Vec::new();
     for _ in 0..args.warmup + args.runs {
-        all.push(one_run(&mut sessions, &prompts, w)?);
+        all.push(one_run(&mut sessions, &prompts, w, args)?);
     }
     let same = all.iter().all(|r| r.tokens == all[0].tokens && !r.tokens.is_empty());
     let timed = &all[args.warmup as usize..];
@@ -121,7 +122,7 @@ pub(super) fn measure(model: &Model, n: u32, w: &Workload, args: &Args, copy: &C
     };
     let value = json!({
         "sequences": n, "prompt_tokens": w.prompt, "gen_tokens": w.generate, "note": w.note, "sampling": "greedy",
-        "ignore_eos": true, "tokens_per_submit": args.tokens_per_submit, "warmup_runs": args.warmup,
+        "ignore_eos": true, "end_tokens": args.end_token, "tokens_per_submit": args.tokens_per_submit, "warmup_runs": args.warmup,
         "timed_runs": args.runs, "prompt_ids": prompts, "generated_ids": all[0].tokens, "tokens_agree": same,
         "summary": {
             "prefill_tokens_per_s": prefill_rate, "decode_tokens_per_s": decode_rate,

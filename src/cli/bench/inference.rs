@@ -17,7 +17,7 @@ use super::super::speculate::{self, SpeculationArgs};
 use super::copy::{CopySpeed, copy_speed, in_gb};
 use super::results::ResultFile;
 use super::stats::{median, percentile, sorted};
-use super::{SCHEMA_VERSION, batch, compare, environment, say, write_json};
+use super::{SCHEMA_VERSION, batch, compare, ending, environment, say, write_json};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
@@ -42,6 +42,12 @@ pub(in crate::cli) struct Args {
     /// Tokens drawn in one submit; they arrive together
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) tokens_per_submit: u32,
+    /// Token that ends a generation (repeatable): with one, steps are such as can be left out
+    #[arg(long, value_name = "ID")]
+    pub(super) end_token: Vec<u32>,
+    /// Also end a generation by its Nth token, in the middle of a submit, and show how long that takes (one sequence)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    end_after: Option<u32>,
     /// Show each run, and the counters of each workload with GPU times, which cost a little
     #[arg(long)]
     pub(super) verbose: bool,
@@ -121,7 +127,7 @@ pub(super) fn prompt_ids(model: &Model, n: u32, start: u32) -> Vec<u32> {
     std::iter::repeat_with(next).filter(|&id| !tokenizer.is_control(id)).take(n as usize).collect()
 }
 
-fn one_run(session: &mut Session, prompt: &[u32], w: &Workload, batch: u32) -> Outcome<Run> {
+fn one_run(session: &mut Session, prompt: &[u32], w: &Workload, args: &Args) -> Outcome<Run> {
     session.reset();
     session.reset_stats();
     session.append_tokens(prompt)?;
@@ -129,8 +135,11 @@ fn one_run(session: &mut Session, prompt: &[u32], w: &Workload, batch: u32) -> O
         max_tokens: w.generate,
         sampling: SamplingOptions::greedy(),
         ignore_eos: true,
+        end_tokens: args.end_token.clone(),
         ..Default::default()
     };
+    // Verifications give as many as are accepted.
+    let batch = if args.drafts.wanted() { 1 } else { args.tokens_per_submit };
     let mut arrivals = Vec::with_capacity(w.generate as usize);
     let started = Instant::now();
     let generated = session.generate(&options, &mut |_| {
@@ -183,9 +192,7 @@ fn measure(session: &mut Session, w: &Workload, args: &Args, copy: &CopySpeed) -
     let prompt = prompt_ids(session.model(), w.prompt, 1);
     let mut all = Vec::new();
     for _ in 0..args.warmup + args.runs {
-        // Verifications give as many as are accepted.
-        let batch = if args.drafts.wanted() { 1 } else { args.tokens_per_submit };
-        all.push(one_run(session, &prompt, w, batch)?);
+        all.push(one_run(session, &prompt, w, args)?);
     }
     let same = all.iter().all(|r| r.tokens == all[0].tokens && !r.tokens.is_empty());
     let timed = &all[args.warmup as usize..];
@@ -221,10 +228,13 @@ fn measure(session: &mut Session, w: &Workload, args: &Args, copy: &CopySpeed) -
     if !same {
         eprintln!("doppler: runs of {} + {} gave different tokens", w.prompt, w.generate);
     }
+    let end = |after| ending::measure(session, &prompt, &all[0].tokens, after, w, args);
+    let ended = args.end_after.map(end).transpose()?;
     let value = json!({
         "sequences": 1, "prompt_tokens": w.prompt, "gen_tokens": w.generate, "note": w.note, "sampling": "greedy", "ignore_eos": true,
+        "end_tokens": args.end_token,
         "tokens_per_submit": args.tokens_per_submit, "warmup_runs": args.warmup, "timed_runs": args.runs,
-        "prompt_ids": prompt, "generated_ids": all[0].tokens, "tokens_agree": same,
+        "prompt_ids": prompt, "generated_ids": all[0].tokens, "tokens_agree": same, "ended": ended,
         "summary": {
             "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode, "first_token_ms": first,
             "ms_per_token_p50": p50, "ms_per_token_p90": p90, "ms_per_token_p99": p99,

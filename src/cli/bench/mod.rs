@@ -3,6 +3,7 @@
 mod batch;
 pub(super) mod compare;
 mod copy;
+mod ending;
 pub(super) mod inference;
 mod kernel_cases;
 pub(super) mod kernels;

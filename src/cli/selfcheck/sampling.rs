@@ -240,3 +240,37 @@ pub(super) fn step_begin(lab: &Lab) -> Result<Vec<Measured>> {
         })
         .collect()
 }
+
+pub(super) fn step_switch(lab: &Lab) -> Result<Vec<Measured>> {
+    let case = |n: usize, running: Option<usize>| {
+        let slots = Rng::new(n as u64).permutation(n as u32);
+        let mut states: Vec<SeqState> = states(n).into_iter().map(|s| SeqState { stop: 1 + s.pos % 2, ..s }).collect();
+        if let Some(i) = running {
+            states[i].stop = 0;
+        }
+        let grids: Vec<u32> = (1..=300).collect();
+        let [sb, tb, gb] = [&slots[..], bytemuck::cast_slice(&states), &grids].map(|w| lab.words(w));
+        let (sb, tb, gb) = (sb?, tb?, gb?);
+        let (live, ring) = (lab.words(&vec![7; grids.len()])?, lab.words(&vec![7; 2 * n])?);
+        let buffers = kernel::StepSwitch {
+            slots: (&sb).into(),
+            states: (&tb).into(),
+            grids: (&gb).into(),
+            live: (&live).into(),
+            ring: (&ring).into(),
+        };
+        lab.run([kernel::step_switch(n as u32, buffers)?])?;
+        let stopped = |&slot: &u32| [NO_TOKEN, states[slot as usize].stop];
+        let (want_live, want_ring) = match running {
+            Some(_) => (grids, vec![7; 2 * n]),
+            None => (vec![0; grids.len()], slots.iter().flat_map(stopped).collect()),
+        };
+        let wrong = differences(&lab.read_words(&live, want_live.len())?, &want_live)
+            + differences(&lab.read_words(&ring, want_ring.len())?, &want_ring);
+        Ok(Measured::exact(format!("{n} rows, {running:?} runs"), wrong))
+    };
+    [(1, None), (1, Some(0)), (32, None), (32, Some(31)), (301, None), (301, Some(300))]
+        .map(|(n, r)| case(n, r))
+        .into_iter()
+        .collect()
+}

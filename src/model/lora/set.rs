@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::error::{Result, bail};
-use crate::gpu::{BindGroupCache, Mutex, Phase, Plan, Recorder, Scope};
+use crate::gpu::{BindGroupCache, Mutex, Phase, Recorder, Scope};
 use crate::kernels::{HalfRows, Input, Matrix, Weight, gather, matmul, matmul_fast, residual};
 use crate::model::draw::Choice;
 use crate::model::engine::Engine;
 use crate::model::forward::{Batch, Forward};
 use crate::model::lora::weights::{Lora, LowRank, load};
 use crate::model::sequence::Sequence;
+use crate::model::steps::StepPlan;
 use crate::model::weights::Places;
 
 /// Lists that are kept ready though no sequence has them at the moment, so that changing to and fro costs nothing.
@@ -26,7 +27,7 @@ pub(crate) struct LoraSet {
     list: Vec<(Arc<Lora>, f32)>,
     pub(crate) groups: BindGroupCache,
     /// Decode steps by number of sequences and whether logits are changed before drawing.
-    plans: Mutex<HashMap<(u32, Choice), Arc<Plan>>>,
+    plans: Mutex<HashMap<(u32, Choice), Arc<StepPlan>>>,
     /// Everything that single-sequence prompts and decoding need is there.
     warm: AtomicBool,
 }
@@ -161,7 +162,13 @@ impl Engine {
     }
 
     /// The plan of a decode step with the adapters of a number: see [`Engine::prepare_decode`].
-    pub(in crate::model) fn lora_plan(&self, n: u32, choice: Choice, lora: u64, scope: &Scope) -> Result<Arc<Plan>> {
+    pub(in crate::model) fn lora_plan(
+        &self,
+        n: u32,
+        choice: Choice,
+        lora: u64,
+        scope: &Scope,
+    ) -> Result<Arc<StepPlan>> {
         let Some(set) = self.lora.get(lora) else { bail!(Internal, "adapters {lora} are gone") };
         let mut plans = set.plans.lock();
         if let Some(plan) = plans.get(&(n, choice)) {
@@ -169,7 +176,7 @@ impl Engine {
         }
         let mut recorder = self.gpu.recorder("decode", scope).with_groups(&set.groups);
         self.forward(None).adapted(Some(&set)).decode_step(&mut recorder, n, choice, Batch::Rows)?;
-        let plan = Arc::new(recorder.into_plan()?);
+        let plan = self.step_plan(recorder, n, &set.groups, scope)?;
         plans.insert((n, choice), plan.clone());
         Ok(plan)
     }

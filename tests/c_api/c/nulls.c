@@ -189,6 +189,9 @@ int main(int argc, char **argv) {
     options.stop = &no_text;
     NULLED(doppler_session_generate(session, &options, NULL, NULL, NULL));
     options.n_stop = 0;
+    options.n_end_tokens = 1;
+    NULLED(doppler_session_generate(session, &options, NULL, NULL, NULL));
+    options.n_end_tokens = 0;
     options.top_p = 2.0f;
     EXPECT(doppler_session_generate(session, &options, NULL, NULL, NULL), DOPPLER_STATUS_INVALID_ARGUMENT);
     options.top_p = 1.0f;

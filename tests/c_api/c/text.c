@@ -147,6 +147,16 @@ int main(int argc, char **argv) {
         generate(session, &options, &cut);
         OK(doppler_session_get_tokens(session, all, 256, &needed));
         REQUIRE(all[needed - 1] != said);
+
+        /* A token that ends is the last one. */
+        OK(doppler_session_reset(session));
+        ask(session, "Who are you?");
+        options = greedy(20);
+        options.ignore_eos = 1;
+        options.end_tokens = &said;
+        options.n_end_tokens = 1;
+        result = generate(session, &options, &cut);
+        REQUIRE(result.reason == DOPPLER_FINISH_REASON_END_TOKEN && result.n_tokens == 1);
     }
 
     OK(doppler_session_destroy(session));
