@@ -964,6 +964,16 @@ typedef struct doppler_context_options {
      * Not 0: put no operations together in one dispatch whose workgroups wait for each other.
      */
     uint32_t disable_chains;
+    /**
+     * Workgroups of 256 threads that the device is taken to run at once, 1 to 256, by which work is divided: so results are the same on devices of
+     * different widths. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten milliseconds), or without one
+     * a guess by the kind of device.
+     */
+    uint32_t device_width;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } doppler_context_options;
 
 /**

@@ -243,7 +243,7 @@ fn the_self_check_passes_and_filters() {
         println!("skipped: DOPPLER_NO_GPU=1");
         return;
     }
-    let report = json(&["test", "correctness", "--quick", "--json"], "");
+    let report = json(&["test", "correctness", "--quick", "--json", "--width", "256"], "");
     assert_eq!(report["failed"], 0, "{report}");
     let (declared, executed) = (report["variants"]["declared"].as_u64(), report["variants"]["executed"].as_u64());
     assert!(
@@ -263,7 +263,7 @@ fn every_declared_variant_is_executed_against_its_reference() {
         println!("skipped: DOPPLER_NO_GPU=1");
         return;
     }
-    let o = doppler(&["test", "correctness", "--json"], "");
+    let o = doppler(&["test", "correctness", "--json", "--width", "256"], "");
     let report: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
     let missing = report["variants"]["missing"].as_array().unwrap();
     assert!(missing.is_empty(), "never executed against their references: {missing:#?}");
@@ -286,7 +286,7 @@ fn the_self_check_of_chains_passes() {
         return;
     }
     let run = Command::new(env!("CARGO_BIN_EXE_doppler"))
-        .args(["test", "correctness", "--filter", "chain", "--json"])
+        .args(["test", "correctness", "--filter", "chain", "--json", "--width", "256"])
         .envs([("DOPPLER_CHAINS", "1"), ("LP_NUM_THREADS", "1")])
         .output()
         .unwrap();

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use common::*;
 use doppler::Error;
 use doppler::gpu::{
-    ALWAYS, ArenaPlan, Buffer, Dispatch, FaultPoint, Features, Forms, Gpu, GpuOptions, Grid, Guard, Kernel,
-    MemoryClass, Phase, ReadbackClass, Scope, Variant, Wanted,
+    ALWAYS, AdapterChoice, ArenaPlan, Buffer, Dispatch, FULL_WIDTH, FaultPoint, Features, Forms, Gpu, GpuOptions, Grid,
+    Guard, Kernel, MemoryClass, Phase, ReadbackClass, Scope, Variant, Wanted,
 };
+use doppler::kernels::measure_width;
+use doppler::session::Context;
 
 /// `y[i] = x[i] * SCALE + add`.
 static SCALE: Kernel = Kernel {
@@ -235,6 +237,31 @@ fn compiled_pipelines_are_kept_and_bad_files_ignored() {
     let gpu = open(GpuOptions { cache_dir: Some(nowhere.join("below")), ..Default::default() }).unwrap();
     assert_eq!(work(&gpu), wanted);
     assert!(matches!(gpu.save_pipelines(), Err(Error::Io(m)) if m.contains("below")));
+}
+
+#[test]
+fn the_width_of_a_device() {
+    let dir = temporary("width");
+    let Some(gpu) = open(GpuOptions { cache_dir: Some(dir.clone()), ..Default::default() }) else { return };
+    // Whatever the clock says: a power of two, and all that was made for it is given back.
+    let width = measure_width(&gpu).unwrap();
+    assert!(width.is_power_of_two() && width <= FULL_WIDTH, "{width}");
+    assert_eq!(gpu.memory().snapshot().total, 0);
+    let adapter = AdapterChoice { allow_software: true, ..Default::default() };
+    let opened = |options: GpuOptions| Context::open(&GpuOptions { adapter: adapter.clone(), ..options }).unwrap();
+    let kept = |context: &Context| {
+        let files = std::fs::read_dir(&dir).map(|d| d.map(|e| e.unwrap().path()).collect::<Vec<_>>());
+        let file = files.unwrap_or_default().into_iter().find(|p| p.extension().is_some_and(|e| e == "width"));
+        assert_eq!(file.is_some(), !context.adapter().is_software(), "software is not measured");
+        file.map(|f| std::fs::read_to_string(f).unwrap().trim().parse::<u32>().unwrap())
+    };
+    let first = opened(GpuOptions { cache_dir: Some(dir.clone()), ..Default::default() });
+    assert_eq!(kept(&first).unwrap_or(first.gpu().width()), first.gpu().width());
+    let again = opened(GpuOptions { cache_dir: Some(dir.clone()), ..Default::default() });
+    assert_eq!(again.gpu().width(), first.gpu().width());
+    let given = opened(GpuOptions { width: 8, cache_dir: Some(dir.clone()), ..Default::default() });
+    assert_eq!(given.gpu().width(), 8);
+    let _ = std::fs::remove_dir_all(&dir);
 }
 
 #[test]

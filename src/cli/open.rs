@@ -39,6 +39,9 @@ pub(super) struct DeviceArgs {
     /// Keep compiled pipelines in this folder from one run to the next
     #[arg(long, global = true, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    /// Workgroups that the device is taken to run at once, 1 to 256, by which work is divided; 0: as measured, if that is kept in --cache-dir, or a guess
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=256))]
+    width: u32,
     /// Write a trace of every call made of wgpu to this folder
     #[cfg(feature = "api-trace")]
     #[arg(long, global = true, value_name = "DIR")]
@@ -110,6 +113,7 @@ impl DeviceArgs {
                 ..Guard::default()
             },
             cache_dir: self.cache_dir.clone(),
+            width: self.width,
             #[cfg(feature = "api-trace")]
             api_trace: self.api_trace.clone(),
             #[cfg(not(feature = "api-trace"))]

@@ -100,6 +100,12 @@ pub struct doppler_context_options {
     pub disable_cooperative_matrix: u32,
     /// Not 0: put no operations together in one dispatch whose workgroups wait for each other.
     pub disable_chains: u32,
+    /// Workgroups of 256 threads that the device is taken to run at once, 1 to 256, by which work is divided: so results are the same on devices of
+    /// different widths. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten milliseconds), or without one
+    /// a guess by the kind of device.
+    pub device_width: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, numbers and raw pointers.
@@ -127,6 +133,8 @@ impl Default for doppler_context_options {
             cache_dir: std::ptr::null(),
             disable_cooperative_matrix: 0,
             disable_chains: 0,
+            device_width: 0,
+            reserved: 0,
         }
     }
 }
@@ -293,6 +301,7 @@ unsafe fn convert(o: &doppler_context_options) -> Result<ContextOptions> {
             // SAFETY: passed on.
             p => Some(unsafe { c_text_in(p, "cache_dir")? }.into()),
         },
+        width: o.device_width,
         api_trace: None,
     })
 }

@@ -235,10 +235,10 @@ pub(crate) fn pick(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterInfo
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn info(name: &str, kind: &'static str) -> AdapterInfo {
+    pub(crate) fn info(name: &str, kind: &'static str) -> AdapterInfo {
         AdapterInfo {
             name: name.into(),
             driver: String::new(),

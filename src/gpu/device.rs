@@ -21,6 +21,7 @@ use crate::gpu::pool::{Lease, Pool};
 use crate::gpu::profiler::Profiler;
 use crate::gpu::recorder::{Recorder, Submission};
 use crate::gpu::sync::Mutex;
+use crate::gpu::width::Width;
 
 /// Optional abilities of a device; each can be switched off to force its fallback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +107,9 @@ pub struct GpuOptions {
     /// Folder in which the driver's compiled pipelines are kept from one process to the next, where the backend can; it is made if it
     /// does not exist. `None`: they are not kept.
     pub cache_dir: Option<PathBuf>,
+    /// Workgroups of 256 threads that the device is taken to run at once, by which kernels divide their work: so results are the same on devices of
+    /// different widths. 0: as measured, where `cache_dir` keeps that, else a guess.
+    pub width: u32,
     /// Folder that gets a trace of every call made of wgpu (needs the cargo feature `api-trace`). For tests and bug reports.
     pub api_trace: Option<PathBuf>,
 }
@@ -119,6 +123,7 @@ impl Default for GpuOptions {
             timing: false,
             guard: Guard::default(),
             cache_dir: None,
+            width: 0,
             api_trace: None,
         }
     }
@@ -209,6 +214,7 @@ pub struct Gpu {
     failure: Arc<Failure>,
     faults: Faults,
     blob: Option<PipelineBlob>,
+    pub(super) width: Width,
 }
 
 impl Gpu {
@@ -264,7 +270,9 @@ impl Gpu {
         let blob = blob.map(|dir| PipelineBlob::open(dir, &adapter));
         let queue =
             Queue { raw: queue, pool: pool.clone(), completed: Arc::new(AtomicU64::new(0)), order: Mutex::new(0) };
+        let width = Width::new(&adapter, options.width, options.cache_dir.as_deref());
         Ok(Arc::new(Self {
+            width,
             pipelines: PipelineCache::new(&device, features, blob.as_ref()),
             queue,
             adapter,

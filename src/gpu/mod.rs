@@ -23,6 +23,7 @@ mod shader;
 mod staging;
 mod switch;
 mod sync;
+mod width;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterChoice, AdapterInfo, CHAINS_VARIABLE, PowerPreference, list_adapters};
 pub use arena::{ALWAYS, Arena, ArenaPlan, Region, Steps};
@@ -44,6 +45,7 @@ pub use recorder::{BindGroupCache, Encoded, Plan, Recorder, RecorderStats, Submi
 pub use shader::{Assembled, BindingDecl, Fragment, assemble};
 pub use staging::{StagedCopy, StagingRing, StagingSlot};
 pub use switch::SWITCH_GRIDS;
+pub use width::FULL_WIDTH;
 
 pub(crate) use chain::{Chain, Stage};
 pub(crate) use kernel::params;

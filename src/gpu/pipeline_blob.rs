@@ -33,17 +33,7 @@ pub(crate) struct PipelineBlob {
 impl PipelineBlob {
     /// Reads the adapter's file in `dir`, if it is there and sound.
     pub(crate) fn open(dir: &Path, adapter: &AdapterInfo) -> Self {
-        let a = adapter;
-        let text = format!(
-            "{}|{:x}|{:x}|{}|{}|{}",
-            a.backend,
-            a.vendor,
-            a.device,
-            a.name,
-            a.driver,
-            env!("CARGO_PKG_VERSION")
-        );
-        let key = checksum(text.as_bytes());
+        let key = cache_key(adapter);
         let path = dir.join(format!("doppler-{key:016x}.pipelines"));
         let (loaded, rejected) = match std::fs::read(&path) {
             Ok(file) => match unpack(&file, key) {
@@ -85,18 +75,32 @@ impl PipelineBlob {
         if data == self.loaded {
             return Ok(());
         }
-        let failed = |e: std::io::Error| Error::Io(format!("{}: {e}", self.path.display()));
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let temporary = self.path.with_extension(format!("{}.new", std::process::id()));
-        let written =
-            std::fs::write(&temporary, pack(&data, self.key)).and_then(|()| std::fs::rename(&temporary, &self.path));
-        if written.is_err() {
-            // What is left of a failed attempt; if even this fails there is nothing more to do.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written.map_err(failed)
+        replace_file(&self.path, &pack(&data, self.key))
     }
+}
+
+/// What tells an adapter with its driver, and this version, from others.
+pub(crate) fn cache_key(a: &AdapterInfo) -> u64 {
+    let version = env!("CARGO_PKG_VERSION");
+    let text = format!("{}|{:x}|{:x}|{}|{}|{version}", a.backend, a.vendor, a.device, a.name, a.driver);
+    checksum(text.as_bytes())
+}
+
+/// Writes a file in one step; its folder is made if it does not exist.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |e: std::io::Error| Error::Io(format!("{}: {e}", path.display()));
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        // What is left of a failed attempt; if even this fails there is nothing more to do.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.map_err(failed)
 }
 
 fn pack(data: &[u8], key: u64) -> Vec<u8> {

@@ -208,10 +208,10 @@ pub fn attention_fresh_fits(gpu: &Gpu, shape: &AttentionShape, kv_type: KvType) 
     together * head * 4 + fresh + kept + squares + scores <= gpu.workgroup_bytes()
 }
 
-/// How many splits `t_rows` rows are worth: so many that workgroups fill a large device. 1: none.
-pub fn attention_splits(shape: &AttentionShape, t_rows: u32) -> u32 {
+/// How many splits `t_rows` rows are worth: so many that workgroups fill the device. 1: none.
+pub fn attention_splits(gpu: &Gpu, shape: &AttentionShape, t_rows: u32) -> u32 {
     let groups = (u64::from(t_rows) * u64::from(shape.n_head / heads_together(shape))).max(1);
-    (u64::from(DECODE_GROUPS) / groups).clamp(1, DECODE_SPLITS.into()) as u32
+    (u64::from(gpu.filling(DECODE_GROUPS)) / groups).clamp(1, DECODE_SPLITS.into()) as u32
 }
 
 #[allow(clippy::too_many_arguments, reason = "one place that makes both forms")]

@@ -222,7 +222,7 @@ impl Team {
     /// rows are made together.
     pub(super) fn of(gpu: &Gpu, n: u32, k: u32, rows: u32, values: u32) -> Self {
         let most = gpu.max_workgroup_threads().min(THREADS_LONG);
-        let team = Self::threads_of_row(n, k, PRODUCT_THREADS).min(most);
+        let team = Self::threads_of_row(n, k, gpu.filling(PRODUCT_THREADS)).min(most);
         Self::new(gpu, most.max(team), team).with_columns(gpu, rows, values)
     }
 
@@ -268,7 +268,7 @@ impl Team {
             let fits = team <= THREADS_LONG.min(self.threads) && stacked.bytes(gpu, values, 4) <= gpu.workgroup_bytes();
             (w.has_elements() && even && fits).then_some(stacked)
         };
-        let few = halves && w.rows() < STAGE_GROUPS * GPU_BLOCK as u32;
+        let few = halves && w.rows() < gpu.filling(STAGE_GROUPS) * GPU_BLOCK as u32;
         few.then(|| stacked(8)).flatten().or_else(|| stacked(4)).unwrap_or(self)
     }
 
@@ -287,7 +287,7 @@ impl Team {
             // Few rows are shared by some 32 workgroups.
             StageRows::Any if few < block => (threads / few).min(THREADS_LONG),
             StageRows::Any | StageRows::Blocks => {
-                Self::threads_of_row(n, k, STAGE_PRODUCT_THREADS).min(threads / block)
+                Self::threads_of_row(n, k, gpu.filling(STAGE_PRODUCT_THREADS)).min(threads / block)
             }
         };
         Self::new(gpu, threads, team).with_columns(gpu, rows, values)
@@ -300,7 +300,7 @@ impl Team {
         }
         let block = GPU_BLOCK as u32;
         let most = (gpu.max_workgroup_threads() / block).max(1);
-        let team = Self::threads_of_row(n, k, PRODUCT_THREADS).min(1 << most.ilog2());
+        let team = Self::threads_of_row(n, k, gpu.filling(PRODUCT_THREADS)).min(1 << most.ilog2());
         Self::new(gpu, team * block, team).with_columns(gpu, rows, values)
     }
 

@@ -68,11 +68,11 @@ struct Splits {
 
 impl Splits {
     /// By the weight alone, so that results do not depend on how many rows are made together.
-    fn of(splits: FewSplits, n: u32, k: u32) -> Self {
+    fn of(gpu: &Gpu, splits: FewSplits, n: u32, k: u32) -> Self {
         let k_blocks = Format::gpu_blocks(k as usize) as u32;
         let steps = k_blocks.div_ceil(FEW_ROUND).max(1);
         let most = match splits {
-            FewSplits::Auto => FEW_GROUPS / n.div_ceil(FEW_TILE.1).max(1),
+            FewSplits::Auto => gpu.filling(FEW_GROUPS) / n.div_ceil(FEW_TILE.1).max(1),
             FewSplits::Most(n) => n,
         };
         let wanted = most.clamp(1, steps);
@@ -106,7 +106,7 @@ pub fn matmul_few<'a>(
     parts: BufferSlice<'a>,
 ) -> Result<Vec<Dispatch<'a>>> {
     check_product(gpu, x, w, y, true)?;
-    let splits = Splits::of(splits, w.rows(), w.k());
+    let splits = Splits::of(gpu, splits, w.rows(), w.k());
     if splits.count == 1 {
         return products(x, w, y, accumulate, splits);
     }
@@ -126,7 +126,7 @@ pub fn matmul_few_parts<'a>(
     w: &'a Weight,
     parts: BufferSlice<'a>,
 ) -> Result<Option<(Vec<Dispatch<'a>>, u32)>> {
-    let splits = Splits::of(FewSplits::Auto, w.rows(), w.k());
+    let splits = Splits::of(gpu, FewSplits::Auto, w.rows(), w.k());
     if splits.count == 1 {
         return Ok(None);
     }

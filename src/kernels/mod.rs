@@ -38,6 +38,7 @@ mod to_halves;
 pub mod variants;
 mod weight;
 mod weight_upload;
+mod width;
 
 use std::sync::LazyLock;
 
@@ -82,6 +83,7 @@ pub use tensor_stats::{NO_BAD_ELEMENT, STATS_PARTIAL_BYTES, TensorStats, tensor_
 pub use to_halves::{Parts, activate_half, norm_half};
 pub use weight::{ExpertWeight, RowShape, Weight, WeightPart, upload_vector};
 pub use weight_upload::{RowBytes, RowSource, UploadTimes, WeightFill, WeightUploader};
+pub use width::{measure_width, width_of, width_work};
 
 /// Every kernel. The shader test walks this list; a kernel that is not in it does not exist.
 pub static KERNELS: &[&Kernel] = &[
@@ -93,6 +95,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_PREFILL,
     &byte_rows::BYTE_ROWS,
     &cast::CAST,
+    &width::DEVICE_WIDTH,
     &gated_norm::GATED_NORM,
     &gated_norm::SIGMOID_GATE,
     &gather::DEQUANT,

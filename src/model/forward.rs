@@ -322,7 +322,7 @@ impl<'a> Forward<'a> {
         let bytes = self.bytes(&s.inner_bytes, n, heads.cols, w.attn_out.has_bytes());
         // Sums depend on the splits: drafted rows have those of a row alone.
         let (shape, drafts) = (a.shape(), batch == Batch::Drafts);
-        let splits = attention_splits(&shape, if drafts { 1 } else { n });
+        let splits = attention_splits(r.gpu(), &shape, if drafts { 1 } else { n });
         if drafts && fresh && n > 1 {
             // They see each other, so all of their keys and values are kept before one of them looks: by the same operation with a window of one
             // position. What it makes beside that is made anew; keys and values are written once more, with the same bits.

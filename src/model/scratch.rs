@@ -58,7 +58,7 @@ impl PartBuffers {
             spec.attentions().map(move |a| {
                 let shape = a.shape();
                 let splits = if n <= few { 1 } else { n };
-                AttentionParts::sizes(&shape, n, attention_splits(&shape, splits))
+                AttentionParts::sizes(&shape, n, attention_splits(gpu, &shape, splits))
             })
         };
         let [sums, tops] = (1..=rows.min(LOGIT_ROWS))

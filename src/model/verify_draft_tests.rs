@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::format::Gguf;
-use crate::gpu::{AdapterChoice, Features, Gate, Gpu, GpuOptions, Phase, Place, ReadbackClass, Scope};
+use crate::gpu::{AdapterChoice, FULL_WIDTH, Features, Gate, Gpu, GpuOptions, Phase, Place, ReadbackClass, Scope};
 use crate::kernels::KvType;
 use crate::model::verify_draft::{DraftRole, MAX_DRAFT, ROWS};
 use crate::model::{Engine, EngineOptions, Sequence, arch, load};
@@ -80,7 +80,7 @@ fn check(gpu: &Arc<Gpu>, file: &Path, prompt: usize, how: (KvType, bool, u32), s
 
 fn device(features: Features) -> Option<Arc<Gpu>> {
     let adapter = AdapterChoice { allow_software: true, ..Default::default() };
-    match Gpu::open(&GpuOptions { adapter, features, ..Default::default() }) {
+    match Gpu::open(&GpuOptions { adapter, features, width: FULL_WIDTH, ..Default::default() }) {
         Ok(gpu) => Some(gpu),
         Err(e) if std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1") => {
             println!("skipped: {e}");

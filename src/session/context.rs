@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, bail};
 use crate::gpu::{AdapterInfo, Features, Gpu, GpuOptions, Guard, Mutex, PipelineCacheStats, Profile};
+use crate::kernels::measure_width;
 use crate::session::model::Model;
 use crate::session::options::ModelOptions;
 use crate::session::stats::ContextStats;
@@ -26,7 +27,14 @@ impl Context {
     /// # Errors
     /// [`crate::Error::NoAdapter`] if no adapter fits, [`crate::Error::Gpu`] if the driver refuses.
     pub fn open(options: &ContextOptions) -> Result<Self> {
-        Ok(Self { gpu: Gpu::open(options)?, profile: Arc::default() })
+        let gpu = Gpu::open(options)?;
+        if gpu.lacks_width() {
+            match measure_width(&gpu) {
+                Ok(width) => gpu.keep_width(width),
+                Err(e) => log::warn!("the device's width was not measured: {e}"),
+            }
+        }
+        Ok(Self { gpu, profile: Arc::default() })
     }
 
     /// The device.

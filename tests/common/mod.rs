@@ -4,8 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use doppler::gpu::{
-    ADAPTER_VARIABLE, AdapterChoice, Buffer, Dispatch, Features, Gpu, GpuOptions, MemoryClass, Phase, ReadbackClass,
-    Scope,
+    ADAPTER_VARIABLE, Buffer, Dispatch, FULL_WIDTH, Features, Gpu, GpuOptions, MemoryClass, Phase, ReadbackClass, Scope,
 };
 use doppler::quant::Format;
 
@@ -71,7 +70,8 @@ pub fn variants() -> &'static [Variant] {
         feature_sets()
             .into_iter()
             .filter_map(|(name, features)| {
-                let gpu = open(GpuOptions { features, adapter: AdapterChoice::default(), ..Default::default() })?;
+                // As on a large device, for which work is divided most.
+                let gpu = open(GpuOptions { features, width: FULL_WIDTH, ..Default::default() })?;
                 let own_shaders = !(features.subgroups && features.f16 && features.immediates);
                 Some(Variant { name, gpu, full: name == "all", own_shaders })
             })

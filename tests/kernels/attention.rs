@@ -1,6 +1,6 @@
 //! Attention over the paged cache, decode and prefill.
 
-use doppler::gpu::{Buffer, BufferSlice, Gpu};
+use doppler::gpu::{Buffer, BufferSlice, FULL_WIDTH, Gpu, GpuOptions};
 use doppler::kernels::constants::KV_BLOCK_TOKENS;
 use doppler::kernels::{
     AttentionParts, AttentionShape, KvType, Pages, attention_decode, attention_prefill, attention_prefill_fits,
@@ -174,10 +174,15 @@ fn decode(v: &Variant, shape: AttentionShape, kv: KvType) {
 
 #[test]
 fn splits_are_for_few_rows() {
+    let Some(gpu) = open(GpuOptions { width: FULL_WIDTH, ..Default::default() }) else { return };
+    let splits = |s: &AttentionShape, rows| attention_splits(&gpu, s, rows);
     let s = shape(32, 8, 128, 0, 0.0);
-    assert!(attention_splits(&s, 1) > attention_splits(&s, 4) && attention_splits(&s, 4) > 1);
-    assert_eq!(attention_splits(&s, 10_000), 1);
-    assert!(attention_splits(&shape(1, 1, 64, 0, 0.0), 1) >= 16);
+    assert!(splits(&s, 1) > splits(&s, 4) && splits(&s, 4) > 1);
+    assert_eq!(splits(&s, 10_000), 1);
+    assert!(splits(&shape(1, 1, 64, 0, 0.0), 1) >= 16);
+    // A narrow device is full with less.
+    let Some(gpu) = open(GpuOptions { width: 4, ..Default::default() }) else { return };
+    assert_eq!((gpu.width(), attention_splits(&gpu, &s, 1)), (4, 1));
 }
 
 const HEAD_DIMS: [u32; 5] = [16, 64, 80, 128, 256];

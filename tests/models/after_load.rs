@@ -28,7 +28,7 @@ fn files() -> Vec<PathBuf> {
 fn no_pipeline_is_compiled_after_loading() {
     for file in files() {
         for exact in [false, true].into_iter().filter(|exact| !exact || file == asset() || long_tests()) {
-            let Some(context) = context(Features::ALL, Guard::default()) else { return };
+            let Some(context) = wide_context() else { return };
             let name = format!("{}, exact {exact}", file.display());
             let options = ModelOptions { n_ctx: 640, prefill_chunk: 512, exact, ..Default::default() };
             let model = context.load_model(&file, &options, &mut |_, _| Ok(())).unwrap();

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use doppler::format::Gguf;
-use doppler::gpu::{Features, Guard, Phase, Scope};
+use doppler::gpu::{Phase, Scope};
 use doppler::model::{self, Engine, EngineOptions, KvType, Sequence, arch};
 use doppler::sample::SamplingOptions;
 
-use crate::common::{context, shallow};
+use crate::common::{shallow, wide_context};
 
 /// A sequence, its seed, and what was drawn for it.
 struct Speaker {
@@ -67,7 +67,7 @@ fn said(engine: &mut Engine, companions: u32, late: u32, tokens: u32, scope: &Sc
 
 #[test]
 fn companions_change_nothing() {
-    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let Some(context) = wide_context() else { return };
     let gpu = context.gpu();
     let file = Gguf::open(&shallow()).unwrap();
     let spec = Arc::new(arch::read_spec(&file).unwrap());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use doppler::format::{Gguf, GgufWriter, TensorInfo, Value};
-use doppler::gpu::{AdapterChoice, Features, GpuOptions, Guard};
+use doppler::gpu::{AdapterChoice, CHAINS_VARIABLE, FULL_WIDTH, Features, GpuOptions, Guard};
 use doppler::model::KvType;
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, Model, ModelOptions, Session, SessionOptions};
@@ -54,10 +54,21 @@ pub fn long_tests() -> bool {
 
 /// A context on any adapter; `None` (with a note) only where DOPPLER_NO_GPU=1 says that there is none.
 pub fn context(features: Features, guard: Guard) -> Option<Context> {
+    // Chains have the parts of split attention where the device is wide.
+    context_of(features, guard, if std::env::var_os(CHAINS_VARIABLE).is_some() { FULL_WIDTH } else { 0 })
+}
+
+/// The same as if the device were large, for which work is divided most.
+pub fn wide_context() -> Option<Context> {
+    context_of(Features::ALL, Guard::default(), FULL_WIDTH)
+}
+
+fn context_of(features: Features, guard: Guard, width: u32) -> Option<Context> {
     let options = GpuOptions {
         adapter: AdapterChoice { allow_software: true, ..Default::default() },
         features,
         guard,
+        width,
         ..Default::default()
     };
     match Context::open(&options) {

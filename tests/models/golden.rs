@@ -5,14 +5,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use doppler::format::Gguf;
-use doppler::gpu::{Features, Guard};
+use doppler::gpu::Guard;
 use doppler::model::KvType;
 use doppler::model::arch::{ARCHITECTURES, read_spec};
 use doppler::sample::SamplingOptions;
 use doppler::session::{Context, GenerateOptions, ModelOptions};
 use serde_json::Value;
 
-use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared};
+use crate::common::{self, Reference, assert_greedy, context, load, logits, max_error, session, shared, wide_context};
 
 /// Folders of `shared/golden`, in the order of the table.
 pub const FAMILIES: [&str; 28] = [
@@ -171,7 +171,7 @@ fn docs() -> (std::path::PathBuf, String) {
 /// what `docs/models.md` has.
 #[test]
 fn every_family_agrees_with_its_reference() {
-    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let Some(context) = wide_context() else { return };
     let mut table = String::from(
         "| model | architecture | logits, f32 cache: whole, by 16, one by one | greedy tokens | logits, f16 cache | tokenizer |\n|---|---|---|---|---|---|\n",
     );
@@ -244,7 +244,7 @@ fn what_does_not_run_says_so() {
 #[test]
 fn a_context_beyond_the_learned_positions_is_refused() {
     let Some(dir) = shared("golden/gpt2") else { return };
-    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let Some(context) = wide_context() else { return };
     let options = ModelOptions { n_ctx: 513, ..Default::default() };
     let error = context.load_model(&dir.join("model-f16.gguf"), &options, &mut |_, _| Ok(())).expect_err("refused");
     assert!(error.to_string().contains("513") && error.to_string().contains("512"), "{error}");

@@ -13,6 +13,7 @@ use doppler::session::{Model, Session, SessionOptions};
 
 use crate::common::{
     assert_same_greedy, asset, context, generate, greedy, load, logits, max_error, session, shallow, shared,
+    wide_context,
 };
 
 const WINDOW: u32 = 40;
@@ -165,7 +166,7 @@ fn run(
 /// Full and windowed layers have tables of their own; neighbours that take the pages a window gave up disturb nobody.
 #[test]
 fn mixed_windows_beside_neighbours() {
-    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let Some(context) = wide_context() else { return };
     let gpu = context.gpu();
     let ids: Vec<u32> = (0..150u32).map(|i| 40 + i * 37 % 1900).collect();
     for windows in [&[0, 24][..], &[33, 0, 100], &[1, 64]] {
@@ -212,7 +213,7 @@ fn mixed_windows_beside_neighbours() {
 /// Logits of windowed layers whose pages were given up, against a run in one piece in which none could be.
 #[test]
 fn given_up_pages_do_not_change_logits() {
-    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let Some(context) = wide_context() else { return };
     let gpu = context.gpu();
     let ids: Vec<u32> = (0..400u32).map(|i| 30 + i * 53 % 1900).collect();
     let evaluate = |chunk: u32| {
@@ -252,7 +253,7 @@ struct Told {
 #[test]
 fn random_histories() {
     let Some(dir) = shared("golden/llama2") else { return };
-    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let Some(context) = wide_context() else { return };
     let gpu = context.gpu();
     let file = Gguf::open(&dir.join("model-f16.gguf")).expect("open");
     let n_ctx = 400u32;

@@ -224,7 +224,7 @@ fn attention(heads: Heads, length: u32, prefill: bool) -> Case {
         let shape = AttentionShape { n_head, n_kv, head_dim, window: 0, scale, softcap: 0.0 };
         let coop = prefill && kernels::attention_coop_fits(bench.gpu.features(), head_dim, KvType::F16);
         let tiled = prefill && kernels::attention_prefill_fits(&bench.gpu, head_dim);
-        let splits = kernels::attention_splits(&shape, rows);
+        let splits = kernels::attention_splits(&bench.gpu, &shape, rows);
         let [sums, tops] = kernels::AttentionParts::sizes(&shape, if tiled { 0 } else { rows }, splits);
         let (sums, tops) = (bench.blank(sums / 4)?, bench.blank(tops / 4)?);
         Ok(Box::new(move |r, _| {

@@ -59,7 +59,7 @@ fn environment(context: &Context) -> Value {
     json!({
         "program": "doppler", "version": env!("CARGO_PKG_VERSION"), "debug_build": cfg!(debug_assertions),
         "os": std::env::consts::OS, "cpu": std::env::consts::ARCH, "adapter": adapters::as_json(gpu.adapter()),
-        "gpu_time_source": report::gpu_time_source(gpu.timed()),
+        "width": gpu.width(), "gpu_time_source": report::gpu_time_source(gpu.timed()),
         "features": {
             "subgroups": f.subgroups, "f16": f.f16, "immediates": f.immediates, "timestamps": f.timestamps,
             "pipeline_cache": f.pipeline_cache, "cooperative_matrix": f.cooperative_matrix, "chains": f.chains,

@@ -293,3 +293,17 @@ pub(super) fn cast(lab: &Lab) -> Result<Vec<Measured>> {
     }
     Ok(all)
 }
+
+pub(super) fn device_width(lab: &Lab) -> Result<Vec<Measured>> {
+    [(1u32, 1u32), (3, 2)]
+        .into_iter()
+        .map(|(groups, rounds)| {
+            let n = groups as usize * 256;
+            let y = lab.blank(n)?;
+            lab.run([kernels::width_work(groups, rounds, (&y).into())?])?;
+            let of = |i: usize| 2.0 + ((i % 256) as f64 - 2.0) * 0.5f64.powi(8 * rounds as i32);
+            let want: Vec<Want> = (0..n).map(|i| Want(of(i), 2.0)).collect();
+            Ok(compare(format!("{groups} workgroups, {rounds} rounds"), &lab.read(&y, n)?, &want, 1e-6, 1e-6))
+        })
+        .collect()
+}

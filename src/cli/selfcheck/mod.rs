@@ -90,6 +90,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("token-scores", false, results::token_scores),
     check("pool-rows", false, results::pool),
     check("unit-rows", false, results::unit),
+    check("device-width", false, elementwise::device_width),
     check("tensor-stats", true, stats::tensor_stats_check),
 ];
 
@@ -314,6 +315,7 @@ mod tests {
             ("step_begin", "step-begin"),
             ("step_switch", "step-switch"),
             ("tensor_stats", "tensor-stats"),
+            ("device_width", "device-width"),
             ("log_sum", "token-scores"),
             ("token_score", "token-scores"),
             ("pool_rows", "pool-rows"),
