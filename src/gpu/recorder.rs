@@ -29,12 +29,18 @@ pub(crate) const PARAMS_STRIDE: usize = 256;
 pub struct Submission {
     pub(crate) serial: u64,
     pub(crate) index: wgpu::SubmissionIndex,
+    pub(crate) at: Instant,
 }
 
 impl Submission {
     /// Its serial number, counted from 1.
     pub fn serial(&self) -> u64 {
         self.serial
+    }
+
+    /// Since when the device has it.
+    pub fn at(&self) -> Instant {
+        self.at
     }
 }
 

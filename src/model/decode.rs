@@ -1,6 +1,7 @@
 //! Decoding: steps recorded once as plans, batches of them submitted, the next one encoded while the device is busy.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Result, bail};
 use crate::gpu::{Encoded, FaultPoint, Gate, Phase, Place, ReadbackClass, Recorder, Scope, Submission};
@@ -10,6 +11,9 @@ use crate::model::engine::{Drawn, Engine, MAX_SEQUENCES, MAX_TOKENS_PER_SUBMIT};
 use crate::model::forward::Batch;
 use crate::model::sequence::Sequence;
 use crate::model::steps::{LOOK_EVERY, StepPlan, may_end};
+
+/// How long before and after the time at which a batch is likely to be done the device is watched; no more than an eighth of what it takes.
+const WATCH: Duration = Duration::from_micros(500);
 
 /// The tokens of a decode batch with their stop flags.
 const DECODE_TOKENS: Gate = Gate::new(Place::Pipeline, ReadbackClass::Token, "decode.tokens");
@@ -171,11 +175,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Pairs of words that a batch left to be read.
-    fn read_batch(&self, submission: &Submission, pairs: u32, scope: &Scope) -> Result<Vec<[u32; 2]>> {
+    /// Pairs of words that a batch left to be read, once it is done.
+    fn read_batch(
+        &mut self,
+        kind: BatchKind,
+        submission: &Submission,
+        pairs: u32,
+        scope: &Scope,
+    ) -> Result<Vec<[u32; 2]>> {
+        // It takes about as long as the last one.
+        if let Some((_, took)) = self.last_batch.filter(|(k, _)| *k == kind) {
+            self.gpu.watch(submission, took, WATCH.min(took / 8));
+        }
         let mut words = vec![[0u32; 2]; pairs as usize];
         let out = bytemuck::cast_slice_mut(&mut words);
         self.gpu.read_staging(&self.staging, submission, out, DECODE_TOKENS, scope)?;
+        self.last_batch = Some((kind, submission.at().elapsed()));
         Ok(words)
     }
 
@@ -238,13 +253,13 @@ impl Engine {
             None => (self.submit_batch(kind, then, scope)?, None),
         };
         let chained = seen.is_none() && self.chained(kind).is_some();
-        let mut words = self.read_batch(&submission, n * tokens + u32::from(chained), scope)?;
+        let mut words = self.read_batch(kind, &submission, n * tokens + u32::from(chained), scope)?;
         let in_vain = chained && words.pop().is_some_and(|w| w[0] != 0);
         if in_vain || (chained && self.gpu.fault(FaultPoint::Chain).is_err()) {
             self.lose_chains(scope)?;
             self.batch_plan(kind, &scope.clone().in_phase(Phase::Load))?;
             let again = self.submit_batch(kind, 0, scope)?;
-            words = self.read_batch(&again, n * tokens, scope)?;
+            words = self.read_batch(kind, &again, n * tokens, scope)?;
         }
         for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {
             // A sequence's rows count up to the one that stopped it.

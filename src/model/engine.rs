@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Result, bail};
 use crate::gpu::{
@@ -116,6 +117,8 @@ pub struct Engine {
     pub(super) lora: LoraPool,
     /// The next decode batch, encoded while the device was busy with the last, if it is like that one.
     pub(super) ahead: Option<(BatchKind, Result<Encoded>)>,
+    /// What the last batch was, and how long it took from its submit to its tokens.
+    pub(super) last_batch: Option<(BatchKind, Duration)>,
     /// Slots that `scratch.batch_slots` holds.
     pub(super) batch: Vec<u32>,
     /// What verifying drafts, and drafting, need.
@@ -152,6 +155,7 @@ impl Engine {
             plans: HashMap::new(),
             grids: Vec::new(),
             ahead: None,
+            last_batch: None,
             batch: Vec::new(),
             drafts: Drafts::default(),
             warm: false,
