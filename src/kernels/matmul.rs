@@ -233,24 +233,33 @@ impl Team {
     /// The same teams where they make two rows of weights (`pair`: one of gate and one of up) for more than [`STAGE_ROWS`] rows of `x` as bytes, which go
     /// through workgroup memory: so a block of `x` is read, and its place found, once for many rows. What a team makes for one row stays the same, and
     /// so do results. A subgroup has threads of several teams, which read the same of `x`.
-    pub(super) fn staged(self, gpu: &Gpu, x: Input<'_>, w: &Weight, pair: bool) -> Self {
+    pub(super) fn staged(self, gpu: &Gpu, x: Input<'_>, w: &Weight, pair: bool, made: StageRows) -> Self {
         let high = if pair { 1 } else { 2 };
-        let threads = self.team * GPU_BLOCK as u32 / high;
         let least = gpu.adapter().least_subgroup();
         // Several teams in a subgroup, and four parts at most for each that it makes of a team that is not spread.
         let few = self.together.min(8).min(least / 2).max(self.together / 4).max(1);
-        let staged = |(columns, together): (u32, u32)| {
+        let staged = |columns: u32, together: u32, made: u32| {
+            let threads = self.team * made / high;
             let spread = (least / together).min(threads / self.team).max(1);
             Self { threads, columns, together, high, staged: [spread, self.together / together], ..self }
         };
-        let fits =
-            |t: &Self| threads <= gpu.max_workgroup_threads() && t.bytes(gpu, 2, t.columns) <= gpu.workgroup_bytes();
+        let fits = |t: &Self| {
+            let threads = t.threads <= gpu.max_workgroup_threads() && t.threads.is_multiple_of(t.staged[0] * t.team);
+            threads && t.bytes(gpu, 2, t.columns) <= gpu.workgroup_bytes()
+        };
         let several = self.columns == 4 && x.x.rows > STAGE_ROWS && x.f32_rows(w).is_none();
         // A thread for each result of a block, and two blocks of `x` at most for each thread to bring.
         let teams = (16..=STAGED_BLOCKS).contains(&self.team);
         // Teams with fewer parts take less memory.
         let eight = [(8, few), (8, self.together)].into_iter().filter(|_| x.x.rows >= EIGHT_FROM);
-        let found = eight.chain([(4, few)]).map(staged).find(fits);
+        // A block; for eight rows of `x` half as many rows more, where there are more blocks than the device runs at once and no more of these.
+        let (block, at_once) = (GPU_BLOCK as u32, gpu.filling(STAGE_GROUPS));
+        let groups = |made: u32| w.rows().div_ceil(made);
+        let more = block * 3 / 2;
+        let more = (made == StageRows::Any && groups(block) > at_once && groups(more) <= at_once).then_some(more);
+        let rows = |columns: u32| more.filter(|_| columns == 8).into_iter().chain([block]);
+        let forms = |(columns, together)| rows(columns).map(move |made| staged(columns, together, made));
+        let found = eight.chain([(4, few)]).flat_map(forms).find(fits);
         found.filter(|_| several && teams && gpu.features().subgroups).unwrap_or(self)
     }
 
@@ -304,7 +313,7 @@ impl Team {
         Self::new(gpu, team * block, team).with_columns(gpu, rows, values)
     }
 
-    /// So many threads that a large device is full with `all`, and each has at least a block.
+    /// So many threads that the device is full with `all`, and each has at least a block.
     fn threads_of_row(n: u32, k: u32, all: u32) -> u32 {
         let full = (all / n.max(1)).clamp(16, THREADS_LONG);
         let blocks = k_blocks(k).max(4);
@@ -429,7 +438,7 @@ pub fn matmul_with<'a>(
         false => Team::of(gpu, n, k, rows, values),
     }
     .stacked(gpu, x, w, false)
-    .staged(gpu, x, w, false);
+    .staged(gpu, x, w, false, StageRows::Any);
     let (kernel, tile) = if tiled { (&MATMUL_TILE, TILE.into()) } else { (&MATMUL_VEC, team.tile()) };
     let dispatch = |part: &'a WeightPart| {
         let params = ProductParams::of(x, w, y, tile, part.rows, part.row_start);

@@ -100,7 +100,7 @@ pub fn matmul_glu<'a>(
         Some(_) => Team::of_block(gpu, n, w.k(), rows, values, false),
         None => Team::of(gpu, n, w.k(), rows, values),
     }
-    .staged(gpu, x, w, true);
+    .staged(gpu, x, w, true, StageRows::Block);
     let params = ProductParams::of(x, w, y, team.tile(), n, 0);
     let d = Dispatch::new(&MATMUL_GLU, &params, linear_grid(params.groups.into()))
         .flag("GELU", which == Activation::GeluTanh)
@@ -187,7 +187,7 @@ pub fn matmul_next<'a>(
     // The team does not depend on how a weight is split.
     let stage = may_be_stage(gpu, x, w, true);
     let team = Team::of_block(gpu, w.rows(), w.k(), rows, 1, stage);
-    let team = team.stacked(gpu, x, w, stage && next.bytes.is_none()).staged(gpu, x, w, false);
+    let team = team.stacked(gpu, x, w, stage && next.bytes.is_none()).staged(gpu, x, w, false, StageRows::Block);
     let dispatch = |part: &'a WeightPart| {
         let p = ProductParams::of(x, w, y, team.tile(), part.rows, part.row_start);
         let params = NextParams {
