@@ -36,7 +36,7 @@ pub(super) struct DeviceArgs {
     /// What happens when work breaks its budget
     #[arg(long, global = true, value_enum, default_value = "off")]
     guard: GuardArg,
-    /// Keep compiled pipelines in this folder from one run to the next
+    /// Keep compiled pipelines, and how wide the device is, in this folder from one run to the next
     #[arg(long, global = true, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Workgroups that the device is taken to run at once, 1 to 256, by which work is divided; 0: as measured, if that is kept in --cache-dir, or a guess

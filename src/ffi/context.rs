@@ -93,15 +93,15 @@ pub struct doppler_context_options {
     pub gpu_timing: u32,
     /// A doppler_guard_mode with the production budgets; doppler_context_set_guard() sets others. Default OFF.
     pub guard_mode: u32,
-    /// Folder in which compiled pipelines are kept from one process to the next, where the driver can; it is made if it does not exist.
-    /// NUL-terminated UTF-8, read during the call. NULL: they are not kept.
+    /// Folder in which the device's width, and where the driver can compiled pipelines, are kept from one process to the next; it is made if it does
+    /// not exist. NUL-terminated UTF-8, read during the call. NULL: they are not kept.
     pub cache_dir: *const c_char,
     /// Not 0: use no cooperative matrices.
     pub disable_cooperative_matrix: u32,
     /// Not 0: put no operations together in one dispatch whose workgroups wait for each other.
     pub disable_chains: u32,
     /// Workgroups of 256 threads that the device is taken to run at once, 1 to 256, by which work is divided: so results are the same on devices of
-    /// different widths. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten milliseconds), or without one
+    /// different widths. Rounded up to a power of two. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten milliseconds), or without one
     /// a guess by the kind of device.
     pub device_width: u32,
     /// 0.

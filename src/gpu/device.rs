@@ -104,11 +104,11 @@ pub struct GpuOptions {
     pub timing: bool,
     /// Readback gates and budgets; see also [`Gpu::set_guard`].
     pub guard: Guard,
-    /// Folder in which the driver's compiled pipelines are kept from one process to the next, where the backend can; it is made if it
-    /// does not exist. `None`: they are not kept.
+    /// Folder in which the device's width, and where the backend can the driver's compiled pipelines, are kept from one process to the next; it is made
+    /// if it does not exist. `None`: they are not kept.
     pub cache_dir: Option<PathBuf>,
     /// Workgroups of 256 threads that the device is taken to run at once, by which kernels divide their work: so results are the same on devices of
-    /// different widths. 0: as measured, where `cache_dir` keeps that, else a guess.
+    /// different widths. Rounded up to a power of two, [`crate::gpu::FULL_WIDTH`] at most. 0: as measured, where `cache_dir` keeps that, else a guess.
     pub width: u32,
     /// Folder that gets a trace of every call made of wgpu (needs the cargo feature `api-trace`). For tests and bug reports.
     pub api_trace: Option<PathBuf>,
@@ -513,8 +513,10 @@ impl Gpu {
         // It may be complete long before that.
         let asleep = end.checked_sub(window).map(|begin| begin.saturating_duration_since(Instant::now()));
         let wait = wgpu::PollType::Wait { submission_index: Some(submission.index.clone()), timeout: asleep };
-        // What goes wrong is told by who waits next.
-        let _ = self.device.poll(wait);
+        // What goes wrong else is told by who waits next.
+        if !matches!(self.device.poll(wait), Err(wgpu::PollError::Timeout)) {
+            return;
+        }
         while self.completed() < submission.serial && Instant::now() < end + window {
             std::hint::spin_loop();
         }

@@ -94,7 +94,9 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |e: std::io::Error| Error::Io(format!("{}: {e}", path.display()));
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).map_err(failed)?;
-    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    // Of this process and this call alone.
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let temporary = path.with_extension(format!("{}-{}.new", std::process::id(), CALLS.fetch_add(1, Relaxed)));
     let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         // What is left of a failed attempt; if even this fails there is nothing more to do.

@@ -3,15 +3,15 @@
 use crate::gpu::buffer::Buffer;
 use crate::gpu::device::Gpu;
 use crate::gpu::kernel::Grid;
-use crate::gpu::recorder::{Command, Plan};
+use crate::gpu::recorder::{Command, Plan, Resolved};
 
 /// Different grids that a switched plan may have: its buffer holds twelve bytes for each.
 pub const SWITCH_GRIDS: usize = 128;
 
 impl Plan {
     /// The same commands with the grids of their dispatches in `live`, and what these are: who writes them there, or zeros, decides whether a replay does
-    /// anything. Dispatches that take their grids from another buffer go on doing so. `None` for plans that do more than dispatch, or have too
-    /// many different grids; and where shaders are not told the size of a grid that comes from a buffer (D3D12, without wgpu's validating dispatches).
+    /// anything. `None` for plans that do more than dispatch, that have grids in a buffer already (grouped mixtures of many rows), or too many
+    /// different ones; and where shaders are not told the size of a grid that comes from a buffer (D3D12, without wgpu's validating dispatches).
     pub fn switched(&self, gpu: &Gpu, live: &Buffer) -> Option<(Plan, Vec<[u32; 3]>)> {
         if gpu.adapter().backend == wgpu::Backend::Dx12.to_str() {
             return None;
@@ -20,15 +20,13 @@ impl Plan {
         let mut commands = Vec::with_capacity(self.commands.len());
         for command in &self.commands {
             let Command::Dispatch(d) = command else { return None };
-            let mut d = d.clone();
-            if let Grid::Direct(grid) = d.grid {
-                let at = grids.iter().position(|g| *g == grid).unwrap_or_else(|| {
-                    grids.push(grid);
-                    grids.len() - 1
-                });
-                d.grid = Grid::Indirect(live.clone(), at as u64 * 12);
-            }
-            commands.push(Command::Dispatch(d));
+            let Grid::Direct(grid) = d.grid else { return None };
+            let at = grids.iter().position(|g| *g == grid).unwrap_or_else(|| {
+                grids.push(grid);
+                grids.len() - 1
+            });
+            let grid = Grid::Indirect(live.clone(), at as u64 * 12);
+            commands.push(Command::Dispatch(Resolved { grid, ..d.clone() }));
         }
         let fits = grids.len() <= SWITCH_GRIDS && grids.len() as u64 * 12 <= live.size();
         fits.then(|| (Plan { commands, params: self.params.clone(), uniforms: self.uniforms.clone() }, grids))

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use crate::error::Result;
 use crate::gpu::adapter::AdapterInfo;
 use crate::gpu::device::Gpu;
 use crate::gpu::pipeline_blob::{cache_key, replace_file};
@@ -59,6 +60,19 @@ impl Width {
         };
         Self { workgroups: AtomicU32::new(known.unwrap_or(guess)), missing }
     }
+
+    /// Keeps a measured width, and takes what is kept then: another process may have been first. What cannot be kept is not taken, since it might be
+    /// another one the next time.
+    fn keep(&self, measured: u32) -> Result<()> {
+        let Some(file) = &self.missing else { return Ok(()) };
+        if read(file).is_none() {
+            replace_file(file, format!("{}\n", measured.clamp(1, FULL_WIDTH).next_power_of_two()).as_bytes())?;
+        }
+        if let Some(width) = read(file) {
+            self.workgroups.store(width, Relaxed);
+        }
+        Ok(())
+    }
 }
 
 impl Gpu {
@@ -78,13 +92,11 @@ impl Gpu {
     }
 
     /// Takes a measured width from now on, and keeps it for later processes. Comes before the first model.
-    pub(crate) fn keep_width(&self, width: u32) {
-        self.width.workgroups.store(width.clamp(1, FULL_WIDTH).next_power_of_two(), Relaxed);
-        if let Some(file) = &self.width.missing
-            && let Err(e) = replace_file(file, format!("{}\n", self.width()).as_bytes())
-        {
-            log::warn!("the device's width was not kept: {e}");
-        }
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] naming the file; the width is then the guess.
+    pub(crate) fn keep_width(&self, measured: u32) -> Result<()> {
+        self.width.keep(measured)
     }
 }
 
@@ -116,6 +128,26 @@ mod tests {
             replace_file(&file, wrong.as_bytes()).unwrap();
             assert_eq!(of("integrated", 0, Some(&dir)), (32, true), "{wrong:?}");
         }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_measured_width_is_kept_or_not_taken() {
+        let dir = std::env::temp_dir().join(format!("doppler-widths-{}", std::process::id()));
+        let open = |dir: &Path| Width::new(&adapter("integrated"), 0, Some(dir));
+        let of = |w: &Width| w.workgroups.load(Relaxed);
+        let [first, second] = [open(&dir), open(&dir)];
+        first.keep(100).unwrap();
+        assert_eq!((of(&first), of(&second)), (128, 32));
+        // Who measured at the same time takes what is there.
+        second.keep(8).unwrap();
+        assert_eq!((of(&second), of(&open(&dir))), (128, 128));
+        // A place that is none: the guess stays.
+        let nowhere = dir.join("a file");
+        std::fs::write(&nowhere, "x").unwrap();
+        let third = open(&nowhere.join("below"));
+        assert!(third.keep(8).unwrap_err().to_string().contains("below"));
+        assert_eq!(of(&third), 32);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -122,8 +122,8 @@ impl Engine {
         self.record_batch(&plan, kind, scope)?.encode()
     }
 
-    /// Submits a decode batch, and encodes one of `then` tokens while the device is busy: its commands depend on nothing that this one draws.
-    fn submit_batch(&mut self, kind: BatchKind, then: u32, scope: &Scope) -> Result<Submission> {
+    /// Submits a decode batch, and encodes the one `then` while the device is busy: its commands depend on nothing that this one draws.
+    fn submit_batch(&mut self, kind: BatchKind, then: Option<BatchKind>, scope: &Scope) -> Result<Submission> {
         let ahead = self.ahead.take().filter(|(k, _)| *k == kind);
         let plan = self.batch_plan(kind, scope)?;
         if let Some(ending) = plan.ending.as_ref().filter(|_| kind.ends) {
@@ -138,8 +138,8 @@ impl Engine {
             None => self.encode_batch(kind, scope)?,
         };
         let submission = encoded.submit(&self.gpu, scope)?;
-        if then > 0 {
-            self.encode_ahead(BatchKind { tokens: then, ends: kind.ends && then > LOOK_EVERY, ..kind }, scope);
+        if let Some(then) = then {
+            self.encode_ahead(then, scope);
         }
         Ok(submission)
     }
@@ -242,6 +242,8 @@ impl Engine {
         let steps = if let [one] = &*sequences { one.steps() } else { Batch::Rows };
         let ends = may_end(sequences.iter().map(|s| &**s), tokens);
         let kind = BatchKind { sequences: n, tokens, choice, steps, ends, lora };
+        let ends = may_end(sequences.iter().map(|s| &**s), then);
+        let then = (then > 0).then_some(BatchKind { tokens: then, ends, ..kind });
         let (submission, seen) = match lens {
             Some(lens) => {
                 let mut recorder = self.recorder("decode", Some(lens), None, scope);
@@ -258,7 +260,7 @@ impl Engine {
         if in_vain || (chained && self.gpu.fault(FaultPoint::Chain).is_err()) {
             self.lose_chains(scope)?;
             self.batch_plan(kind, &scope.clone().in_phase(Phase::Load))?;
-            let again = self.submit_batch(kind, 0, scope)?;
+            let again = self.submit_batch(kind, None, scope)?;
             words = self.read_batch(kind, &again, n * tokens, scope)?;
         }
         for (i, (sequence, &pos)) in sequences.iter_mut().zip(positions).enumerate() {

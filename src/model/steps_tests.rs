@@ -86,7 +86,7 @@ fn steps_after_the_end_of_all_sequences_are_left_out() {
         let drawn = batch(&mut engine, both, TOKENS, &scope);
         assert_eq!(drawn, [want(0, Some(ends[0])), want(1, Some(ends[1]))], "each with its own end");
         assert_eq!(live(&engine, &scope), [0; SWITCH_GRIDS * 3]);
-        // What goes on opens it again: a batch that ends with its last step but one, after the last look.
+        // What goes on opens it again: a batch that ends with its last step, after the last look.
         let running = vec![begin(&mut engine, 5, &id(0), &scope)];
         let n = ends[0] as u32 + 1;
         let drawn = batch(&mut engine, running, n, &scope);

@@ -29,9 +29,9 @@ impl Context {
     pub fn open(options: &ContextOptions) -> Result<Self> {
         let gpu = Gpu::open(options)?;
         if gpu.lacks_width() {
-            match measure_width(&gpu) {
-                Ok(width) => gpu.keep_width(width),
-                Err(e) => log::warn!("the device's width was not measured: {e}"),
+            let kept = measure_width(&gpu).and_then(|width| gpu.keep_width(width));
+            if let Err(e) = kept {
+                log::warn!("the device's width is a guess: {e}");
             }
         }
         Ok(Self { gpu, profile: Arc::default() })

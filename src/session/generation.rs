@@ -123,7 +123,11 @@ impl Session {
         }
         let of_model = if options.ignore_eos { &[][..] } else { self.model.tokenizer().end_of_generation() };
         let mut ends = of_model.to_vec();
-        ends.extend(options.end_tokens.iter().filter(|t| !of_model.contains(t)));
+        for &token in &options.end_tokens {
+            if !ends.contains(&token) {
+                ends.push(token);
+            }
+        }
         if let Some(token) = ends.iter().find(|&&t| t >= self.model.spec().n_vocab) {
             bail!(InvalidArgument, "end_tokens: {token} in a vocabulary of {}", self.model.spec().n_vocab);
         }

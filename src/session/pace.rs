@@ -29,10 +29,11 @@ impl Pace {
         self.next
     }
 
-    /// A batch of `tokens` took so long, from its submit to its tokens.
-    pub(super) fn measured(&mut self, tokens: u32, ns: u64) {
+    /// A batch of `tokens` took so long, from its submit to its tokens; `whole`: it did not end before its last step, since else it says nothing of the
+    /// others.
+    pub(super) fn measured(&mut self, tokens: u32, ns: u64, whole: bool) {
         self.now = self.next;
-        if self.target_ns == 0 {
+        if self.target_ns == 0 || !whole {
             return;
         }
         let each = (ns / u64::from(tokens.max(1))).max(1);
@@ -51,7 +52,7 @@ mod tests {
         let mut p = Pace::new(16, 0);
         for ns in [1, 1 << 40] {
             assert_eq!((p.now(), p.next()), (16, 16));
-            p.measured(16, ns);
+            p.measured(16, ns, true);
         }
     }
 
@@ -63,17 +64,20 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..20 {
             seen.push(p.now());
-            p.measured(p.now(), 500_000 + u64::from(p.now()) * 1_000_000);
+            p.measured(p.now(), 500_000 + u64::from(p.now()) * 1_000_000, true);
         }
         assert_eq!(seen[..3], [1, 1, 10]);
         assert_eq!(seen[19], 15);
+        // Batches that ended early say nothing.
+        (0..9).for_each(|_| p.measured(p.now(), 4_000_000, false));
+        assert_eq!((p.now(), p.next()), (15, 15));
         // Ten times slower: 1 token, and none is ever less.
         for _ in 0..40 {
-            p.measured(p.now(), u64::from(p.now()) * 20_000_000);
+            p.measured(p.now(), u64::from(p.now()) * 20_000_000, true);
         }
         assert_eq!(p.now(), 1);
         for _ in 0..40 {
-            p.measured(p.now(), u64::from(p.now()) * 1_000);
+            p.measured(p.now(), u64::from(p.now()) * 1_000, true);
         }
         assert_eq!(p.now(), 32);
     }

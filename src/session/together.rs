@@ -150,6 +150,7 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
         let steps = engine.decode(&mut sequences, &positions, tokens, then, &scope)?;
         (steps, started.elapsed().as_nanos() as u64)
     };
+    let whole = steps.last().is_some_and(|step| step.iter().any(Option::is_some));
     let mut outcomes = Vec::new();
     for (i, (s, before)) in sessions.iter_mut().zip(before).enumerate() {
         let drawn: Vec<Drawn> = steps.iter().filter_map(|step| step.get(i).copied().flatten()).collect();
@@ -160,7 +161,7 @@ pub(super) fn decode(sessions: &mut [&mut Session]) -> Result<Vec<Result<()>>> {
             if let Some(d) = &mut s.speculator {
                 d.decoded(drawn.len(), elapsed);
             }
-            s.pace.measured(tokens, elapsed);
+            s.pace.measured(tokens, elapsed, whole);
             s.tally.decode_ns += elapsed;
             s.tally.decode_tokens += drawn.len() as u64;
             s.accept(&drawn)

@@ -234,7 +234,13 @@ fn results_do_not_depend_on_how_many_rows_are_made_together() {
                 let (bytes, y) = (Bytes::new(gpu, rows, k), untouched(gpu, rows * n));
                 run(gpu, byte_rows(Matrix::new(&xb, rows as u32, k as u32), bytes.operand()));
                 let my = Matrix::new(&y, rows as u32, n as u32);
-                run(gpu, matmul_bytes(gpu, bytes.operand(), &w.weight, my, false).unwrap());
+                let product = matmul_bytes(gpu, bytes.operand(), &w.weight, my, false).unwrap();
+                if rows == 8 && n > 4096 && gpu.features().subgroups && gpu.max_workgroup_threads() >= 1024 {
+                    // Two rows of weights for each of a team.
+                    let [threads, team] = ["WG", "TEAM"].map(|c| product[0].variant.constant(c).unwrap());
+                    assert_eq!(2 * threads / team, 48, "{}", v.name);
+                }
+                run(gpu, product);
                 download(gpu, &y, rows * n)
             };
             let alone: Vec<f32> = (0..rows).flat_map(|row| made(1, row)).collect();

@@ -167,6 +167,7 @@ fn a_wait_in_vain_is_done_again_without_chains() {
     let Some(context) = with_chains(Features::ALL) else { return };
     let model = load(&context, &asset());
     let (want, _) = told(&model, 4);
+    let (greedy, _) = told_greedily(&model);
     // In the midst of generating.
     context.gpu().inject_fault(FaultPoint::Chain, 3);
     let (got, _) = told(&model, 4);
@@ -176,5 +177,10 @@ fn a_wait_in_vain_is_done_again_without_chains() {
     let (got, dispatches) = told(&model, 1);
     assert_eq!(got, want);
     assert!(dispatches > 5 * 6, "{dispatches} dispatches a step");
+    context.gpu().inject_fault(FaultPoint::Chain, 0);
+    // In a batch of steps that could be left out.
+    let model = load(&context, &asset());
+    context.gpu().inject_fault(FaultPoint::Chain, 2);
+    assert_eq!(told_greedily(&model).0, greedy);
     context.gpu().inject_fault(FaultPoint::Chain, 0);
 }

@@ -13,6 +13,7 @@ use doppler::sample::SamplingOptions;
 use doppler::session::{Context, Lora, LoraCache, Model, ModelOptions, Session, SessionOptions};
 
 use crate::common::*;
+use crate::ending::{by_sixteen, ends_early};
 
 /// Numbers that look random, of about this size.
 pub struct Noise(u64);
@@ -168,6 +169,18 @@ fn as_peft_computes_them() {
             close(&format!("{name} {what}"), &got[got.len() - want.len()..], &want, 1e-3);
         }
     }
+}
+
+#[test]
+fn generations_that_end_early_go_on_with_adapters() {
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let model = hearth(&context);
+    let (_, lora) = hearth_lora(&model, "attn", 3);
+    ends_early("hearth with an adapter", &|| {
+        let mut s = by_sixteen(&model);
+        set(&mut s, &[(&lora, 1.0)]);
+        s
+    });
 }
 
 /// Every matrix that can be adapted is, and nothing else happens than to a model with other weights.

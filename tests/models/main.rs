@@ -6,6 +6,7 @@ mod budgets;
 mod chains;
 mod common;
 mod embed;
+mod ending;
 mod faults;
 mod folders;
 mod golden;

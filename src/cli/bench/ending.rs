@@ -22,9 +22,10 @@ pub(super) fn measure(
     args: &Args,
 ) -> Outcome<Value> {
     let n = after as usize;
-    let Some(&end) = tokens.get(n.saturating_sub(1)).filter(|end| !tokens[..n - 1].contains(end)) else {
-        let text = format!("--end-after {after}: of {} tokens it is none, or one that comes before that", tokens.len());
-        return Err(Failure::Message(text));
+    let before = n.saturating_sub(1);
+    let Some(&end) = tokens.get(before).filter(|end| !tokens[..before].contains(end)) else {
+        args.say(&format!("{:>10}not ended by token {after}: there is none, or it comes before that, too", ""))?;
+        return Ok(Value::Null);
     };
     let options = GenerateOptions {
         max_tokens: w.generate,

@@ -42,11 +42,11 @@ pub(in crate::cli) struct Args {
     /// Tokens drawn in one submit; they arrive together
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) tokens_per_submit: u32,
-    /// Token that ends a generation (repeatable): with one, steps are such as can be left out
+    /// Token that ends a generation (repeatable): with one, steps are such as can be left out. Rates are of what is generated, GB/s as if all went on
     #[arg(long, value_name = "ID")]
     pub(super) end_token: Vec<u32>,
     /// Also end a generation by its Nth token, in the middle of a submit, and show how long that takes (one sequence)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     end_after: Option<u32>,
     /// Show each run, and the counters of each workload with GPU times, which cost a little
     #[arg(long)]
