@@ -39,7 +39,9 @@ fn no_pipeline_is_compiled_after_loading() {
             let greedy = SamplingOptions::greedy();
             let penalised = SamplingOptions { temperature: 0.8, repeat_penalty: 1.2, ..SamplingOptions::default() };
             for rows in [1u32, 2, 3, 5, 16, 17, 64, 512] {
-                for sampling in [&greedy, &penalised] {
+                // How a token is drawn does not depend on the length of the prompt before it.
+                let drawn = [&greedy, &penalised].into_iter().take(if rows < 3 || long_tests() { 2 } else { 1 });
+                for sampling in drawn {
                     s.reset();
                     s.append_tokens(&(0..rows).map(|i| (i * 7 + 3) % vocab).collect::<Vec<_>>()).unwrap();
                     let options = GenerateOptions {
