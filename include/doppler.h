@@ -952,8 +952,8 @@ typedef struct doppler_context_options {
      */
     uint32_t guard_mode;
     /**
-     * Folder in which compiled pipelines are kept from one process to the next, where the driver can; it is made if it does not exist.
-     * NUL-terminated UTF-8, read during the call. NULL: they are not kept.
+     * Folder in which the device's width, and where the driver can compiled pipelines, are kept from one process to the next; it is made if it does
+     * not exist. NUL-terminated UTF-8, read during the call. NULL: they are not kept.
      */
     const char *cache_dir;
     /**
@@ -966,8 +966,8 @@ typedef struct doppler_context_options {
     uint32_t disable_chains;
     /**
      * Workgroups of 256 threads that the device is taken to run at once, 1 to 256, by which work is divided: so results are the same on devices of
-     * different widths. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten milliseconds), or without one
-     * a guess by the kind of device.
+     * different widths. Rounded up to a power of two. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten
+     * milliseconds), or without one a guess by the kind of device.
      */
     uint32_t device_width;
     /**

@@ -101,8 +101,8 @@ pub struct doppler_context_options {
     /// Not 0: put no operations together in one dispatch whose workgroups wait for each other.
     pub disable_chains: u32,
     /// Workgroups of 256 threads that the device is taken to run at once, 1 to 256, by which work is divided: so results are the same on devices of
-    /// different widths. Rounded up to a power of two. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten milliseconds), or without one
-    /// a guess by the kind of device.
+    /// different widths. Rounded up to a power of two. 0 (default): as measured, which is kept in `cache_dir` (the first time takes some ten
+    /// milliseconds), or without one a guess by the kind of device.
     pub device_width: u32,
     /// 0.
     pub reserved: u32,
