@@ -149,14 +149,15 @@ fn ending_to_share_never_breaks_decoding() {
 #[test]
 fn a_fork_without_room_changes_nothing() {
     let path = shallow();
-    let Some(probe) = model(KvType::F32, 512, GuardMode::Off) else { return };
+    let options = ModelOptions { n_ctx: 512, kv_type: KvType::F32, prewarm: false, exact: true, ..Default::default() };
+    let Some(context) = context(Features::ALL, Guard::default()) else { return };
+    let probe = context.load_model(&path, &options, &mut |_, _| Ok(())).expect("load");
     let mut parent = told(&probe, &text(&probe, 40));
     generate(&mut parent, &greedy(4));
     // A budget with room for one session's pool, but not for a second one beside it while it is copied.
     let memory_budget = probe.context().stats().memory.total + probe.stats().kv.bytes;
     let adapter = AdapterChoice { allow_software: true, ..Default::default() };
     let context = Context::open(&GpuOptions { adapter, memory_budget, ..Default::default() }).expect("context");
-    let options = ModelOptions { n_ctx: 512, kv_type: KvType::F32, prewarm: false, exact: true, ..Default::default() };
     let model = context.load_model(&path, &options, &mut |_, _| Ok(())).expect("load");
     let mut s = told(&model, &text(&model, 40));
     let want = generate(&mut s, &greedy(4));
