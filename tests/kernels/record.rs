@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use doppler::gpu::{Buffer, BufferSlice, Dispatch, Gpu, Phase};
 use doppler::kernels::sample::{
-    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, StepBegin, StepEnd, argmax, check_stop, greedy, penalize, pick,
-    step_begin,
+    Chunks, MAX_STOP_IDS, SamplingBuffers, SeqState, StepBegin, StepEnd, StepSwitch, argmax, check_stop, greedy,
+    penalize, pick, step_begin, step_switch,
 };
 use doppler::kernels::{
     Activation, AngleTable, AttentionParts, AttentionShape, ByteRows, Cast, HalfRows, KERNELS, KvType, MatmulPath,
@@ -14,6 +14,7 @@ use doppler::kernels::{
     add_bias, attention_decode, attention_prefill, attention_split, byte_rows, cast, dequant, gather, gelu, glu,
     half_rows, half_weights, log_sum, matmul_bytes, matmul_glu, matmul_next, matmul_with, norm_half, pool_rows,
     qk_norm, residual, rmsnorm, rope, silu, softcap, softmax, sum_parts, tensor_stats, token_score, unit_rows,
+    width_work,
 };
 use doppler::quant::by_name;
 use doppler::sample::{SampleParams, SamplingOptions};
@@ -42,6 +43,8 @@ struct Step {
     partial: Buffer,
     picked: Buffer,
     ring: Buffer,
+    grids: Buffer,
+    live: Buffer,
 }
 
 impl Step {
@@ -73,6 +76,8 @@ impl Step {
             partial: words(2 * 3 * Chunks::of(vocab).chunks as usize),
             picked: words(3),
             ring: words(6),
+            grids: upload_words(gpu, &(1..=64).collect::<Vec<_>>()),
+            live: words(64),
         }
     }
 
@@ -92,6 +97,8 @@ impl Step {
             history_cap: 32,
             chain_words: None,
         };
+        let (slots, grids, live, ring) =
+            ((&self.slots).into(), (&self.grids).into(), (&self.live).into(), (&self.ring).into());
         vec![
             step_begin(3, begin).unwrap(),
             penalize(3, vocab, logits, b).unwrap(),
@@ -99,14 +106,25 @@ impl Step {
             pick(3, vocab, cut, logits, b, partial, picked).unwrap(),
             check_stop(3, picked, end).unwrap(),
             greedy(3, cut, partial, picked, end).unwrap(),
+            step_switch(3, StepSwitch { slots, states, grids, live, ring }).unwrap(),
         ]
     }
 
     fn written(&self, gpu: &Gpu) -> Vec<Vec<u32>> {
-        [&self.states, &self.rows, &self.tokens, &self.history, &self.logits, &self.partial, &self.picked, &self.ring]
-            .into_iter()
-            .map(|b| download_words(gpu, b, b.size() as usize / 4))
-            .collect()
+        [
+            &self.states,
+            &self.rows,
+            &self.tokens,
+            &self.history,
+            &self.logits,
+            &self.partial,
+            &self.picked,
+            &self.ring,
+            &self.live,
+        ]
+        .into_iter()
+        .map(|b| download_words(gpu, b, b.size() as usize / 4))
+        .collect()
     }
 }
 
@@ -174,7 +192,7 @@ fn run_and_record_give_the_same_bits() {
         let n = rows * cols;
         // The largest result; every kernel writes to the start of a buffer of this size.
         let out = 64 * cols as usize;
-        let outputs: Vec<[Buffer; 3]> = (0..32).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
+        let outputs: Vec<[Buffer; 3]> = (0..33).map(|_| std::array::from_fn(|_| untouched(gpu, out))).collect();
         let kernels: Vec<(&str, Make<'_>)> = vec![
             ("silu", Box::new(|y| vec![silu(mx, y_of(y, cols)).unwrap()])),
             ("gelu", Box::new(|y| vec![gelu(mx, y_of(y, cols)).unwrap()])),
@@ -196,6 +214,7 @@ fn run_and_record_give_the_same_bits() {
                     vec![qk_norm(y_of(y, cols), heads(2), heads(1), 1e-5).unwrap()]
                 }),
             ),
+            ("device_width", Box::new(|y| vec![width_work(3, 2, y.into()).unwrap()])),
             ("softcap", Box::new(|y| vec![softcap(n, 30.0, y.into()).unwrap()])),
             ("softmax", Box::new(|y| vec![softmax(mx, y_of(y, cols), 0.7).unwrap()])),
             ("gather", Box::new(|y| gather(&w.weight, (&ids).into(), y_of(y, cols), 2.0).unwrap())),
