@@ -37,6 +37,7 @@ use std::time::Instant;
 use crate::error::{Error, Result, bail};
 use crate::format::Gguf;
 use crate::gpu::{Gpu, Phase, Scope};
+use crate::kernels::measure_width;
 
 pub use crate::kernels::{KvType, TensorStats, UploadTimes};
 pub use decode::Follows;
@@ -56,6 +57,15 @@ pub use spec::{
 };
 pub use verify::{TensorCheck, verify_weights};
 pub use verify_draft::{DraftRole, MAX_DRAFT};
+
+/// Measures how wide a device is, if that is to be kept and is not yet. Comes before its first model.
+pub(crate) fn tune(gpu: &Gpu) {
+    if gpu.lacks_width()
+        && let Err(e) = measure_width(gpu).and_then(|width| gpu.keep_width(width))
+    {
+        log::warn!("the device's width is a guess: {e}");
+    }
+}
 
 /// What was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

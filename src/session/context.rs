@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, bail};
 use crate::gpu::{AdapterInfo, Features, Gpu, GpuOptions, Guard, Mutex, PipelineCacheStats, Profile};
-use crate::kernels::measure_width;
+use crate::model::tune;
 use crate::session::model::Model;
 use crate::session::options::ModelOptions;
 use crate::session::stats::ContextStats;
@@ -28,12 +28,7 @@ impl Context {
     /// [`crate::Error::NoAdapter`] if no adapter fits, [`crate::Error::Gpu`] if the driver refuses.
     pub fn open(options: &ContextOptions) -> Result<Self> {
         let gpu = Gpu::open(options)?;
-        if gpu.lacks_width() {
-            let kept = measure_width(&gpu).and_then(|width| gpu.keep_width(width));
-            if let Err(e) = kept {
-                log::warn!("the device's width is a guess: {e}");
-            }
-        }
+        tune(&gpu);
         Ok(Self { gpu, profile: Arc::default() })
     }
 
