@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::gpu::{BufferSlice, Dispatch, FULL_WIDTH, Forms, Gpu, Kernel, MemoryClass, Phase, linear_grid, params};
 use crate::kernels::constants::THREADS_LONG;
 
@@ -30,7 +30,7 @@ const TIMES: u32 = 4;
 /// [`crate::Error::InvalidArgument`] if `y` is too small.
 pub fn width_work(groups: u32, rounds: u32, y: BufferSlice<'_>) -> Result<Dispatch<'_>> {
     if y.size < u64::from(groups) * u64::from(THREADS_LONG) * 4 {
-        crate::error::bail!(InvalidArgument, "device_width: {groups} workgroups in {} bytes", y.size);
+        bail!(InvalidArgument, "device_width: {groups} workgroups in {} bytes", y.size);
     }
     Ok(Dispatch::new(&DEVICE_WIDTH, &WidthParams { rounds }, linear_grid(groups.into()))
         .constant("WG", THREADS_LONG)

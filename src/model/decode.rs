@@ -135,7 +135,7 @@ impl Engine {
         }
         let encoded = match ahead {
             Some((_, encoded)) => encoded?,
-            None => self.encode_batch(kind, scope)?,
+            None => self.record_batch(&plan, kind, scope)?.encode()?,
         };
         let submission = encoded.submit(&self.gpu, scope)?;
         if let Some(then) = then {

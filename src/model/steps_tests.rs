@@ -4,28 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::format::Gguf;
-use crate::gpu::{AdapterChoice, Features, Gate, Gpu, GpuOptions, Phase, Place, ReadbackClass, SWITCH_GRIDS, Scope};
+use crate::gpu::{Features, Gate, Phase, Place, ReadbackClass, SWITCH_GRIDS, Scope};
 use crate::kernels::KvType;
 use crate::model::engine::{Drawn, Stop};
 use crate::model::steps::LOOK_EVERY;
+use crate::model::verify_draft::tests::device;
 use crate::model::{Engine, EngineOptions, Sequence, arch, load};
 use crate::sample::SamplingOptions;
 
 const READ: Gate = Gate::new(Place::Pipeline, ReadbackClass::State, "step.grids");
 const PROMPT: [u32; 4] = [1, 300, 411, 512];
 const TOKENS: u32 = 19;
-
-fn device(features: Features) -> Option<Arc<Gpu>> {
-    let adapter = AdapterChoice { allow_software: true, ..Default::default() };
-    match Gpu::open(&GpuOptions { adapter, features, ..Default::default() }) {
-        Ok(gpu) => Some(gpu),
-        Err(e) if std::env::var("DOPPLER_NO_GPU").is_ok_and(|v| v == "1") => {
-            println!("skipped: {e}");
-            None
-        }
-        Err(e) => panic!("{e}; install a driver (Debian: mesa-vulkan-drivers) or set DOPPLER_NO_GPU=1"),
-    }
-}
 
 /// A sequence after a prompt that begins with `first`, which ends with one of `stop_ids`.
 fn begin(engine: &mut Engine, first: u32, stop_ids: &[u32], scope: &Scope) -> Sequence {

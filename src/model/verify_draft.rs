@@ -365,4 +365,4 @@ impl Engine {
 
 #[cfg(test)]
 #[path = "verify_draft_tests.rs"]
-mod tests;
+pub(super) mod tests;

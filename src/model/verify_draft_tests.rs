@@ -78,7 +78,8 @@ fn check(gpu: &Arc<Gpu>, file: &Path, prompt: usize, how: (KvType, bool, u32), s
     println!("same bits: {what}");
 }
 
-fn device(features: Features) -> Option<Arc<Gpu>> {
+/// A device of the tests of this layer, taken to be large; `None`, with a note, where there is said to be none.
+pub(crate) fn device(features: Features) -> Option<Arc<Gpu>> {
     let adapter = AdapterChoice { allow_software: true, ..Default::default() };
     match Gpu::open(&GpuOptions { adapter, features, width: FULL_WIDTH, ..Default::default() }) {
         Ok(gpu) => Some(gpu),
